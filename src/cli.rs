@@ -1,0 +1,267 @@
+//! The command line. Each setting is a flag, an `ENVOY_CIMD_…` variable and a key of the config file: a flag wins over
+//! a variable, a variable over the file.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use anyhow::Context;
+use clap::{
+    Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr, error::ErrorKind,
+};
+
+use crate::{
+    config_file::{self, ConfigFile},
+    document::NameTemplate,
+    listen::ListenAddr,
+    route::{EndpointPath, Paths, RouteSpec},
+};
+
+#[derive(Debug, Parser)]
+#[command(name = "envoy-cimd", version, about, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Answer Envoy: serve every route's client metadata document.
+    Serve(Serve),
+    /// Check a config file and say what would be served.
+    Check(Check),
+    /// Print an Envoy configuration for a list of routes.
+    EnvoyConfig(EnvoyConfig),
+}
+
+#[derive(Args, Debug)]
+pub struct Serve {
+    #[command(flatten)]
+    pub file: FileArg,
+    /// Where Envoy's ext_proc filter connects: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    pub listen: ListenAddr,
+    /// Where /healthz, /readyz and /metrics are served: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9002")]
+    pub admin_listen: ListenAddr,
+    /// Allow plain gRPC on an address that other machines reach.
+    #[arg(long, env = "ENVOY_CIMD_INSECURE_GRPC", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_grpc: bool,
+    #[command(flatten)]
+    pub routes: RouteArgs,
+    /// How long a document may be cached, in seconds.
+    #[arg(long, env = "ENVOY_CIMD_DOCUMENT_MAX_AGE", value_name = "SECONDS", default_value = "3600")]
+    pub document_max_age: u32,
+    /// The name of a client whose route gives no `client_name`; {hostname} stands for the route's host.
+    #[arg(
+        long,
+        env = "ENVOY_CIMD_CLIENT_NAME",
+        value_name = "TEXT",
+        default_value = "Pomerium MCP Proxy - {hostname}"
+    )]
+    pub client_name: NameTemplate,
+    /// After SIGTERM, how long to go on answering while Envoy's health check takes notice, in seconds.
+    #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "2")]
+    pub drain_delay: u16,
+    /// After the drain delay, how long open streams may take to finish, in seconds.
+    #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "15")]
+    pub drain_timeout: u16,
+    /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
+    #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+/// What `serve` and `envoy-config` must agree on.
+#[derive(Args, Debug)]
+pub struct RouteArgs {
+    /// The path of the document on every route.
+    #[arg(
+        long,
+        env = "ENVOY_CIMD_DOCUMENT_PATH",
+        value_name = "PATH",
+        default_value = "/.well-known/mcp-client-metadata.json"
+    )]
+    document_path: EndpointPath,
+    /// The path of the redirect endpoint on every route; the connect page is its sibling `start`.
+    #[arg(long, env = "ENVOY_CIMD_CALLBACK_PATH", value_name = "PATH", default_value = "/.pomerium/oauth/callback")]
+    callback_path: EndpointPath,
+    /// Let the dynamic metadata of a request name its route. Any filter before ours may write it.
+    #[arg(long, env = "ENVOY_CIMD_DYNAMIC_METADATA", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub dynamic_metadata: bool,
+}
+
+impl RouteArgs {
+    /// # Errors
+    /// As [`Paths::new`].
+    pub fn paths(&self) -> anyhow::Result<Paths> {
+        Paths::new(self.document_path.clone(), self.callback_path.clone())
+            .map_err(|error| anyhow::anyhow!("--document-path, --callback-path: {error}"))
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct FileArg {
+    /// A YAML file of settings and routes. Its `routes:` are read again when it changes.
+    #[arg(long, env = "ENVOY_CIMD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The YAML file to check, as `serve` would read it.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct EnvoyConfig {
+    #[command(flatten)]
+    pub file: FileArg,
+    #[command(flatten)]
+    pub routes: RouteArgs,
+    /// A route, as `from=https://…,to=https://…`, also with route_id=, client_name= and authorization_server=.
+    /// Repeatable; the config file's routes come first.
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route)]
+    pub route: Vec<RouteSpec>,
+    /// Print only a piece, to paste into a configuration of your own.
+    #[arg(long, value_name = "PART")]
+    pub part: Option<Part>,
+    /// Where envoy-cimd listens, as Envoy reaches it; the config file's `listen` unless given.
+    #[arg(long, value_name = "ADDR")]
+    pub processor: Option<ListenAddr>,
+    /// Where Envoy listens for https.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
+    pub https_listen: ListenAddr,
+    /// Where Envoy listens for plain http, only to refuse it.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
+    pub http_listen: ListenAddr,
+    /// Where Envoy's own admin interface listens.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    pub envoy_admin: ListenAddr,
+    /// Envoy's certificate chain for the routes' hosts, a PEM file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/envoy/tls.crt")]
+    pub downstream_cert: String,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/envoy/tls.key")]
+    pub downstream_key: String,
+    /// The authorities that Envoy trusts when it connects to an https upstream, a PEM file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    pub upstream_ca: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Part {
+    /// The virtual hosts.
+    Routes,
+    /// The ext_proc filter.
+    Filter,
+    /// The cluster of envoy-cimd.
+    Cluster,
+}
+
+fn parse_route(text: &str) -> Result<RouteSpec, String> {
+    let mut spec = RouteSpec::default();
+    for pair in text.split(',') {
+        let (key, value) = pair.split_once('=').ok_or(format!("`{pair}` is not KEY=VALUE"))?;
+        let slot = match key {
+            "from" => &mut spec.from,
+            "to" => &mut spec.to,
+            "route_id" => &mut spec.route_id,
+            "client_name" => &mut spec.client_name,
+            "authorization_server" => &mut spec.authorization_server,
+            _ => return Err(format!("there is no key `{key}`")),
+        };
+        if slot.replace(value.to_owned()).is_some() {
+            return Err(format!("`{key}` is there twice"));
+        }
+    }
+    Ok(spec)
+}
+
+/// What was asked for, and the config file that came with it.
+#[derive(Debug)]
+pub struct Parsed {
+    pub task: Task,
+    pub file: Option<LoadedFile>,
+}
+
+/// A config file as it was read at start.
+#[derive(Debug)]
+pub struct LoadedFile {
+    pub path: PathBuf,
+    pub text: String,
+    pub content: ConfigFile,
+}
+
+/// Reads command line, environment and config file, in this order of precedence: the file's values take the place of
+/// the built-in defaults, and clap does the rest.
+///
+/// # Errors
+/// A [`clap::Error`] where the command line or a variable is wrong (or help is asked for); another error where the
+/// file is.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let command = Cli::command();
+    let matches = command.clone().try_get_matches_from(&args)?;
+    let path =
+        matches.subcommand().and_then(|(_, matches)| matches.try_get_one::<PathBuf>("config").ok().flatten().cloned());
+    let task = |matches| Ok::<_, clap::Error>(Cli::from_arg_matches(&matches)?.command);
+    let Some(path) = path else {
+        return Ok(Parsed { task: task(matches)?, file: None });
+    };
+    let text = config_file::read(&path)?;
+    let named = || path.display().to_string();
+    let content = ConfigFile::parse(&text, &setting_keys()).with_context(named)?;
+    let command = with_defaults_of(&content, command).with_context(named)?;
+    let matches = command.try_get_matches_from(&args).map_err(|error| in_file(&error)).with_context(named)?;
+    Ok(Parsed { task: task(matches)?, file: Some(LoadedFile { path, text, content }) })
+}
+
+/// The keys that a config file may have besides `routes`: those of all settings, of any command.
+pub fn setting_keys() -> Vec<String> {
+    let mut keys: Vec<String> = Cli::command()
+        .get_subcommands()
+        .flat_map(Command::get_arguments)
+        .filter(|arg| arg.get_env().is_some() && arg.get_id() != "config")
+        .map(|arg| arg.get_id().to_string())
+        .collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn with_defaults_of(file: &ConfigFile, command: Command) -> anyhow::Result<Command> {
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let mut defaults = Vec::new();
+    for key in file.settings.keys() {
+        let values: Vec<OsStr> = file.values(key)?.into_iter().map(OsStr::from).collect();
+        defaults.push((key.as_str(), values));
+    }
+    let with_defaults = |arg: Arg| {
+        let found = defaults.iter().find(|(key, _)| arg.get_id() == *key);
+        match found {
+            Some((_, values)) if arg.get_env().is_some() => arg.default_values(values.clone()),
+            _ => arg,
+        }
+    };
+    Ok(names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| sub.mut_args(with_defaults))))
+}
+
+/// The command line was good without the file, so what is wrong now is the file's: clap names the flag, and the key is
+/// the same word.
+fn in_file(error: &clap::Error) -> anyhow::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let flag = text(ContextKind::InvalidArg);
+    let key = flag.trim_start_matches("--").split([' ', '=', '[']).next().unwrap_or_default().replace('-', "_");
+    let reason = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    match error.kind() {
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            anyhow::anyhow!("`{key}`: bad value {:?}{reason}", text(ContextKind::InvalidValue))
+        }
+        _ => anyhow::anyhow!("{error}"),
+    }
+}

@@ -1,0 +1,262 @@
+//! The Envoy configuration for a list of routes: one source for the file that ships, the demo's and the tests'.
+
+use anyhow::{Context, bail};
+use askama::Template;
+use serde::Serialize;
+use serde_json::json;
+use url::Url;
+
+use crate::{
+    cli::{EnvoyConfig, LoadedFile, Part},
+    ext_proc::ATTRIBUTES,
+    listen::ListenAddr,
+    request::HEADERS,
+    route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
+};
+
+/// Prints the configuration, or the part of it that was asked for.
+///
+/// # Errors
+/// Where a route is wrong; the error names it.
+pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Result<String> {
+    let paths = options.routes.paths()?;
+    let mut specs = file.map(|file| file.content.routes.clone()).unwrap_or_default();
+    specs.extend(options.route.iter().cloned());
+    if specs.is_empty() && !matches!(options.part, Some(Part::Filter | Part::Cluster)) {
+        bail!("no route was given: --route from=https://…,to=https://…");
+    }
+    let routes = checked(&specs)?;
+    let processor = match (&options.processor, file) {
+        (Some(address), _) => address.clone(),
+        (None, Some(file)) if file.content.settings.contains_key("listen") => {
+            file.content.values("listen")?.join("").parse().map_err(|error| anyhow::anyhow!("`listen` {error}"))?
+        }
+        (None, _) => ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 9001 },
+    };
+    let filter = Filter::new(options.routes.dynamic_metadata).render()?;
+    let cluster = Cluster::new(&processor).render()?;
+    let hosts = |plain| virtual_hosts(&routes, &paths, plain);
+    Ok(match options.part {
+        Some(Part::Filter) => filter + "\n",
+        Some(Part::Cluster) => cluster + "\n",
+        Some(Part::Routes) => hosts(false)?.join("\n") + "\n",
+        None => {
+            let upstreams: Result<Vec<String>, _> = routes
+                .iter()
+                .filter_map(|route| route.upstream.as_ref())
+                .map(|upstream| upstream.cluster(&options.upstream_ca).render())
+                .collect();
+            Whole {
+                admin: address(&options.envoy_admin),
+                https: address(&options.https_listen),
+                http: address(&options.http_listen),
+                cert: quoted(&options.downstream_cert),
+                key: quoted(&options.downstream_key),
+                hosts: hosts(false)?,
+                plain_hosts: hosts(true)?,
+                upstreams: upstreams?,
+                filter,
+                cluster,
+                paths,
+            }
+            .render()?
+        }
+    })
+}
+
+/// A route with what Envoy must know of its upstream, if it has one.
+struct Checked {
+    spec: RouteSpec,
+    route: Route,
+    upstream: Option<Upstream>,
+}
+
+fn checked(specs: &[RouteSpec]) -> anyhow::Result<Vec<Checked>> {
+    RouteTable::new(specs)?;
+    specs
+        .iter()
+        .map(|spec| {
+            let route = spec.route()?;
+            let upstream = match spec.to {
+                Some(_) => Some(Upstream::new(&route).with_context(|| format!("{}: `to`", route.origin))?),
+                None => None,
+            };
+            Ok(Checked { spec: spec.clone(), route, upstream })
+        })
+        .collect()
+}
+
+fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Result<Vec<String>> {
+    let mut seen: Vec<&str> = Vec::new();
+    let mut hosts = Vec::new();
+    for Checked { spec, route, upstream } in routes {
+        let (host, port) = (route.origin.host(), route.origin.port());
+        // The first route of a host also takes the requests that name no port, or one that no route has: the
+        // filter then tells them apart.
+        let domains = if seen.contains(&host) {
+            vec![format!("{host}:{port}")]
+        } else {
+            vec![host.to_owned(), format!("{host}:*")]
+        };
+        seen.push(host);
+        hosts.push(
+            Host {
+                name: quoted(route.origin.authority()),
+                domains: quoted(&domains),
+                metadata: quoted(&metadata(spec, route)),
+                our_paths: [&paths.document, &paths.start, &paths.callback].map(|path| quoted(&path.to_string())),
+                plain,
+                upstream: upstream.as_ref(),
+            }
+            .render()?,
+        );
+    }
+    Ok(hosts)
+}
+
+/// What the operator said of the route, `from` in its one spelling.
+fn metadata(spec: &RouteSpec, route: &Route) -> serde_json::Map<String, serde_json::Value> {
+    [
+        ("from", Some(route.origin.to_string())),
+        ("to", spec.to.clone()),
+        ("route_id", spec.route_id.clone()),
+        ("client_name", spec.client_name.clone()),
+        ("authorization_server", spec.authorization_server.clone()),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key.to_owned(), value?.into())))
+    .collect()
+}
+
+/// The upstream MCP server of a route, each text quoted for YAML.
+struct Upstream {
+    cluster: String,
+    authority: String,
+    path: String,
+    url: Url,
+}
+
+impl Upstream {
+    fn new(route: &Route) -> anyhow::Result<Self> {
+        let url = route.upstream()?;
+        if url.query().is_some() {
+            bail!("must not have a query: Envoy matches the path of an MCP endpoint");
+        }
+        let host = url.host_str().unwrap_or_default();
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        Ok(Self {
+            cluster: quoted(&format!("upstream {}", route.origin.authority())),
+            authority: quoted(&authority),
+            path: quoted(url.path()),
+            url,
+        })
+    }
+
+    fn cluster(&self, trusted_ca: &str) -> UpstreamCluster {
+        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let tls = (self.url.scheme() == "https").then(|| Tls {
+            san_type: if matches!(self.url.host(), Some(url::Host::Domain(_))) { "DNS" } else { "IP_ADDRESS" },
+            server_name: quoted(&host),
+            trusted_ca: quoted(trusted_ca),
+        });
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        UpstreamCluster { name: self.cluster.clone(), address: address(&ListenAddr::Tcp { host, port }), tls }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "envoy.yaml")]
+struct Whole {
+    paths: Paths,
+    admin: String,
+    https: String,
+    http: String,
+    cert: String,
+    key: String,
+    filter: String,
+    hosts: Vec<String>,
+    plain_hosts: Vec<String>,
+    cluster: String,
+    upstreams: Vec<String>,
+}
+
+#[derive(Template)]
+#[template(path = "envoy_filter.yaml")]
+struct Filter {
+    headers: &'static [&'static str],
+    attributes: Vec<&'static String>,
+    namespaces: Option<String>,
+}
+
+impl Filter {
+    fn new(dynamic_metadata: bool) -> Self {
+        Self {
+            headers: HEADERS,
+            attributes: ATTRIBUTES.iter().flatten().collect(),
+            namespaces: dynamic_metadata.then(|| quoted(&[NAMESPACE])),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "envoy_host.yaml")]
+struct Host<'a> {
+    name: String,
+    domains: String,
+    metadata: String,
+    our_paths: [String; 3],
+    /// Whether it is the one on the plain listener, which serves nothing.
+    plain: bool,
+    upstream: Option<&'a Upstream>,
+}
+
+#[derive(Template)]
+#[template(path = "envoy_cluster.yaml")]
+struct Cluster {
+    discovery: &'static str,
+    address: String,
+}
+
+impl Cluster {
+    fn new(processor: &ListenAddr) -> Self {
+        Self {
+            discovery: match processor {
+                ListenAddr::Tcp { .. } => "STRICT_DNS",
+                ListenAddr::Unix(_) => "STATIC",
+            },
+            address: address(processor),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "envoy_upstream.yaml")]
+struct UpstreamCluster {
+    name: String,
+    address: String,
+    tls: Option<Tls>,
+}
+
+struct Tls {
+    server_name: String,
+    trusted_ca: String,
+    san_type: &'static str,
+}
+
+/// Envoy's way to write an address.
+fn address(address: &ListenAddr) -> String {
+    match address {
+        ListenAddr::Tcp { host, port } => quoted(&json!({
+            "socket_address": {"address": host.trim_matches(['[', ']']), "port_value": port}
+        })),
+        ListenAddr::Unix(path) => quoted(&json!({"pipe": {"path": path}})),
+    }
+}
+
+/// A value as JSON, which is YAML too, so that nothing in it can break out of its place.
+fn quoted<T: Serialize + ?Sized>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,82 @@
+//! envoy-cimd turns every MCP route of an Envoy into an OAuth client of its own.
+//!
+//! Data flows one way: [`ext_proc`] translates a message of Envoy's into a [`request`] view and what the sources say of
+//! its [`route`]; [`endpoint`] makes the [`reply`]; [`ext_proc`] wraps it for Envoy. `docs/architecture.md` has the rest.
+
+#![forbid(unsafe_code)]
+
+use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+pub mod admin;
+pub mod check;
+pub mod cli;
+pub mod config_file;
+pub mod document;
+pub mod endpoint;
+pub mod envoy_config;
+pub mod ext_proc;
+pub mod listen;
+pub mod metrics;
+pub mod origin;
+pub mod refusal;
+pub mod refusal_log;
+pub mod reload;
+pub mod reply;
+pub mod request;
+pub mod route;
+pub mod serve;
+
+/// Runs the program: data goes to stdout, logs and errors to stderr.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match run_task(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast::<clap::Error>() {
+            // Help is no failure: clap knows which stream and exit code an outcome of its own wants.
+            Ok(error) => {
+                let _ = error.print();
+                u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+            }
+            Err(error) => {
+                eprintln!("envoy-cimd: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+    let cli::Parsed { task, file } = cli::parse(args)?;
+    match task {
+        cli::Task::Serve(settings) => {
+            start_log(&settings.log)?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            let result = runtime.block_on(serve::serve(settings, file));
+            // What did not finish by the drain timeout is not waited for.
+            runtime.shutdown_background();
+            result
+        }
+        cli::Task::Check(options) => print(&check::check(&options)?),
+        cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
+    }
+}
+
+/// `println!` would panic where the reader of a pipe has gone.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    std::io::stdout().lock().write_all(text.as_bytes()).context("stdout")
+}
+
+/// Lines for a person at a terminal, JSON for everything else.
+fn start_log(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init();
+    } else {
+        log.json().flatten_event(true).init();
+    }
+    Ok(())
+}

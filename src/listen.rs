@@ -1,0 +1,147 @@
+//! Where the process listens: a TCP address or a Unix socket.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
+
+/// `host:port` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ListenAddr {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+impl FromStr for ListenAddr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if !path.starts_with('/') {
+                return Err("a Unix socket is written `unix:/path`, with an absolute path");
+            }
+            return Ok(Self::Unix(path.into()));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or("is written `host:port` or `unix:/path`")?;
+        if host.is_empty() {
+            return Err("has no host before the port");
+        }
+        let port = port.parse().map_err(|_| "has a port that is no number from 0 to 65535")?;
+        Ok(Self::Tcp { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl ListenAddr {
+    /// Whether only this machine can reach it.
+    ///
+    /// # Errors
+    /// Where the host's name cannot be resolved.
+    pub async fn is_local(&self) -> io::Result<bool> {
+        Ok(match self {
+            Self::Tcp { host, port } => {
+                lookup_host(format!("{host}:{port}")).await?.all(|addr| addr.ip().is_loopback())
+            }
+            Self::Unix(_) => true,
+        })
+    }
+
+    /// # Errors
+    /// Where the address is taken, or not to be had.
+    pub async fn bind(&self) -> io::Result<Listener> {
+        match self {
+            Self::Tcp { host, port } => TcpListener::bind(format!("{host}:{port}")).await.map(Listener::Tcp),
+            Self::Unix(path) => {
+                remove_stale_socket(path).await?;
+                Ok(Listener::Unix(UnixListener::bind(path)?, SocketFile(path.clone())))
+            }
+        }
+    }
+}
+
+/// A bound listener.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+impl Listener {
+    /// The bound address in the spelling of [`ListenAddr`], with the real port where 0 was asked for.
+    ///
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn address(&self) -> io::Result<String> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(|addr| addr.to_string()),
+            Self::Unix(_, SocketFile(path)) => Ok(format!("unix:{}", path.display())),
+        }
+    }
+}
+
+/// A socket's file, which goes with its listener.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Nobody can be told, and the next start removes it as stale.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A killed process leaves its socket behind, which nobody answers: that one may go. A living one stays, and binding
+/// then fails.
+async fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    match UnixStream::connect(path).await {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for good in ["127.0.0.1:9001", "[::1]:0", "localhost:65535", "unix:/run/envoy-cimd.sock"] {
+            assert_eq!(good.parse::<ListenAddr>().expect(good).to_string(), good);
+        }
+        for (bad, error) in [
+            ("9001", "is written `host:port` or `unix:/path`"),
+            (":9001", "has no host before the port"),
+            ("localhost:70000", "has a port that is no number from 0 to 65535"),
+            ("localhost:", "has a port that is no number from 0 to 65535"),
+            ("unix:run", "a Unix socket is written `unix:/path`, with an absolute path"),
+        ] {
+            assert_eq!(bad.parse::<ListenAddr>(), Err(error), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_stale_socket_is_replaced() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("s");
+        let address = ListenAddr::Unix(path.clone());
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
+        let living = address.bind().await.expect("the stale socket is replaced");
+        assert_eq!(address.bind().await.expect_err("a living one is not").kind(), io::ErrorKind::AddrInUse);
+        drop(living);
+        assert!(!path.exists(), "the file goes with the listener");
+        std::fs::write(&path, "a file of somebody's").expect("write");
+        assert!(address.bind().await.is_err(), "what is no socket is left alone");
+        assert!(path.exists());
+    }
+}

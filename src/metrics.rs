@@ -1,0 +1,97 @@
+//! What can be counted, all under one prefix, with labels that no request can add a value to.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+use crate::route::Endpoint;
+
+/// The metrics of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    pub passed_through: Counter,
+    pub streams: Gauge,
+    reloads: Family<ReloadLabels, Counter>,
+    reload_ok: Family<FileLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReloadLabels {
+    file: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FileLabels {
+    file: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("envoy_cimd");
+        let requests = Family::default();
+        let passed_through = Counter::<u64, AtomicU64>::default();
+        let streams = Gauge::default();
+        let reloads = Family::default();
+        let reload_ok = Family::default();
+        registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("requests", "Requests answered, by endpoint and outcome", requests.clone());
+        registry.register(
+            "passed_through",
+            "Requests left to Envoy because their path is none of ours",
+            passed_through.clone(),
+        );
+        registry.register("streams", "ext_proc streams open now", streams.clone());
+        registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
+        registry.register(
+            "reload_ok",
+            "1 where the last reading of a file was good, 0 where the last good value is still used",
+            reload_ok.clone(),
+        );
+        Self { registry, requests, passed_through, streams, reloads, reload_ok }
+    }
+}
+
+impl Metrics {
+    pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
+        let endpoint = match endpoint {
+            Endpoint::Document => "document",
+            Endpoint::Start => "start",
+            Endpoint::Callback => "callback",
+        };
+        self.requests.get_or_create(&RequestLabels { endpoint, outcome }).inc();
+    }
+
+    /// A file was read for the first time, so that its gauge is there before anything goes wrong.
+    pub fn loaded(&self, file: &'static str) {
+        self.reload_ok.get_or_create(&FileLabels { file }).set(1);
+    }
+
+    pub fn reloaded(&self, file: &'static str, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.reloads.get_or_create(&ReloadLabels { file, result }).inc();
+        self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
+    }
+
+    /// The OpenMetrics text of `/metrics`.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a String does not fail; an empty page would still be better than a dead listener.
+            Err(std::fmt::Error) => String::new(),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What we look at of a request: a view that borrows from the message it came in.
+
+use crate::{origin::Origin, route::Fields};
+
+/// All that is read of a request, so that Envoy forwards no more; never `authorization`.
+pub const HEADERS: &[&str] =
+    &[":authority", ":method", ":path", ":scheme", "if-none-match", "x-forwarded-proto", "x-request-id"];
+
+/// An HTTP request as far as Envoy forwarded it.
+#[derive(Debug, Default)]
+pub struct Request<'a> {
+    headers: Vec<(&'a str, &'a [u8])>,
+}
+
+/// What the sources that travel with a request say of its route.
+#[derive(Debug, Default)]
+pub struct Sources<'a> {
+    /// Attributes of the route, each key falling back to the virtual host's.
+    pub attributes: Fields<'a>,
+    pub dynamic_metadata: Fields<'a>,
+}
+
+impl<'a> Request<'a> {
+    pub fn with_capacity(headers: usize) -> Self {
+        Self { headers: Vec::with_capacity(headers) }
+    }
+
+    /// Adds a header or pseudo-header; the name is in lower case, as Envoy sends it.
+    pub fn push(&mut self, name: &'a str, value: &'a [u8]) {
+        self.headers.push((name, value));
+    }
+
+    /// All values of a header, one a header line.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.headers.iter().filter(move |(other, _)| *other == name).map(|(_, value)| *value)
+    }
+
+    /// The first value of a header, where it is text.
+    pub fn text(&self, name: &str) -> Option<&'a str> {
+        self.values(name).next().and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    pub fn method(&self) -> &'a str {
+        self.text(":method").unwrap_or_default()
+    }
+
+    pub fn authority(&self) -> &'a str {
+        self.text(":authority").unwrap_or_default()
+    }
+
+    /// Envoy's name for the request, which its access log carries too.
+    pub fn id(&self) -> Option<&'a str> {
+        self.text("x-request-id")
+    }
+
+    /// The path without the query, and the query where there is a `?`.
+    pub fn path_and_query(&self) -> (&'a str, Option<&'a str>) {
+        let whole = self.text(":path").unwrap_or_default();
+        match whole.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (whole, None),
+        }
+    }
+
+    /// Whether the person or server at the other end spoke https. Envoy says so in `x-forwarded-proto`; the scheme
+    /// decides only where that is absent, and a header that is there twice is no word to trust.
+    pub fn is_https(&self) -> bool {
+        let mut forwarded = self.values("x-forwarded-proto");
+        match (forwarded.next(), forwarded.next()) {
+            (None, _) => self.text(":scheme") == Some("https"),
+            (Some(proto), None) => proto == b"https",
+            (Some(_), Some(_)) => false,
+        }
+    }
+
+    pub fn is_for(&self, origin: &Origin) -> bool {
+        origin.is_named_by(self.authority())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https() {
+        for (headers, https) in [
+            (vec![], false),
+            (vec![(":scheme", "https")], true),
+            (vec![(":scheme", "http"), ("x-forwarded-proto", "https")], true),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "http")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "HTTPS")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "https, http")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "")], false),
+            (vec![("x-forwarded-proto", "https"), ("x-forwarded-proto", "https")], false),
+        ] {
+            let mut request = Request::default();
+            for (name, value) in &headers {
+                request.push(name, value.as_bytes());
+            }
+            assert_eq!(request.is_https(), https, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn paths_and_queries() {
+        for (path, parts) in
+            [("/a", ("/a", None)), ("/a?", ("/a", Some(""))), ("/a?b?c", ("/a", Some("b?c"))), ("", ("", None))]
+        {
+            let mut request = Request::default();
+            request.push(":path", path.as_bytes());
+            assert_eq!(request.path_and_query(), parts);
+        }
+        let mut request = Request::default();
+        request.push(":path", b"/\xff");
+        assert_eq!(request.path_and_query(), ("", None), "no UTF-8, so none of ours");
+    }
+}
