@@ -1,0 +1,150 @@
+//! What most tests start: an Envoy, an envoy-cimd, and an upstream behind them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, extract::Request, routing::any};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::stack::{Certificates, Cimd, Client, Envoy};
+
+pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
+pub const START: &str = "/.pomerium/oauth/start";
+pub const CALLBACK: &str = "/.pomerium/oauth/callback";
+
+/// The hosts of the certificate; tests name their routes after them.
+pub const HOSTS: &[&str] =
+    &["notes.localhost", "tickets.localhost", "other.localhost", "broken.localhost", "xn--bcher-kva.localhost"];
+
+pub fn executable() -> PathBuf {
+    env!("CARGO_BIN_EXE_envoy-cimd").into()
+}
+
+/// Runs the program to its end: exit code, stdout, stderr.
+pub fn run(args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(executable())
+        .args(args)
+        .envs(variables.iter().copied())
+        .output()
+        .expect("envoy-cimd runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// The parts, and how to reach them.
+#[derive(Debug)]
+pub struct World {
+    pub dir: TempDir,
+    pub certificates: Certificates,
+    pub upstream: Upstream,
+    pub cimd: Cimd,
+    pub envoy: Envoy,
+}
+
+/// What a test wants otherwise than usual.
+pub struct Wish<'a> {
+    /// `--route` of `envoy-config`, each without its `to`.
+    pub routes: &'a [&'a str],
+    pub cimd: &'a [&'a str],
+    pub envoy_config: &'a [&'a str],
+    /// A last change to Envoy's configuration.
+    pub edit: &'a dyn Fn(&mut Value),
+}
+
+impl Default for Wish<'_> {
+    fn default() -> Self {
+        Self {
+            routes: &["from=https://notes.localhost", "from=https://tickets.localhost:8443,client_name=Tickets"],
+            cimd: &[],
+            envoy_config: &[],
+            edit: &|_| {},
+        }
+    }
+}
+
+impl World {
+    pub async fn start(wish: Wish<'_>) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let certificates = Certificates::make(dir.path(), HOSTS);
+        let upstream = Upstream::start().await;
+        let cimd = Cimd::start(&executable(), wish.cimd).await;
+        let config = envoy_config(&certificates, &cimd.ext_proc, &upstream.url, &wish);
+        let envoy = Envoy::start(dir.path(), &config).await;
+        Self { dir, certificates, upstream, cimd, envoy }
+    }
+
+    pub fn https(&self) -> Client {
+        Client::tls(self.envoy.https, &self.certificates.ca)
+    }
+}
+
+/// The program's own configuration, on free ports.
+pub fn envoy_config(certificates: &Certificates, processor: &str, upstream: &str, wish: &Wish<'_>) -> String {
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let mut args = vec!["envoy-config".to_owned()];
+    for (flag, value) in [
+        ("--processor", processor.to_owned()),
+        ("--https-listen", "127.0.0.1:0".to_owned()),
+        ("--http-listen", "127.0.0.1:0".to_owned()),
+        ("--envoy-admin", "127.0.0.1:0".to_owned()),
+        ("--downstream-cert", text(&certificates.cert)),
+        ("--downstream-key", text(&certificates.key)),
+    ] {
+        args.extend([flag.to_owned(), value]);
+    }
+    args.extend(wish.routes.iter().map(|route| format!("--route={route},to={upstream}")));
+    args.extend(wish.envoy_config.iter().map(|arg| (*arg).to_owned()));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (code, yaml, error) = run(&args, &[]);
+    assert_eq!((code, error.as_str()), (Some(0), ""));
+    let mut config: Value = serde_saphyr::from_str(&yaml).expect("YAML");
+    (wish.edit)(&mut config);
+    config.to_string()
+}
+
+/// The virtual hosts of the https listener.
+pub fn virtual_hosts(config: &mut Value) -> &mut Vec<Value> {
+    let manager = &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["route_config"]["virtual_hosts"].as_array_mut().expect("virtual hosts")
+}
+
+/// What a route or a virtual host tells our filter.
+pub fn metadata(of: &mut Value) -> &mut Value {
+    &mut of["metadata"]["filter_metadata"]["envoy_cimd"]
+}
+
+/// The HTTP filters of the https listener.
+pub fn http_filters(config: &mut Value) -> &mut Vec<Value> {
+    let manager = &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["http_filters"].as_array_mut().expect("filters")
+}
+
+/// An upstream that answers everything and remembers what it was asked.
+#[derive(Debug)]
+pub struct Upstream {
+    pub url: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Upstream {
+    async fn start() -> Self {
+        let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+        let keep = Arc::clone(&seen);
+        let app = Router::new().fallback(any(move |request: Request| async move {
+            keep.lock().expect("requests").push(format!("{} {}", request.method(), request.uri()));
+            "the upstream"
+        }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url, seen }
+    }
+
+    /// The requests that reached it, as `METHOD path`.
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("requests").clone()
+    }
+}

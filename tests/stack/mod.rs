@@ -1,0 +1,364 @@
+//! The real parts that tests and demo run: certificates, envoy-cimd as a process, Envoy as a process, and a client that
+//! sends exactly what it is told to.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    sync::watch,
+};
+
+/// How long anything here may take before the test or demo gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A certificate authority of our own and a certificate for a list of hosts, as files.
+#[derive(Debug)]
+pub struct Certificates {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Certificates {
+    pub fn make(dir: &Path, hosts: &[&str]) -> Self {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority.distinguished_name.push(rcgen::DnType::CommonName, "envoy-cimd test authority");
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("a CA");
+        let key = KeyPair::generate().expect("a key");
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        let leaf = CertificateParams::new(hosts).expect("host names").signed_by(&key, &authority).expect("a certificate");
+        let write = |name: &str, text: String| {
+            let path = dir.join(name);
+            std::fs::write(&path, text).expect("a certificate file");
+            path
+        };
+        Self {
+            ca: write("ca.pem", authority.pem()),
+            cert: write("tls.crt", leaf.pem()),
+            key: write("tls.key", key.serialize_pem()),
+        }
+    }
+}
+
+/// A process whose output is kept, line by line. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: &'static str,
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    news: watch::Receiver<usize>,
+}
+
+impl Process {
+    fn spawn(name: &'static str, mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be started: {error}"));
+        let lines = Arc::default();
+        let (tell, news) = watch::channel(0);
+        let tell = Arc::new(tell);
+        keep_lines(child.stdout.take().expect("piped"), &lines, &tell);
+        keep_lines(child.stderr.take().expect("piped"), &lines, &tell);
+        Self { name, child, lines, news }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
+    /// All that it has printed.
+    pub fn output(&self) -> String {
+        self.lines.lock().expect("lines").join("\n")
+    }
+
+    /// Waits for a line in which `find` finds something. Fails, with the output, if the process ends before.
+    pub async fn line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut next = 0;
+        loop {
+            let known: Vec<String> = self.lines.lock().expect("lines").iter().skip(next).cloned().collect();
+            next += known.len();
+            if let Some(found) = known.iter().find_map(|line| find(line)) {
+                return found;
+            }
+            if *self.news.borrow_and_update() > next {
+                continue;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, self.news.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => panic!("{} ended:\n{}", self.name, self.output()),
+                Err(_) => panic!("{} did not print what was waited for:\n{}", self.name, self.output()),
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let status = std::process::Command::new("kill").args([signal, &self.pid().to_string()]).status();
+        assert!(status.expect("kill").success());
+    }
+
+    /// Waits for its end; the exit code, or none where a signal killed it.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("{} does not end:\n{}", self.name, self.output())).expect("wait").code()
+    }
+
+    /// Asks it to stop, and waits.
+    pub async fn stop(&mut self) -> Option<i32> {
+        self.signal("-TERM");
+        self.ended().await
+    }
+}
+
+fn keep_lines(
+    output: impl AsyncRead + Unpin + Send + 'static,
+    lines: &Arc<Mutex<Vec<String>>>,
+    tell: &Arc<watch::Sender<usize>>,
+) {
+    let (lines, tell) = (Arc::clone(lines), Arc::clone(tell));
+    tokio::spawn(async move {
+        let mut output = BufReader::new(output).lines();
+        while let Ok(Some(line)) = output.next_line().await {
+            lines.lock().expect("lines").push(line);
+            tell.send_modify(|count| *count += 1);
+        }
+    });
+}
+
+/// A running `envoy-cimd serve`.
+#[derive(Debug)]
+pub struct Cimd {
+    pub process: Process,
+    pub ext_proc: String,
+    pub admin: String,
+}
+
+impl Cimd {
+    /// Starts the executable with these flags, on ports of its own choice unless they say otherwise.
+    pub async fn start(executable: &Path, flags: &[&str]) -> Self {
+        let mut command = Command::new(executable);
+        command.args(["serve", "--drain-delay=0"]);
+        for (flag, address) in [("--listen", "127.0.0.1:0"), ("--admin-listen", "127.0.0.1:0")] {
+            if !flags.contains(&flag) {
+                command.args([flag, address]);
+            }
+        }
+        command.args(flags);
+        let mut process = Process::spawn("envoy-cimd", command);
+        let ext_proc = process.line(|line| ready_address(line, "ext_proc")).await;
+        let admin = process.line(|line| ready_address(line, "admin")).await;
+        Self { process, ext_proc, admin }
+    }
+}
+
+/// The address in the log line that says that a listener is ready.
+pub fn ready_address(line: &str, listener: &str) -> Option<String> {
+    let line: serde_json::Value = serde_json::from_str(line).ok()?;
+    (line["message"] == "ready" && line["listener"] == listener).then(|| line["address"].as_str().map(str::to_owned))?
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub struct Envoy {
+    pub process: Process,
+    pub admin: SocketAddr,
+    pub https: SocketAddr,
+    pub http: SocketAddr,
+}
+
+/// The Envoy to use: `$ENVOY`, which `make` sets, or the one on the PATH.
+pub fn envoy_executable() -> String {
+    std::env::var("ENVOY").unwrap_or_else(|_| "envoy".to_owned())
+}
+
+impl Envoy {
+    /// Starts Envoy with a configuration in YAML or JSON, and waits until it is ready.
+    pub async fn start(dir: &Path, config: &str) -> Self {
+        let (path, address) = (dir.join("envoy.yaml"), dir.join("envoy-admin"));
+        std::fs::write(&path, config).expect("the configuration");
+        let mut command = Command::new(envoy_executable());
+        command.args(["--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "1", "--drain-time-s", "1"]);
+        command.arg("-c").arg(&path).arg("--admin-address-path").arg(&address);
+        let mut process = Process::spawn("envoy", command);
+        let deadline = Instant::now() + PATIENCE;
+        let admin = loop {
+            assert!(process.child.try_wait().expect("wait").is_none(), "envoy ended:\n{}", process.output());
+            assert!(Instant::now() < deadline, "envoy is not ready:\n{}", process.output());
+            let written = std::fs::read_to_string(&address).ok().and_then(|text| text.parse().ok());
+            if let Some(admin) = written
+                && matches!(get(admin, "/ready").await, Ok((200, _)))
+            {
+                break admin;
+            }
+            // Envoy has no way to tell that it is ready but being asked.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let (_, listeners) = get(admin, "/listeners?format=json").await.expect("the listeners");
+        let listeners: serde_json::Value = serde_json::from_slice(&listeners).expect("JSON");
+        let bound = |name: &str| -> SocketAddr {
+            let listeners = listeners["listener_statuses"].as_array().expect("listeners");
+            let listener = listeners.iter().find(|listener| listener["name"] == name).expect("a listener");
+            let socket = &listener["local_address"]["socket_address"];
+            let port = socket["port_value"].as_u64().expect("a port");
+            ([127, 0, 0, 1], u16::try_from(port).expect("a port")).into()
+        };
+        Self { admin, https: bound("https"), http: bound("http"), process }
+    }
+}
+
+/// A plain GET.
+pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, Bytes), String> {
+    let reply = Client::plain(address).send(http::Version::HTTP_11, Call::get("localhost", path)).await?;
+    Ok((reply.status, reply.body))
+}
+
+/// A request, sent as it stands: the path is not mended, the authority need not be the name that TLS asks for.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub method: &'static str,
+    /// The name for TLS.
+    pub host: String,
+    pub authority: String,
+    pub path: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: &'static str,
+}
+
+impl Call {
+    pub fn get(host: &str, path: &str) -> Self {
+        Self {
+            method: "GET",
+            host: host.to_owned(),
+            authority: host.to_owned(),
+            path: path.to_owned(),
+            headers: Vec::new(),
+            body: "",
+        }
+    }
+
+    pub fn method(mut self, method: &'static str) -> Self {
+        self.method = method;
+        self
+    }
+
+    pub fn authority(mut self, authority: impl Into<String>) -> Self {
+        self.authority = authority.into();
+        self
+    }
+
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+#[derive(Debug)]
+pub struct Answered {
+    pub status: u16,
+    pub headers: http::HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answered {
+    /// All values of a header.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.get_all(name).iter().map(|value| value.to_str().expect("text")).collect()
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("text")
+    }
+}
+
+/// Sends requests, each on a connection of its own, to one address whatever host they name.
+#[derive(Clone, Debug)]
+pub struct Client {
+    address: SocketAddr,
+    roots: Option<Arc<rustls::RootCertStore>>,
+}
+
+impl Client {
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, roots: None }
+    }
+
+    pub fn tls(address: SocketAddr, ca: &Path) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca).expect("a certificate")).expect("a CA");
+        Self { address, roots: Some(Arc::new(roots)) }
+    }
+
+    pub async fn send(&self, version: http::Version, call: Call) -> Result<Answered, String> {
+        tokio::time::timeout(PATIENCE, self.exchange(version, call)).await.map_err(|_| "no answer in time".to_owned())?
+    }
+
+    async fn exchange(&self, version: http::Version, call: Call) -> Result<Answered, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let stream = TcpStream::connect(self.address).await.map_err(|error| text(&error))?;
+        let Some(roots) = &self.roots else {
+            return talk(stream, version, "http", call).await;
+        };
+        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| text(&error))?
+            .with_root_certificates(Arc::clone(roots))
+            .with_no_client_auth();
+        let protocol: &[u8] = if version == http::Version::HTTP_2 { b"h2" } else { b"http/1.1" };
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let name = ServerName::try_from(call.host.clone()).map_err(|error| text(&error))?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let stream = stream.map_err(|error| text(&error))?;
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol), "the protocol that was asked for");
+        talk(stream, version, "https", call).await
+    }
+}
+
+async fn talk<S>(stream: S, version: http::Version, scheme: &str, call: Call) -> Result<Answered, String>
+where
+    S: AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let mut request = http::Request::builder().method(call.method).version(version);
+    for (name, value) in &call.headers {
+        request = request.header(*name, value);
+    }
+    let body = Full::new(Bytes::from_static(call.body.as_bytes()));
+    let io = TokioIo::new(stream);
+    let response = if version == http::Version::HTTP_2 {
+        let request = request.uri(format!("{scheme}://{}{}", call.authority, call.path));
+        let request = request.body(body).map_err(|error| text(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.map_err(|error| text(&error))?;
+        tokio::spawn(connection);
+        sender.send_request(request).await
+    } else {
+        let request = request.uri(&call.path).header("host", &call.authority);
+        let request = request.body(body).map_err(|error| text(&error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(io).await.map_err(|error| text(&error))?;
+        tokio::spawn(connection);
+        sender.send_request(request).await
+    };
+    let (head, body) = response.map_err(|error| text(&error))?.into_parts();
+    let body = body.collect().await.map_err(|error| text(&error))?.to_bytes();
+    Ok(Answered { status: head.status.as_u16(), headers: head.headers, body })
+}
