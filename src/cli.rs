@@ -1,11 +1,12 @@
 //! The command line. Each setting is a flag, an `ENVOY_CIMD_…` variable and a key of the config file: a flag wins over
 //! a variable, a variable over the file.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{
-    Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr, error::ErrorKind,
+    Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr,
+    error::ErrorKind,
 };
 
 use crate::{
@@ -232,17 +233,19 @@ pub fn setting_keys() -> Vec<String> {
 
 fn with_defaults_of(file: &ConfigFile, command: Command) -> anyhow::Result<Command> {
     let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-    let mut defaults = Vec::new();
+    let mut defaults = BTreeMap::new();
     for key in file.settings.keys() {
         let values: Vec<OsStr> = file.values(key)?.into_iter().map(OsStr::from).collect();
-        defaults.push((key.as_str(), values));
-    }
-    let with_defaults = |arg: Arg| {
-        let found = defaults.iter().find(|(key, _)| arg.get_id() == *key);
-        match found {
-            Some((_, values)) if arg.get_env().is_some() => arg.default_values(values.clone()),
-            _ => arg,
+        let mut args =
+            command.get_subcommands().flat_map(Command::get_arguments).filter(|arg| arg.get_id() == key.as_str());
+        if values.len() != 1 && !args.any(|arg| matches!(arg.get_action(), ArgAction::Append)) {
+            bail!("`{key}` takes one value, not a list");
         }
+        defaults.insert(key.as_str(), values);
+    }
+    let with_defaults = |arg: Arg| match defaults.get(arg.get_id().as_str()) {
+        Some(values) if arg.get_env().is_some() => arg.default_values(values.clone()),
+        _ => arg,
     };
     Ok(names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |sub| sub.mut_args(with_defaults))))
 }

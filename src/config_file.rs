@@ -26,7 +26,8 @@ impl ConfigFile {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let file: Self = serde_saphyr::from_str(text)?;
+        let file: Self =
+            serde_saphyr::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))?;
         if let Some(unknown) = file.settings.keys().find(|key| !keys.contains(key)) {
             bail!("there is no setting `{unknown}`; there are: routes, {}", keys.join(", "));
         }

@@ -25,7 +25,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     if specs.is_empty() && !matches!(options.part, Some(Part::Filter | Part::Cluster)) {
         bail!("no route was given: --route from=https://…,to=https://…");
     }
-    let routes = checked(&specs)?;
+    let routes = checked(&specs, &paths)?;
     let processor = match (&options.processor, file) {
         (Some(address), _) => address.clone(),
         (None, Some(file)) if file.content.settings.contains_key("listen") => {
@@ -71,14 +71,14 @@ struct Checked {
     upstream: Option<Upstream>,
 }
 
-fn checked(specs: &[RouteSpec]) -> anyhow::Result<Vec<Checked>> {
+fn checked(specs: &[RouteSpec], paths: &Paths) -> anyhow::Result<Vec<Checked>> {
     RouteTable::new(specs)?;
     specs
         .iter()
         .map(|spec| {
             let route = spec.route()?;
             let upstream = match spec.to {
-                Some(_) => Some(Upstream::new(&route).with_context(|| format!("{}: `to`", route.origin))?),
+                Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.origin))?),
                 None => None,
             };
             Ok(Checked { spec: spec.clone(), route, upstream })
@@ -137,10 +137,13 @@ struct Upstream {
 }
 
 impl Upstream {
-    fn new(route: &Route) -> anyhow::Result<Self> {
+    fn new(route: &Route, paths: &Paths) -> anyhow::Result<Self> {
         let url = route.upstream()?;
         if url.query().is_some() {
             bail!("must not have a query: Envoy matches the path of an MCP endpoint");
+        }
+        if paths.endpoint(url.path()).is_some() {
+            bail!("is one of our own paths on the route");
         }
         let host = url.host_str().unwrap_or_default();
         let authority = match url.port() {

@@ -85,20 +85,24 @@ impl Stream for Answers {
     type Item = Result<ProcessingResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Envoy ignores whatever follows an immediate response.
-        if self.replied {
-            return Poll::Ready(None);
+        loop {
+            let message = match ready!(Pin::new(&mut self.messages).poll_next(context)) {
+                Some(Ok(message)) => message,
+                // Envoy resets a stream when the client goes away: nobody is left to tell.
+                Some(Err(_)) | None => return Poll::Ready(None),
+            };
+            // Envoy wants nothing after an immediate response, and closes the stream. Were we to close it first, its
+            // own last frame would find no stream, and a thousand such frames end the connection (h2).
+            if self.replied {
+                continue;
+            }
+            let response = respond(&self.endpoints, &message);
+            self.replied = matches!(response, Ok(Response::ImmediateResponse(_)));
+            return Poll::Ready(Some(
+                response
+                    .map(|response| ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }),
+            ));
         }
-        let message = match ready!(Pin::new(&mut self.messages).poll_next(context)) {
-            Some(Ok(message)) => message,
-            // Envoy resets a stream when the client goes away: nobody is left to tell.
-            Some(Err(_)) | None => return Poll::Ready(None),
-        };
-        let response = respond(&self.endpoints, &message);
-        self.replied = matches!(response, Ok(Response::ImmediateResponse(_)) | Err(_));
-        Poll::Ready(Some(
-            response.map(|response| ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }),
-        ))
     }
 }
 

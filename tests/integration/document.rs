@@ -124,7 +124,8 @@ async fn world() -> World {
                     }
                     // An authority that Envoy takes for the route's, and we must not.
                     Some("notes.localhost") => {
-                        host["domains"] = serde_json::json!(["notes.localhost", "notes.localhost:*", "moved.localhost"]);
+                        host["domains"] =
+                            serde_json::json!(["notes.localhost", "notes.localhost:*", "moved.localhost"]);
                     }
                     _ => {}
                 }
@@ -206,7 +207,8 @@ async fn every_row_over_tls() {
 #[tokio::test]
 async fn a_refusal_can_be_found_in_the_log() {
     let mut world = world().await;
-    let answer = world.https().send(Version::HTTP_11, Call::get("broken.localhost", DOCUMENT)).await.expect("an answer");
+    let answer =
+        world.https().send(Version::HTTP_11, Call::get("broken.localhost", DOCUMENT)).await.expect("an answer");
     let [id] = answer.all("x-request-id")[..] else { panic!("one request id: {answer:?}") };
     let line = world.cimd.process.line(|line| line.contains("misconfigured_route").then(|| line.to_owned())).await;
     let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");

@@ -1,1 +1,197 @@
-//!
+//! The process as such: how it starts, ends, dies, and what it holds on to.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    ProcessingRequest, ProcessingResponse, external_processor_client::ExternalProcessorClient,
+    processing_response::Response,
+};
+use http::Version;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    stack::{Call, Cimd, get},
+    stream::document_of,
+    world::{DOCUMENT, Wish, World, executable, metric},
+};
+
+async fn channel(address: &str) -> Channel {
+    Endpoint::from_shared(format!("http://{address}")).expect("an address").connect().await.expect("a connection")
+}
+
+async fn readiness(cimd: &Cimd) -> (u16, String) {
+    let (status, body) = get(cimd.admin.parse().expect("an address"), "/readyz").await.expect("an answer");
+    (status, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+async fn health(channel: Channel, service: &str) -> ServingStatus {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    HealthClient::new(channel).check(request).await.expect("a status").into_inner().status()
+}
+
+/// A stream that Envoy has opened and not sent anything on.
+async fn open_stream(channel: Channel) -> (mpsc::Sender<ProcessingRequest>, Streaming<ProcessingResponse>) {
+    let (sender, receiver) = mpsc::channel(1);
+    let answers = ExternalProcessorClient::new(channel).process(ReceiverStream::new(receiver)).await;
+    (sender, answers.expect("a stream").into_inner())
+}
+
+#[tokio::test]
+async fn a_signal_fails_readiness_and_then_finishes_the_streams() {
+    for signal in ["-TERM", "-INT"] {
+        let mut cimd = Cimd::start(&executable(), &["--drain-delay=60"]).await;
+        let channel = channel(&cimd.ext_proc).await;
+        assert_eq!(readiness(&cimd).await, (200, "ready\n".to_owned()));
+        for service in ["", "envoy.service.ext_proc.v3.ExternalProcessor"] {
+            assert_eq!(health(channel.clone(), service).await, ServingStatus::Serving, "{service}");
+        }
+        let (sender, mut answers) = open_stream(channel.clone()).await;
+
+        cimd.process.signal(signal);
+        cimd.process.line(|line| line.contains("stopping").then_some(())).await;
+        assert_eq!(readiness(&cimd).await, (503, "stopping\n".to_owned()));
+        let (status, _) = get(cimd.admin.parse().expect("an address"), "/healthz").await.expect("an answer");
+        assert_eq!(status, 200, "it is alive");
+        for service in ["", "envoy.service.ext_proc.v3.ExternalProcessor"] {
+            assert_eq!(health(channel.clone(), service).await, ServingStatus::NotServing, "{service}");
+        }
+        // While Envoy takes notice, new streams are served.
+        let (late, mut late_answers) = open_stream(channel.clone()).await;
+        late.send(document_of("https://a.example")).await.expect("sent");
+        assert!(late_answers.message().await.expect("an answer").is_some());
+
+        // A second signal ends that delay; the stream from before is finished all the same.
+        cimd.process.signal(signal);
+        sender.send(document_of("https://a.example")).await.expect("sent");
+        let answer = answers.message().await.expect("an answer").expect("a message");
+        assert!(matches!(answer.response, Some(Response::ImmediateResponse(_))));
+        drop((sender, late));
+        assert_eq!(cimd.process.ended().await, Some(0));
+        assert!(cimd.process.output().contains("\"message\":\"stopped\""));
+    }
+}
+
+#[tokio::test]
+async fn streams_that_do_not_finish_are_cut_at_the_deadline() {
+    let mut cimd = Cimd::start(&executable(), &["--drain-timeout=1"]).await;
+    let stream = open_stream(channel(&cimd.ext_proc).await).await;
+    assert_eq!(cimd.process.stop().await, Some(0));
+    assert!(cimd.process.output().contains("streams were still open at the drain timeout"));
+    drop(stream);
+}
+
+#[tokio::test]
+async fn over_a_unix_socket() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("cimd.sock");
+    let address = format!("unix:{}", socket.display());
+    let mut world = World::start(Wish { cimd: &["--listen", &address], ..Wish::default() }).await;
+    assert_eq!(world.cimd.ext_proc, address);
+    assert_eq!(world.document("notes.localhost").await.0, 200);
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    assert!(!socket.exists(), "the socket goes with the process");
+    assert_eq!(world.document("notes.localhost").await.0, 503);
+}
+
+/// Killed under load, and back on the same port.
+#[tokio::test]
+async fn killed_under_load_only_our_paths_notice() {
+    let mut world = World::start(Wish::default()).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = [DOCUMENT, "/mcp"]
+        .map(|path| {
+            let (client, done) = (world.https(), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut statuses = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let answer = client.send(Version::HTTP_2, Call::get("notes.localhost", path)).await;
+                    statuses.push(answer.expect("Envoy answers").status);
+                }
+                statuses
+            })
+        })
+        .into();
+    let served = "envoy_cimd_requests_total{endpoint=\"document\",outcome=\"served\"}";
+    while world.metric(served).await < Some(10) {
+        tokio::task::yield_now().await;
+    }
+    world.cimd.process.signal("-KILL");
+    assert_eq!(world.cimd.process.ended().await, None);
+    assert_eq!(world.document("notes.localhost").await, (503, None));
+    let address = world.cimd.ext_proc.clone();
+    world.cimd = Cimd::start(&executable(), &["--listen", &address]).await;
+    assert_eq!(world.document("notes.localhost").await.0, 200, "the next request after its return");
+    done.store(true, Ordering::Relaxed);
+    let mut load = load.into_iter();
+    let mut next = async || load.next().expect("a load").await.expect("it ends");
+    let (ours, upstreams) = (next().await, next().await);
+    assert!(ours.iter().all(|status| [200, 503].contains(status)), "{ours:?}");
+    assert!(ours.contains(&503) && ours.contains(&200), "{ours:?}");
+    assert!(upstreams.iter().all(|status| *status == 200), "{upstreams:?}");
+    assert!(world.upstream.seen().iter().all(|request| request == "GET /mcp"), "nothing of ours went on");
+}
+
+/// Resident memory, in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Nothing is kept of a route: a hundred thousand of them leave no trace.
+#[tokio::test]
+async fn memory_stays_flat_over_distinct_origins() {
+    const ORIGINS: usize = 100_000;
+    const AT_ONCE: usize = 50;
+    let cimd = Cimd::start(&executable(), &[]).await;
+    let channel = channel(&cimd.ext_proc).await;
+    let pid = cimd.process.pid();
+    let mut after_a_tenth = 0;
+    for batch in 0..ORIGINS / AT_ONCE {
+        let calls = (0..AT_ONCE).map(|index| {
+            let mut client = ExternalProcessorClient::new(channel.clone());
+            async move {
+                let message = document_of(&format!("https://route-{}.example", batch * AT_ONCE + index));
+                let mut answers = client.process(tokio_stream::once(message)).await.expect("a stream").into_inner();
+                answers.message().await.expect("an answer").expect("a message");
+                assert!(answers.message().await.expect("the end").is_none());
+            }
+        });
+        futures_util::future::join_all(calls).await;
+        if batch == ORIGINS / AT_ONCE / 10 {
+            after_a_tenth = resident(pid);
+        }
+    }
+    let served = metric(&cimd.admin, "envoy_cimd_requests_total{endpoint=\"document\",outcome=\"served\"}").await;
+    assert_eq!(served, Some(ORIGINS as u64));
+    let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+    assert!(text.len() < 10_000, "nor does a metric grow with them");
+    let growth = resident(pid).saturating_sub(after_a_tenth);
+    assert!(growth < 4096, "{growth} KiB more after 90,000 further origins");
+}
+
+/// Help is data for a person, errors are not.
+#[test]
+fn help_goes_to_stdout_and_a_gone_reader_is_no_panic() {
+    let (code, stdout, stderr) = crate::world::run(&["--help"], &[]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("serve"));
+    let mut child = std::process::Command::new(executable())
+        .args(["envoy-config", "--route", "from=https://a.example"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+}

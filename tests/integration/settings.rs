@@ -1,1 +1,227 @@
-//!
+//! Settings: where they come from, which wins, and what is said of a bad one.
+
+use std::{collections::BTreeSet, path::Path};
+
+use clap::CommandFactory;
+use envoy_cimd::{
+    cli::{Cli, setting_keys},
+    config_file::ConfigFile,
+};
+
+use crate::{
+    stack::{Cimd, get, ready_address},
+    world::{executable, run},
+};
+
+fn file(content: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
+    std::fs::write(file.path(), content).expect("written");
+    file
+}
+
+fn path_of(file: &tempfile::NamedTempFile) -> &str {
+    file.path().to_str().expect("text")
+}
+
+/// Starts `serve` with a flag, a variable and a file that each name the admin socket, and tells which one it took.
+async fn admin_socket(flag: Option<&str>, variable: Option<&str>, file_says: Option<&str>) -> String {
+    let dir = tempfile::tempdir().expect("a folder");
+    let address = |name: &str| format!("unix:{}", dir.path().join(name).display());
+    let file = file(&file_says.map(|name| format!("admin_listen: {}\n", address(name))).unwrap_or_default());
+    let mut command = tokio::process::Command::new(executable());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--config", path_of(&file)]);
+    if let Some(name) = flag {
+        command.args(["--admin-listen", &address(name)]);
+    }
+    if let Some(name) = variable {
+        command.env("ENVOY_CIMD_ADMIN_LISTEN", address(name));
+    }
+    let mut process = crate::stack::Process::spawn("envoy-cimd", command);
+    let taken = process.line(|line| ready_address(line, "admin")).await;
+    taken.rsplit_once('/').expect("a path").1.to_owned()
+}
+
+#[tokio::test]
+async fn a_flag_over_a_variable_over_the_file() {
+    assert_eq!(admin_socket(Some("flag"), Some("variable"), Some("file")).await, "flag");
+    assert_eq!(admin_socket(None, Some("variable"), Some("file")).await, "variable");
+    assert_eq!(admin_socket(None, None, Some("file")).await, "file");
+}
+
+/// One broken setting a row, and what must be said of it. Nothing may be bound: each of these ends by itself.
+#[test]
+fn bad_settings_are_named() {
+    let files: &[(&str, &str)] = &[
+        ("lisen: 127.0.0.1:1\n", "there is no setting `lisen`"),
+        ("config: other.yaml\n", "there is no setting `config`"),
+        ("listen: nowhere\n", "`listen`: bad value \"nowhere\": is written `host:port` or `unix:/path`"),
+        ("drain_timeout: -1\n", "`drain_timeout`: bad value \"-1\""),
+        ("insecure_grpc: perhaps\n", "`insecure_grpc`: bad value \"perhaps\""),
+        ("listen: {host: x}\n", "`listen` must be a text, a number"),
+        ("listen: ['a:1', 'b:2']\n", "`listen` takes one value, not a list"),
+        ("client_name: '{host}'\n", "`client_name`: bad value \"{host}\": knows no placeholder but {hostname}"),
+        ("document_path: x\n", "`document_path`: bad value \"x\""),
+        ("document_path: /a/callback\ncallback_path: /a/callback\n", "must differ"),
+        ("log: a=b=c\n", "--log a=b=c"),
+        ("routes: [{from: 'http://a.example'}]\n", "routes[0] (http://a.example): `from` must be https"),
+        ("routes: [{to: 'https://a.example'}]\n", "routes[0] (no `from`): no source gives `from`"),
+        ("routes: [{from: 'https://a.example'}, {from: 'https://a.example:443'}]\n", "is there twice"),
+        ("routes: [{from: 'https://a.example', name: x}]\n", "unknown field `name`"),
+        ("routes: {}\n", "expected sequence start at line 1, column 9"),
+        ("- a\n", "line 1"),
+        ("listen: 'a\n", "line 1"),
+        ("listen: 0.0.0.0:0\n", "--insecure-grpc"),
+    ];
+    for (content, error) in files {
+        let file = file(content);
+        let (code, stdout, stderr) = run(&["serve", "--config", path_of(&file)], &[]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{content}{stderr}");
+        assert!(stderr.contains(error), "{content}{stderr}");
+        assert!(!stderr.contains("\"ready\""), "nothing is bound: {content}{stderr}");
+        let is_about_the_file = error.contains("insecure") || error.contains("--log") || error.contains("differ");
+        assert!(is_about_the_file || stderr.contains(path_of(&file)), "the file is named: {stderr}");
+    }
+    let commands: &[(&[&str], &[(&str, &str)], i32, &str)] = &[
+        (&["serve", "--config", "/nowhere.yaml"], &[], 1, "/nowhere.yaml: No such file"),
+        (&["serve", "--listen", "nowhere"], &[], 2, "is written `host:port` or `unix:/path`"),
+        (&["serve"], &[("ENVOY_CIMD_DRAIN_TIMEOUT", "soon")], 2, "invalid value 'soon' for '--drain-timeout"),
+        (&["serve", "--unknown"], &[], 2, "unexpected argument '--unknown'"),
+        (&["serve", "--listen", "0.0.0.0:0"], &[], 1, "--insecure-grpc"),
+        (&["serve", "--listen", "no.such.host.invalid:1"], &[], 1, "--listen no.such.host.invalid:1"),
+        (&["serve", "--listen", "unix:/no/such/folder/s"], &[], 1, "--listen unix:/no/such/folder/s"),
+    ];
+    for (args, variables, code, error) in commands {
+        let (exit, stdout, stderr) = run(args, variables);
+        assert_eq!((exit, stdout.as_str()), (Some(*code), ""), "{args:?} {stderr}");
+        assert!(stderr.contains(error), "{args:?} {stderr}");
+    }
+}
+
+/// A taken port ends the process with the setting's name, whichever listener it is.
+#[test]
+fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    for (flag, other) in [("--listen", "--admin-listen"), ("--admin-listen", "--listen")] {
+        let (code, _, stderr) = run(&["serve", flag, &address, other, "127.0.0.1:0"], &[]);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains(&format!("{flag} {address}")) && stderr.contains("in use"), "{stderr}");
+        assert!(!stderr.contains("\"ready\""), "the other one does not start: {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn plain_grpc_for_other_machines_only_on_request() {
+    let cimd = Cimd::start(&executable(), &["--listen", "0.0.0.0:0", "--insecure-grpc"]).await;
+    assert!(cimd.ext_proc.starts_with("0.0.0.0:"));
+}
+
+#[test]
+fn check_says_what_would_be_served() {
+    let long = format!("https://{}.{}.example", "a".repeat(60), "b".repeat(60));
+    let good = file(&format!(
+        "client_name: The proxy of {{hostname}}\nroutes:\n- from: https://a.example\n  to: https://up.example/mcp\n- from: {long}\n"
+    ));
+    let (code, stdout, stderr) = run(&["check", "--config", path_of(&good)], &[]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    for expected in [
+        "client_id     https://a.example/.well-known/mcp-client-metadata.json",
+        "redirect_uri  https://a.example/.pomerium/oauth/callback",
+        "Auth0 takes 120 at most",
+        "without `to`, nobody can connect",
+    ] {
+        assert!(stdout.contains(expected), "{stdout}");
+    }
+    assert_eq!(stdout.matches("warning").count(), 2, "the first route has none: {stdout}");
+    let bad = file("routes: [{from: 'https://a.example/x'}]\n");
+    let (code, stdout, stderr) = run(&["check", "--config", path_of(&bad)], &[]);
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    assert!(stderr.contains("routes[0] (https://a.example/x): `from` must not have a path"), "{stderr}");
+}
+
+fn readme() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the README")
+}
+
+/// What stands between two markers of the README.
+fn section<'a>(readme: &'a str, name: &str) -> &'a str {
+    let (_, rest) = readme.split_once(&format!("<!-- {name} -->")).unwrap_or_else(|| panic!("no section {name}"));
+    rest.split_once(&format!("<!-- /{name} -->")).unwrap_or_else(|| panic!("{name} has no end")).0
+}
+
+#[test]
+fn the_readme_lists_every_setting() {
+    let readme = readme();
+    let cli = Cli::command();
+    let serve = cli.find_subcommand("serve").expect("serve");
+    let rows: Vec<String> = serve
+        .get_arguments()
+        .filter_map(|arg| {
+            let variable = arg.get_env()?.to_str()?;
+            let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+            let flag = match arg.get_num_args() {
+                Some(range) if range.min_values() == 0 => format!("--{}[={value}]", arg.get_long()?),
+                _ => format!("--{} {value}", arg.get_long()?),
+            };
+            let default = match arg.get_default_values() {
+                [default] => format!("`{}`", default.to_str()?),
+                _ => "none".to_owned(),
+            };
+            let help = arg.get_help()?.to_string();
+            Some(format!("| `{flag}` | `{variable}` | {default} | {} |", help.trim_end_matches('.')))
+        })
+        .collect();
+    assert!(rows.len() > 5);
+    let table = section(&readme, "settings");
+    let documented: Vec<String> = table
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(|line| line.trim_end_matches(" |").trim_end_matches('.').to_owned() + " |")
+        .collect();
+    for row in &rows {
+        assert!(documented.contains(row), "the README's table of settings lacks\n{row}");
+    }
+    assert_eq!(documented.len(), rows.len(), "and has rows that no setting has:\n{documented:#?}");
+}
+
+#[tokio::test]
+async fn the_readme_lists_every_metric() {
+    let readme = readme();
+    let cimd = Cimd::start(&executable(), &[]).await;
+    let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+    let text = String::from_utf8(text.to_vec()).expect("text");
+    // A counter's family is named without the `_total` of its samples, an info's without `_info`.
+    let metrics: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    let documented: BTreeSet<String> = section(&readme, "metrics")
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+        .collect();
+    assert_eq!(documented, metrics);
+}
+
+/// Every configuration that the README shows is one that `serve` takes.
+#[test]
+fn the_readmes_config_files_are_good() {
+    let readme = readme();
+    let mut found = 0;
+    for block in readme.split("```yaml\n").skip(1) {
+        let yaml = block.split("```").next().expect("an end");
+        if !yaml.contains("routes:\n- from:") {
+            continue;
+        }
+        found += 1;
+        ConfigFile::parse(yaml, &setting_keys()).expect(yaml);
+        let file = file(yaml);
+        let (code, _, stderr) = run(&["check", "--config", path_of(&file)], &[]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{yaml}");
+    }
+    assert!(found > 0, "the README shows no config file");
+}

@@ -1,1 +1,165 @@
-//!
+//! Each source that may name a route, through a real Envoy, and which wins.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::world::{DOCUMENT, Wish, World, http_filters, metadata, virtual_hosts, without_metadata};
+
+const NOTES: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
+const OTHER: &str = "https://other.localhost/.well-known/mcp-client-metadata.json";
+
+fn found(client_id: &str) -> (u16, Option<String>) {
+    (200, Some(client_id.to_owned()))
+}
+
+/// The route of the document in a virtual host.
+fn document_route(host: &mut Value) -> &mut Value {
+    let routes = host["routes"].as_array_mut().expect("routes");
+    routes.iter_mut().find(|route| route["match"]["path"] == DOCUMENT).expect("the document's route")
+}
+
+#[tokio::test]
+async fn attributes_of_the_route_and_the_virtual_host() {
+    let edit = |config: &mut Value| {
+        for host in virtual_hosts(config) {
+            match host["name"].as_str() {
+                // All on the route.
+                Some("notes.localhost") => {
+                    document_route(host)["metadata"] = json!({"filter_metadata": {"envoy_cimd": {
+                        "from": "https://notes.localhost", "client_name": "Of the route"}}});
+                    host.as_object_mut().expect("a virtual host").remove("metadata");
+                }
+                // Key by key: the name on the route, the rest on the virtual host.
+                Some("tickets.localhost") => {
+                    document_route(host)["metadata"] =
+                        json!({"filter_metadata": {"envoy_cimd": {"client_name": "Of the route"}}});
+                    metadata(host)["client_name"] = "Of the virtual host".into();
+                }
+                // The route's `from` before the virtual host's.
+                Some("other.localhost") => {
+                    metadata(host)["from"] = "https://wrong.localhost".into();
+                    document_route(host)["metadata"] =
+                        json!({"filter_metadata": {"envoy_cimd": {"from": "https://other.localhost"}}});
+                }
+                // A value of the wrong type is an error, not a reason to look elsewhere.
+                Some("broken.localhost") => {
+                    document_route(host)["metadata"] = json!({"filter_metadata": {"envoy_cimd": {"from": 5}}});
+                }
+                _ => {}
+            }
+        }
+    };
+    let routes = ["notes", "tickets", "other", "broken"].map(|name| format!("from=https://{name}.localhost"));
+    let routes = routes.each_ref().map(String::as_str);
+    let world = World::start(Wish { routes: &routes, edit: &edit, ..Wish::default() }).await;
+    assert_eq!(world.document("notes.localhost").await, found(NOTES));
+    assert_eq!(world.document("other.localhost").await, found(OTHER));
+    assert_eq!(world.document("broken.localhost").await, (500, None));
+    for host in ["notes.localhost", "tickets.localhost"] {
+        let answer = world.https().send(http::Version::HTTP_2, crate::stack::Call::get(host, DOCUMENT)).await;
+        let body: Value = serde_json::from_slice(&answer.expect("an answer").body).expect("JSON");
+        assert_eq!(body["client_name"], "Of the route", "{host}");
+    }
+}
+
+/// Replaces a file as Kubernetes does: the name is a symbolic link that flips to another folder.
+fn flip(link: &Path, content: &str) {
+    let dir = link.parent().expect("a folder");
+    let target = tempfile::Builder::new().prefix("..data").tempdir_in(dir).expect("a folder").keep().join("file");
+    std::fs::write(&target, content).expect("the new content");
+    let fresh = dir.join("..fresh");
+    std::os::unix::fs::symlink(target, &fresh).expect("a link");
+    std::fs::rename(fresh, link).expect("the flip");
+}
+
+#[tokio::test]
+async fn the_config_file_and_its_changes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("config.yaml");
+    flip(&file, "document_max_age: 60\nroutes:\n- from: https://notes.localhost\n");
+    let flags = ["--config", file.to_str().expect("text")];
+    let mut world = World::start(Wish { cimd: &flags, edit: &without_metadata, ..Wish::default() }).await;
+    assert_eq!(world.document("notes.localhost").await, found(NOTES));
+    assert_eq!(world.document("tickets.localhost").await, (500, None), "not in the file");
+    assert_eq!(world.metric("envoy_cimd_reload_ok{file=\"config\"}").await, Some(1));
+
+    flip(&file, "document_max_age: 60\nroutes: [{from: 'https://tickets.localhost:8443'}]\n");
+    world.cimd.process.line(|line| line.contains("read again").then_some(())).await;
+    assert_eq!(world.document("notes.localhost").await, (500, None), "no longer in the file");
+    let (status, client_id) = world.document("tickets.localhost").await;
+    assert_eq!((status, client_id.is_some()), (200, true));
+
+    // A bad file, in each way that it can be bad: named in the log, counted, and the last good one stays.
+    for (bad, reason) in [
+        (
+            "routes: [{from: 'http://tickets.localhost'}]\n",
+            "routes[0] (http://tickets.localhost): `from` must be https",
+        ),
+        ("routes: [{from: 'https://a.localhost', form: x}]\n", "form"),
+        ("rotues: []\n", "there is no setting `rotues`"),
+        ("routes: [\n", "unclosed bracket '[' at line 1, column 9"),
+    ] {
+        flip(&file, bad);
+        let line = world.cimd.process.line(|line| line.contains(reason).then(|| line.to_owned())).await;
+        assert!(line.contains("WARN") && line.contains(file.to_str().expect("text")), "{line}");
+        assert_eq!(world.document("tickets.localhost").await.0, 200);
+        assert_eq!(world.metric("envoy_cimd_reload_ok{file=\"config\"}").await, Some(0));
+    }
+    std::fs::remove_file(&file).expect("removed");
+    world.cimd.process.line(|line| line.contains("No such file").then_some(())).await;
+    assert_eq!(world.document("tickets.localhost").await.0, 200);
+    assert_eq!(world.metric("envoy_cimd_reloads_total{file=\"config\",result=\"failed\"}").await, Some(5));
+
+    flip(&file, "document_max_age: 61\nroutes: [{from: 'https://notes.localhost'}]\n");
+    world.cimd.process.line(|line| line.contains("take effect at the next start").then_some(())).await;
+    assert_eq!(world.document("notes.localhost").await, found(NOTES));
+    assert_eq!(world.metric("envoy_cimd_reload_ok{file=\"config\"}").await, Some(1));
+}
+
+/// A filter that writes dynamic metadata, as any filter may.
+fn write_dynamic_metadata(config: &mut Value) {
+    http_filters(config).insert(
+        0,
+        json!({"name": "set_metadata", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+            "metadata": [{"metadata_namespace": "envoy_cimd", "value": {"from": "https://other.localhost"}}],
+        }}),
+    );
+}
+
+#[tokio::test]
+async fn dynamic_metadata_only_where_it_is_allowed() {
+    let edit = |config: &mut Value| {
+        without_metadata(config);
+        write_dynamic_metadata(config);
+    };
+    let routes = &["from=https://other.localhost"];
+    for (flags, expected) in [(&[][..], (500, None)), (&["--dynamic-metadata"][..], found(OTHER))] {
+        // Envoy sends it either way: the refusal is ours.
+        let world =
+            World::start(Wish { routes, cimd: flags, envoy_config: &["--dynamic-metadata"], edit: &edit }).await;
+        assert_eq!(world.document("other.localhost").await, expected, "{flags:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_source_wins_whole() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("config.yaml");
+    std::fs::write(&file, "routes: [{from: 'https://notes.localhost', client_name: Of the file}]\n").expect("a file");
+    let flags = ["--config", file.to_str().expect("text"), "--dynamic-metadata"];
+    let edit = |config: &mut Value| {
+        write_dynamic_metadata(config);
+        for host in virtual_hosts(config) {
+            if host["name"] == "notes.localhost" {
+                host.as_object_mut().expect("a virtual host").remove("metadata");
+            }
+        }
+    };
+    let routes = &["from=https://notes.localhost", "from=https://tickets.localhost", "from=https://other.localhost"];
+    let world = World::start(Wish { routes, cimd: &flags, envoy_config: &["--dynamic-metadata"], edit: &edit }).await;
+    assert_eq!(world.document("notes.localhost").await, found(NOTES), "the file before dynamic metadata");
+    let tickets = "https://tickets.localhost/.well-known/mcp-client-metadata.json";
+    assert_eq!(world.document("tickets.localhost").await, found(tickets), "attributes before dynamic metadata");
+}

@@ -1,1 +1,213 @@
-//!
+//! The gRPC edge over an in-memory connection: a real `Process` stream, message by message.
+
+use std::{collections::HashMap, sync::Arc};
+
+use envoy_cimd::{
+    cli::{self, Task},
+    endpoint::Endpoints,
+    ext_proc::ExtProc,
+    serve,
+};
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{HeaderMap, HeaderValue},
+        service::ext_proc::v3::{
+            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest,
+            external_processor_client::ExternalProcessorClient, external_processor_server::ExternalProcessorServer,
+            processing_request::Request as Phase, processing_response::Response,
+        },
+    },
+    google::protobuf::{Struct, Value, value::Kind},
+};
+use hyper_util::rt::TokioIo;
+use proptest::prelude::*;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::world::DOCUMENT;
+
+/// The endpoints as `serve` makes them from these flags.
+fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
+    let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
+    let parsed = cli::parse(args).expect("good flags");
+    let Task::Serve(settings) = parsed.task else { panic!("serve") };
+    Arc::new(serve::endpoints(&settings, parsed.file.as_ref()).expect("good settings"))
+}
+
+/// A client of a real server, over memory.
+pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let server = tonic::transport::Server::builder().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
+    tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
+    let mut ours = Some(TokioIo::new(ours));
+    let connector = tower::service_fn(move |_| {
+        let io = ours.take().ok_or_else(|| std::io::Error::other("one connection only"));
+        async move { io }
+    });
+    let endpoint = tonic::transport::Endpoint::from_static("http://envoy-cimd");
+    ExternalProcessorClient::new(endpoint.connect_with_connector(connector).await.expect("a connection"))
+}
+
+pub fn attribute(of: &str, key: &str) -> String {
+    format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{key}']")
+}
+
+pub fn headers(pairs: &[(&str, &str)]) -> HttpHeaders {
+    let headers = pairs
+        .iter()
+        .map(|(key, value)| HeaderValue {
+            key: (*key).to_owned(),
+            raw_value: value.as_bytes().to_vec(),
+            ..HeaderValue::default()
+        })
+        .collect();
+    HttpHeaders { headers: Some(HeaderMap { headers }), end_of_stream: true, ..HttpHeaders::default() }
+}
+
+/// Request headers as Envoy sends them, for a route whose attributes are these.
+pub fn message(pairs: &[(&str, &str)], attributes: &[(String, &str)]) -> ProcessingRequest {
+    let fields = attributes
+        .iter()
+        .map(|(name, text)| (name.clone(), Value { kind: Some(Kind::StringValue((*text).to_owned())) }))
+        .collect();
+    ProcessingRequest {
+        request: Some(Phase::RequestHeaders(headers(pairs))),
+        attributes: HashMap::from([("envoy.filters.http.ext_proc".to_owned(), Struct { fields })]),
+        ..ProcessingRequest::default()
+    }
+}
+
+/// A request for the document of a route, with nothing wrong.
+pub fn document_of(from: &str) -> ProcessingRequest {
+    let authority = from.trim_start_matches("https://");
+    message(
+        &[(":method", "GET"), (":path", DOCUMENT), (":authority", authority), (":scheme", "https")],
+        &[(attribute("route", "from"), from)],
+    )
+}
+
+fn phase(phase: Phase) -> ProcessingRequest {
+    ProcessingRequest { request: Some(phase), ..ProcessingRequest::default() }
+}
+
+/// All answers to a stream of messages, and how it ended.
+async fn exchange(
+    client: &mut ExternalProcessorClient<Channel>,
+    messages: Vec<ProcessingRequest>,
+) -> (Vec<Response>, Result<(), Status>) {
+    let mut answers = match client.process(tokio_stream::iter(messages)).await {
+        Ok(answers) => answers.into_inner(),
+        Err(status) => return (Vec::new(), Err(status)),
+    };
+    let mut responses = Vec::new();
+    loop {
+        match answers.message().await {
+            Ok(Some(answer)) => responses.push(answer.response.expect("a response")),
+            Ok(None) => return (responses, Ok(())),
+            Err(status) => return (responses, Err(status)),
+        }
+    }
+}
+
+fn immediate(responses: &[Response]) -> &ImmediateResponse {
+    let [Response::ImmediateResponse(response)] = responses else { panic!("{responses:?}") };
+    response
+}
+
+#[tokio::test]
+async fn each_phase_is_answered_in_kind() {
+    let mut client = client(endpoints(&[])).await;
+    let not_ours = message(&[(":method", "GET"), (":path", "/mcp"), (":authority", "a.example")], &[]);
+    let phases = vec![
+        not_ours,
+        phase(Phase::RequestBody(HttpBody::default())),
+        phase(Phase::RequestTrailers(HttpTrailers::default())),
+        phase(Phase::ResponseHeaders(headers(&[(":status", "200")]))),
+        phase(Phase::ResponseBody(HttpBody::default())),
+        phase(Phase::ResponseTrailers(HttpTrailers::default())),
+    ];
+    let (responses, end) = exchange(&mut client, phases).await;
+    assert!(end.is_ok());
+    assert!(
+        matches!(
+            &responses[..],
+            [
+                Response::RequestHeaders(_),
+                Response::RequestBody(_),
+                Response::RequestTrailers(_),
+                Response::ResponseHeaders(_),
+                Response::ResponseBody(_),
+                Response::ResponseTrailers(_),
+            ]
+        ),
+        "{responses:?}"
+    );
+    let untouched = responses.iter().all(|response| match response {
+        Response::RequestHeaders(headers) | Response::ResponseHeaders(headers) => headers.response.is_none(),
+        Response::RequestBody(body) | Response::ResponseBody(body) => body.response.is_none(),
+        Response::RequestTrailers(trailers) | Response::ResponseTrailers(trailers) => {
+            trailers.header_mutation.is_none()
+        }
+        _ => false,
+    });
+    assert!(untouched, "nothing is changed: {responses:?}");
+}
+
+/// An earlier filter replied: Envoy sends the response alone.
+#[tokio::test]
+async fn a_stream_without_request_headers_passes() {
+    let mut client = client(endpoints(&[])).await;
+    let answer = phase(Phase::ResponseHeaders(headers(&[(":status", "401")])));
+    let (responses, end) = exchange(&mut client, vec![answer]).await;
+    assert!(matches!(&responses[..], [Response::ResponseHeaders(_)]) && end.is_ok(), "{responses:?}");
+    assert_eq!(exchange(&mut client, Vec::new()).await.0, [], "nor one without any message");
+}
+
+#[tokio::test]
+async fn an_unknown_message_is_unimplemented() {
+    let endpoints = endpoints(&[]);
+    let mut client = client(Arc::clone(&endpoints)).await;
+    let (responses, end) = exchange(&mut client, vec![ProcessingRequest::default()]).await;
+    assert_eq!((responses, end.expect_err("an error").code()), (Vec::new(), Code::Unimplemented));
+    let (responses, _) = exchange(&mut client, vec![document_of("https://a.example")]).await;
+    assert_eq!(immediate(&responses).status.expect("a status").code, 200, "the connection lives on");
+    assert_eq!(endpoints.metrics.streams.get(), 0, "no stream is left open");
+}
+
+#[tokio::test]
+async fn an_answer_ends_the_stream() {
+    let mut client = client(endpoints(&[])).await;
+    let messages = vec![document_of("https://a.example"), document_of("https://b.example")];
+    let (responses, end) = exchange(&mut client, messages).await;
+    assert!(end.is_ok());
+    let body = String::from_utf8(immediate(&responses).body.clone()).expect("text");
+    assert!(body.contains("https://a.example/"), "{body}");
+}
+
+/// `raw_value` before `value`, which other versions of Envoy fill.
+#[tokio::test]
+async fn header_values_of_both_kinds() {
+    let mut client = client(endpoints(&[])).await;
+    let mut message = document_of("https://a.example");
+    if let Some(Phase::RequestHeaders(HttpHeaders { headers: Some(map), .. })) = &mut message.request {
+        for header in &mut map.headers {
+            header.value = String::from_utf8(std::mem::take(&mut header.raw_value)).expect("text");
+        }
+    }
+    let (responses, _) = exchange(&mut client, vec![message]).await;
+    assert_eq!(immediate(&responses).status.expect("a status").code, 200);
+}
+
+/// Whatever the route, its `client_id` is the URL of the request that fetches it.
+#[test]
+fn the_client_id_is_the_url_of_a_request_for_it() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let client = runtime.block_on(client(endpoints(&[])));
+    let origins = "https://[a-z]([a-z0-9-]{0,10}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?";
+    proptest!(ProptestConfig::with_cases(200), |(from in origins)| {
+        let Ok(origin) = from.parse::<envoy_cimd::origin::Origin>() else { return Ok(()) };
+        let (responses, _) = runtime.block_on(exchange(&mut client.clone(), vec![document_of(&from)]));
+        let response = immediate(&responses);
+        let body: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
+        prop_assert_eq!(&body["client_id"], &format!("{origin}{DOCUMENT}"));
+    });
+}

@@ -9,7 +9,7 @@ use axum::{Router, extract::Request, routing::any};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stack::{Certificates, Cimd, Client, Envoy};
+use crate::stack::{Call, Certificates, Cimd, Client, Envoy, get};
 
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const START: &str = "/.pomerium/oauth/start";
@@ -51,7 +51,7 @@ pub struct Wish<'a> {
     pub cimd: &'a [&'a str],
     pub envoy_config: &'a [&'a str],
     /// A last change to Envoy's configuration.
-    pub edit: &'a dyn Fn(&mut Value),
+    pub edit: &'a (dyn Fn(&mut Value) + Sync),
 }
 
 impl Default for Wish<'_> {
@@ -76,9 +76,28 @@ impl World {
         Self { dir, certificates, upstream, cimd, envoy }
     }
 
+    /// The document of a host, as status and `client_id`.
+    pub async fn document(&self, host: &str) -> (u16, Option<String>) {
+        let answer = self.https().send(http::Version::HTTP_2, Call::get(host, DOCUMENT)).await.expect("an answer");
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        (answer.status, body["client_id"].as_str().map(str::to_owned))
+    }
+
+    /// The value of a metric, with its labels as they stand in the text.
+    pub async fn metric(&self, name: &str) -> Option<u64> {
+        metric(&self.cimd.admin, name).await
+    }
+
     pub fn https(&self) -> Client {
         Client::tls(self.envoy.https, &self.certificates.ca)
     }
+}
+
+/// The value of a metric of the process with this admin address.
+pub async fn metric(admin: &str, name: &str) -> Option<u64> {
+    let (_, text) = get(admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+    let text = String::from_utf8(text.to_vec()).expect("text");
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// The program's own configuration, on free ports.
@@ -114,6 +133,13 @@ pub fn virtual_hosts(config: &mut Value) -> &mut Vec<Value> {
 /// What a route or a virtual host tells our filter.
 pub fn metadata(of: &mut Value) -> &mut Value {
     &mut of["metadata"]["filter_metadata"]["envoy_cimd"]
+}
+
+/// Removes what the generated configuration says of every route, so that another source can.
+pub fn without_metadata(config: &mut Value) {
+    for host in virtual_hosts(config) {
+        host.as_object_mut().expect("a virtual host").remove("metadata");
+    }
 }
 
 /// The HTTP filters of the https listener.

@@ -40,7 +40,8 @@ impl Certificates {
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("a CA");
         let key = KeyPair::generate().expect("a key");
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let leaf = CertificateParams::new(hosts).expect("host names").signed_by(&key, &authority).expect("a certificate");
+        let leaf =
+            CertificateParams::new(hosts).expect("host names").signed_by(&key, &authority).expect("a certificate");
         let write = |name: &str, text: String| {
             let path = dir.join(name);
             std::fs::write(&path, text).expect("a certificate file");
@@ -64,7 +65,7 @@ pub struct Process {
 }
 
 impl Process {
-    fn spawn(name: &'static str, mut command: Command) -> Self {
+    pub fn spawn(name: &'static str, mut command: Command) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -116,15 +117,25 @@ impl Process {
         assert!(status.expect("kill").success());
     }
 
-    /// Waits for its end; the exit code, or none where a signal killed it.
-    pub async fn ended(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        ended.unwrap_or_else(|_| panic!("{} does not end:\n{}", self.name, self.output())).expect("wait").code()
+    /// Waits for its end and for the end of its output, however long it takes; the exit code, or none where a signal
+    /// killed it.
+    pub async fn exited(&mut self) -> Option<i32> {
+        let status = self.child.wait().await.expect("wait");
+        while self.news.changed().await.is_ok() {}
+        status.code()
     }
 
-    /// Asks it to stop, and waits.
+    /// The same, but it must not take long.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(PATIENCE, self.exited()).await;
+        ended.unwrap_or_else(|_| panic!("{} does not end:\n{}", self.name, self.output()))
+    }
+
+    /// Asks it to stop, if it still runs, and waits.
     pub async fn stop(&mut self) -> Option<i32> {
-        self.signal("-TERM");
+        if self.child.id().is_some() {
+            self.signal("-TERM");
+        }
         self.ended().await
     }
 }
@@ -156,13 +167,9 @@ impl Cimd {
     /// Starts the executable with these flags, on ports of its own choice unless they say otherwise.
     pub async fn start(executable: &Path, flags: &[&str]) -> Self {
         let mut command = Command::new(executable);
-        command.args(["serve", "--drain-delay=0"]);
-        for (flag, address) in [("--listen", "127.0.0.1:0"), ("--admin-listen", "127.0.0.1:0")] {
-            if !flags.contains(&flag) {
-                command.args([flag, address]);
-            }
-        }
-        command.args(flags);
+        // As variables, so that a flag can say otherwise.
+        command.env("ENVOY_CIMD_LISTEN", "127.0.0.1:0").env("ENVOY_CIMD_ADMIN_LISTEN", "127.0.0.1:0");
+        command.env("ENVOY_CIMD_DRAIN_DELAY", "0").arg("serve").args(flags);
         let mut process = Process::spawn("envoy-cimd", command);
         let ext_proc = process.line(|line| ready_address(line, "ext_proc")).await;
         let admin = process.line(|line| ready_address(line, "admin")).await;
@@ -196,7 +203,8 @@ impl Envoy {
         let (path, address) = (dir.join("envoy.yaml"), dir.join("envoy-admin"));
         std::fs::write(&path, config).expect("the configuration");
         let mut command = Command::new(envoy_executable());
-        command.args(["--use-dynamic-base-id", "--log-level", "warning", "--concurrency", "1", "--drain-time-s", "1"]);
+        // Hot restart would leave a file in /dev/shm behind, even at a clean end.
+        command.args(["--disable-hot-restart", "--log-level", "warning", "--concurrency", "1", "--drain-time-s", "1"]);
         command.arg("-c").arg(&path).arg("--admin-address-path").arg(&address);
         let mut process = Process::spawn("envoy", command);
         let deadline = Instant::now() + PATIENCE;
@@ -308,7 +316,9 @@ impl Client {
     }
 
     pub async fn send(&self, version: http::Version, call: Call) -> Result<Answered, String> {
-        tokio::time::timeout(PATIENCE, self.exchange(version, call)).await.map_err(|_| "no answer in time".to_owned())?
+        tokio::time::timeout(PATIENCE, self.exchange(version, call))
+            .await
+            .map_err(|_| "no answer in time".to_owned())?
     }
 
     async fn exchange(&self, version: http::Version, call: Call) -> Result<Answered, String> {
@@ -317,11 +327,12 @@ impl Client {
         let Some(roots) = &self.roots else {
             return talk(stream, version, "http", call).await;
         };
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| text(&error))?
-            .with_root_certificates(Arc::clone(roots))
-            .with_no_client_auth();
+        let mut config =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(|error| text(&error))?
+                .with_root_certificates(Arc::clone(roots))
+                .with_no_client_auth();
         let protocol: &[u8] = if version == http::Version::HTTP_2 { b"h2" } else { b"http/1.1" };
         config.alpn_protocols = vec![protocol.to_vec()];
         let name = ServerName::try_from(call.host.clone()).map_err(|error| text(&error))?;
@@ -353,8 +364,7 @@ where
     } else {
         let request = request.uri(&call.path).header("host", &call.authority);
         let request = request.body(body).map_err(|error| text(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(io).await.map_err(|error| text(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|error| text(&error))?;
         tokio::spawn(connection);
         sender.send_request(request).await
     };
