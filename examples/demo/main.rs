@@ -83,6 +83,7 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
     println!("\n{}", checks.summary());
     if options.once {
         if !well {
+            eprintln!();
             print_output_end("Envoy", &running.envoy.process);
             print_output_end("envoy-cimd", &running.cimd.process);
         }
@@ -160,18 +161,19 @@ impl Running {
 
     fn introduce(&self) {
         let row = |what: &str, is: &str| println!("  {what:<32}  {is}");
-        println!("Running, all on this machine\n");
-        for Route { name, origin, upstream } in &self.routes {
-            row(origin.as_str(), &format!("a route of Envoy's, to the {name} MCP server at {upstream}"));
-        }
-        row(&format!("http://{}", self.envoy.http), "Envoy's plain http, which only refuses");
-        row(
-            &format!("http://{}", self.envoy.admin),
-            &format!("Envoy's admin interface (Envoy {})", self.envoy_version),
+        println!(
+            "Two MCP routes behind Envoy {}. envoy-cimd makes each an OAuth client of its own.",
+            self.envoy_version
         );
+        println!("\nRunning, all on this machine\n");
+        for Route { name, origin, upstream } in &self.routes {
+            row(origin.as_str(), &format!("a route of Envoy, to the {name} MCP server at {upstream}"));
+        }
+        row(&format!("http://{}", self.envoy.http), "Envoy's plain http port, which only refuses");
+        row(&format!("http://{}", self.envoy.admin), "Envoy's admin interface");
         row(&self.cimd.ext_proc, "envoy-cimd, which Envoy asks (ext_proc)");
         row(&format!("http://{}", self.cimd.admin), "envoy-cimd's health and metrics");
-        row(&self.folder.path().display().to_string(), "its files: envoy.yaml, certificates");
+        row(&self.folder.path().display().to_string(), "the demo's files: envoy.yaml and certificates");
     }
 
     async fn check(&self) -> Checks {
@@ -190,15 +192,15 @@ impl Running {
         let notes = &self.routes[0].origin;
         let client_id = format!("{notes}{DOCUMENT}");
         let plain = format!("http://{}:{}{DOCUMENT}", notes.host(), self.envoy.http.port());
-        println!("\nTry, in another terminal (-K tells curl of our CA, and that the hosts are here)");
+        println!("\nTry next, in another terminal (with -K, curl reads our CA and the hosts' addresses from a file)");
         for (what, command) in [
             ("the document", format!("{curl} {client_id}")),
             ("its headers", format!("{curl} -I {client_id}")),
-            ("not sent again to who has it: 304", format!("{curl} -i -H 'if-none-match: {etag}' {client_id}")),
-            ("only read: 405", format!("{curl} -i -X POST {client_id}")),
+            ("not sent again to whoever has it: 304", format!("{curl} -i -H 'if-none-match: {etag}' {client_id}")),
+            ("read-only: 405", format!("{curl} -i -X POST {client_id}")),
             ("never over plain http: 403", format!("{curl} -i {plain}")),
             ("what envoy-cimd counted", format!("curl http://{}/metrics", self.cimd.admin)),
-            ("what Envoy counted of it", format!("curl 'http://{}/stats?filter=ext_proc'", self.envoy.admin)),
+            ("what Envoy counted", format!("curl 'http://{}/stats?usedonly&filter=https.ext_proc'", self.envoy.admin)),
         ] {
             println!("\n  # {what}\n  {command}");
         }
@@ -211,7 +213,7 @@ impl Running {
             code = self.cimd.process.exited() => ("envoy-cimd", code),
         };
         let how = code.map_or("a signal killed it".to_owned(), |code| format!("exit code {code}"));
-        eprintln!("\ndemo: {name} ended by itself ({how})");
+        eprintln!("\ndemo: {name} ended by itself ({how})\n");
         print_output_end(name, if name == "Envoy" { &self.envoy.process } else { &self.cimd.process });
     }
 
@@ -272,7 +274,7 @@ fn executable() -> anyhow::Result<PathBuf> {
 /// The version of the Envoy that will be started, asked of itself.
 async fn envoy_version() -> anyhow::Result<String> {
     let envoy = envoy_executable();
-    let mend = "ENVOY must name an Envoy 1.40 or newer; without ENVOY, `make demo` gets one";
+    let mend = "set ENVOY to an Envoy 1.40, or leave it unset and `make demo` gets one";
     let output = match Command::new(&envoy).arg("--version").output().await {
         Ok(output) => output,
         Err(error) => bail!("{envoy} cannot be run: {error}; {mend}"),
@@ -325,8 +327,9 @@ async fn envoy_config(
 fn print_output_end(name: &str, process: &Process) {
     let output = process.output();
     let lines: Vec<&str> = output.lines().collect();
-    eprintln!("\nThe end of what {name} printed:");
+    eprintln!("The end of what {name} printed:");
     for line in &lines[lines.len().saturating_sub(15)..] {
         eprintln!("  {line}");
     }
+    eprintln!();
 }
