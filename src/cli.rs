@@ -8,12 +8,15 @@ use clap::{
     Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr,
     error::ErrorKind,
 };
+use tracing_subscriber::EnvFilter;
 
 use crate::{
+    choreographer::{ChoreographerUrl, ClientSettings},
     config_file::{self, ConfigFile},
     document::NameTemplate,
     listen::ListenAddr,
     route::{EndpointPath, Paths, RouteSpec},
+    user::{MetadataPath, UserSource, Users},
 };
 
 #[derive(Debug, Parser)]
@@ -25,12 +28,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Task {
-    /// Answer Envoy: serve every route's client metadata document.
+    /// Answer Envoy: serve every route's client metadata document, connect page and redirect endpoint.
     Serve(Serve),
     /// Check a config file and say what would be served.
     Check(Check),
     /// Print an Envoy configuration for a list of routes.
     EnvoyConfig(EnvoyConfig),
+    /// Print a fresh key, a line for a key file.
+    Keygen,
 }
 
 #[derive(Args, Debug)]
@@ -49,6 +54,31 @@ pub struct Serve {
     pub insecure_grpc: bool,
     #[command(flatten)]
     pub routes: RouteArgs,
+    /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER", value_name = "URL")]
+    pub choreographer: Option<ChoreographerUrl>,
+    /// The authority that the choreographer's certificate is from, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_CA", value_name = "FILE")]
+    pub choreographer_ca: Option<PathBuf>,
+    /// Our certificate for the choreographer, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_CERT", value_name = "FILE")]
+    pub choreographer_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_KEY", value_name = "FILE")]
+    pub choreographer_key: Option<PathBuf>,
+    /// The keys that sign states, one a line as `keygen` prints: the first signs, all verify. Read again when it changes.
+    #[arg(long, env = "ENVOY_CIMD_STATE_KEYS", value_name = "FILE")]
+    pub state_keys: Option<PathBuf>,
+    /// Take everybody who reaches the routes for one person: for a demo, or a gateway of your own.
+    #[arg(long, env = "ENVOY_CIMD_SINGLE_USER", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub single_user: bool,
+    /// Where in that metadata the person's issuer is, such as `jwt_payload.iss`.
+    #[arg(long, env = "ENVOY_CIMD_USER_ISSUER", value_name = "PATH")]
+    pub user_issuer: Option<MetadataPath>,
+    /// Where in that metadata the person's subject is, such as `jwt_payload.sub`.
+    #[arg(long, env = "ENVOY_CIMD_USER_SUBJECT", value_name = "PATH")]
+    pub user_subject: Option<MetadataPath>,
     /// How long a document may be cached, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_MAX_AGE", value_name = "SECONDS", default_value = "3600")]
     pub document_max_age: u32,
@@ -61,14 +91,46 @@ pub struct Serve {
     )]
     pub client_name: NameTemplate,
     /// After SIGTERM, how long to go on answering while Envoy's health check takes notice, in seconds.
-    #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "2")]
+    #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "3")]
     pub drain_delay: u16,
     /// After the drain delay, how long open streams may take to finish, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "15")]
     pub drain_timeout: u16,
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
-    #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info", value_parser = parse_log)]
     pub log: String,
+}
+
+impl Serve {
+    /// How people are known.
+    ///
+    /// # Errors
+    /// Where only a part of it is said, or two ways at once.
+    pub fn users(&self) -> anyhow::Result<Users> {
+        match (self.single_user, &self.routes.user_namespace, &self.user_issuer, &self.user_subject) {
+            (false, None, None, None) => Ok(Users::Unknown),
+            (true, None, None, None) => Ok(Users::Single),
+            (false, Some(namespace), Some(issuer), Some(subject)) if !namespace.is_empty() => {
+                Ok(Users::From(UserSource {
+                    namespace: namespace.clone(),
+                    issuer: issuer.clone(),
+                    subject: subject.clone(),
+                }))
+            }
+            (true, ..) => bail!("--single-user and --user-namespace, --user-issuer, --user-subject exclude each other"),
+            (false, ..) => bail!("--user-namespace, --user-issuer and --user-subject go together"),
+        }
+    }
+
+    /// How the choreographer is reached, where it is another process.
+    pub fn client(&self) -> Option<ClientSettings> {
+        Some(ClientSettings {
+            url: self.choreographer.clone()?,
+            ca: self.choreographer_ca.clone(),
+            cert: self.choreographer_cert.clone(),
+            key: self.choreographer_key.clone(),
+        })
+    }
 }
 
 /// What `serve` and `envoy-config` must agree on.
@@ -89,6 +151,9 @@ pub struct RouteArgs {
     #[arg(long, env = "ENVOY_CIMD_DYNAMIC_METADATA", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub dynamic_metadata: bool,
+    /// The dynamic metadata of the filter that says who a person is, such as `envoy.filters.http.jwt_authn`.
+    #[arg(long, env = "ENVOY_CIMD_USER_NAMESPACE", value_name = "NAMESPACE")]
+    pub user_namespace: Option<String>,
 }
 
 impl RouteArgs {
@@ -156,8 +221,15 @@ pub enum Part {
     Routes,
     /// The ext_proc filter.
     Filter,
-    /// The cluster of envoy-cimd.
+    /// The cluster of envoy-cimd, and those of the routes' upstreams.
     Cluster,
+}
+
+fn parse_log(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn parse_route(text: &str) -> Result<RouteSpec, String> {

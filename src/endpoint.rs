@@ -1,21 +1,31 @@
 //! From a request to its answer: which route, which endpoint, and the checks that all endpoints share.
 
-use std::sync::Arc;
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use arc_swap::ArcSwap;
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio_util::task::TaskTracker;
 
 use crate::{
+    browser, callback,
+    choreographer::Choreographer,
     document::{self, Document, NameTemplate},
     metrics::Metrics,
-    refusal::Refusal,
+    refusal::{Audience, Refusal},
     refusal_log::RefusalLog,
     reply::Reply,
     request::{Request, Sources},
     route::{Endpoint, Fields, Paths, Route, RouteError, RouteTable},
+    start,
+    state::StateKeys,
+    user::Users,
 };
 
 /// What the endpoints of every route are built with.
-#[derive(Debug)]
 pub struct Endpoints {
     pub paths: Paths,
     pub names: NameTemplate,
@@ -25,41 +35,102 @@ pub struct Endpoints {
     pub routes: Arc<ArcSwap<RouteTable>>,
     /// Whether the dynamic metadata of a request may name its route.
     pub dynamic_metadata: bool,
+    pub users: Users,
+    pub state_keys: Arc<ArcSwap<StateKeys>>,
+    /// None where this process has none to call: states are still checked.
+    pub choreographer: Option<Arc<dyn Choreographer>>,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
     pub metrics: Arc<Metrics>,
     pub refusals: Arc<RefusalLog>,
+    /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
+    pub calls: TaskTracker,
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoints").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// The clock of the system, in seconds since 1970.
+pub fn system_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// What becomes of a request.
-#[derive(Debug, PartialEq)]
 pub enum Answer {
     /// It is none of ours; Envoy goes on with it.
     PassThrough,
     Reply(Reply),
+    /// It takes a call of the choreographer.
+    Later(BoxFuture<'static, Reply>),
+}
+
+/// What an endpoint makes of a request that it takes.
+pub enum Step {
+    Reply(Reply),
+    /// A page that may take a call to write, which changes nothing.
+    Show(BoxFuture<'static, Reply>),
+    /// A call that changes something, of this flow where it is known before.
+    Call {
+        flow: Option<String>,
+        call: BoxFuture<'static, Served>,
+    },
+}
+
+/// What came of a call, and the flow that it was about.
+pub struct Served {
+    pub flow: Option<String>,
+    pub result: Result<Reply, Refusal>,
 }
 
 impl Endpoints {
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
         let (path, query) = request.path_and_query();
-        let endpoint = match self.paths.endpoint(path) {
-            Some(Endpoint::Document) => Endpoint::Document,
-            // Envoy's configuration answers these until they are served.
-            Some(Endpoint::Start | Endpoint::Callback) | None => {
-                self.metrics.passed_through.inc();
-                return Answer::PassThrough;
-            }
+        let Some(endpoint) = self.paths.endpoint(path) else {
+            self.metrics.passed_through.inc();
+            return Answer::PassThrough;
         };
         let route = self.route(request, sources);
-        let answer = match &route {
-            Ok(route) => self.document(request, query, route),
+        let user = || self.users.user(sources.user);
+        let step = match &route {
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
+            Ok(route) => match endpoint {
+                Endpoint::Document => self.document(request, query, route),
+                Endpoint::Start => check(request, route, start::METHODS)
+                    .and_then(|()| start::start(self, request, query, route, user())),
+                Endpoint::Callback => check(request, route, callback::METHODS)
+                    .and_then(|()| callback::callback(self, request, query, route, user())),
+            },
         };
-        let reply = answer.unwrap_or_else(|refusal| {
-            let name = route.as_ref().map_or(request.authority(), |route| route.id.as_str());
-            self.refusals.note(&refusal, name, request.id());
-            refusal.reply(request.id())
-        });
-        self.metrics.answered(endpoint, reply.label);
-        Answer::Reply(reply)
+        let name = route.as_ref().map_or(request.authority(), |route| route.id.as_str());
+        match step {
+            Ok(Step::Reply(reply)) => {
+                self.metrics.answered(endpoint, reply.label);
+                Answer::Reply(reply)
+            }
+            Ok(Step::Show(page)) => {
+                let metrics = Arc::clone(&self.metrics);
+                Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
+            }
+            Ok(Step::Call { flow, call }) => {
+                let report = Report {
+                    endpoint,
+                    route: name.to_owned(),
+                    audience: self.audience(request, endpoint),
+                    metrics: Arc::clone(&self.metrics),
+                    refusals: Arc::clone(&self.refusals),
+                };
+                Answer::Later(report.on(&self.calls, flow, call))
+            }
+            Err(refusal) => {
+                self.refusals.note(&refusal, name, request.id());
+                let reply = refusal.reply(&self.audience(request, endpoint));
+                self.metrics.answered(endpoint, reply.label);
+                Answer::Reply(reply)
+            }
+        }
     }
 
     /// The first source that gives `from` wins whole.
@@ -77,17 +148,27 @@ impl Endpoints {
         Err(RouteError::NoFrom)
     }
 
-    fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Reply, Refusal> {
+    fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
         let document = Document::new(route, &self.paths, &self.names).map_err(Refusal::MisconfiguredRoute)?;
         check(request, route, document::METHODS)?;
         if query.is_some() {
             return Err(Refusal::NotFound);
         }
-        Ok(match request.method() {
+        Ok(Step::Reply(match request.method() {
             "OPTIONS" => document::preflight(),
             _ => document.reply(request, &self.cache_control),
-        })
+        }))
+    }
+
+    /// Programs fetch documents; people come to the other two.
+    fn audience(&self, request: &Request<'_>, endpoint: Endpoint) -> Audience {
+        let for_people = endpoint != Endpoint::Document;
+        Audience {
+            html: for_people && browser::wants_html(request),
+            request_id: request.id().map(str::to_owned),
+            start: for_people.then(|| self.paths.start.to_string()),
+        }
     }
 }
 
@@ -103,4 +184,58 @@ fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<
         return Err(Refusal::MethodNotAllowed { allow: methods });
     }
     Ok(())
+}
+
+/// What is said of a call when it is over.
+struct Report {
+    endpoint: Endpoint,
+    route: String,
+    audience: Audience,
+    metrics: Arc<Metrics>,
+    refusals: Arc<RefusalLog>,
+}
+
+impl Report {
+    /// Runs a call as a task of its own, since an exchange that began goes on when the browser goes away.
+    fn on(
+        self,
+        calls: &TaskTracker,
+        flow: Option<String>,
+        call: BoxFuture<'static, Served>,
+    ) -> BoxFuture<'static, Reply> {
+        let audience = self.audience.clone();
+        let began = Instant::now();
+        let task = calls.spawn(async move {
+            // A bug in a call must not take its line away.
+            let served = std::panic::AssertUnwindSafe(call).catch_unwind().await;
+            let served = served.unwrap_or(Served { flow, result: Err(Refusal::ChoreographerFailed) });
+            self.finish(served, began)
+        });
+        Box::pin(async move { task.await.unwrap_or_else(|_| Refusal::ChoreographerFailed.reply(&audience)) })
+    }
+
+    fn finish(self, served: Served, began: Instant) -> Reply {
+        let Served { flow, result } = served;
+        let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&self.audience), Reply::clone);
+        self.metrics.answered(self.endpoint, reply.label);
+        let request_id = self.audience.request_id.unwrap_or_default();
+        if let Err(refusal @ Refusal::ChoreographerUnavailable) = &result {
+            // Nothing left the process, so it is one of those that come in floods.
+            self.refusals.note(refusal, &self.route, Some(&request_id));
+            return reply;
+        }
+        let (endpoint, label, route) = (self.endpoint.name(), reply.label, self.route);
+        let flow = flow.unwrap_or_default();
+        let elapsed_ms = began.elapsed().as_millis();
+        match result.err().map(|refusal| (refusal.status(), refusal.reason().unwrap_or_default())) {
+            None => tracing::info!(endpoint, label, route, request_id, flow, elapsed_ms, "served"),
+            Some((..500, reason)) => {
+                tracing::info!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+            }
+            Some((_, reason)) => {
+                tracing::warn!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+            }
+        }
+        reply
+    }
 }

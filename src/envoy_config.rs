@@ -7,7 +7,7 @@ use serde_json::json;
 use url::Url;
 
 use crate::{
-    cli::{EnvoyConfig, LoadedFile, Part},
+    cli::{EnvoyConfig, LoadedFile, Part, RouteArgs},
     ext_proc::ATTRIBUTES,
     listen::ListenAddr,
     request::HEADERS,
@@ -33,34 +33,33 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         }
         (None, _) => ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 9001 },
     };
-    let filter = Filter::new(options.routes.dynamic_metadata).render()?;
+    let filter = Filter::new(&options.routes).render()?;
     let cluster = Cluster::new(&processor).render()?;
     let hosts = |plain| virtual_hosts(&routes, &paths, plain);
+    let upstreams: Vec<String> = routes
+        .iter()
+        .filter_map(|route| route.upstream.as_ref())
+        .map(|upstream| upstream.cluster(&options.upstream_ca).render())
+        .collect::<Result<_, _>>()?;
+    let part = |pieces: &[String]| pieces.join("\n") + "\n";
     Ok(match options.part {
-        Some(Part::Filter) => filter + "\n",
-        Some(Part::Cluster) => cluster + "\n",
-        Some(Part::Routes) => hosts(false)?.join("\n") + "\n",
-        None => {
-            let upstreams: Result<Vec<String>, _> = routes
-                .iter()
-                .filter_map(|route| route.upstream.as_ref())
-                .map(|upstream| upstream.cluster(&options.upstream_ca).render())
-                .collect();
-            Whole {
-                admin: address(&options.envoy_admin),
-                https: address(&options.https_listen),
-                http: address(&options.http_listen),
-                cert: quoted(&options.downstream_cert),
-                key: quoted(&options.downstream_key),
-                hosts: hosts(false)?,
-                plain_hosts: hosts(true)?,
-                upstreams: upstreams?,
-                filter,
-                cluster,
-                paths,
-            }
-            .render()?
+        Some(Part::Filter) => part(&[filter]),
+        Some(Part::Cluster) => part(&[&[cluster], &upstreams[..]].concat()),
+        Some(Part::Routes) => part(&hosts(false)?),
+        None => Whole {
+            admin: address(&options.envoy_admin),
+            https: address(&options.https_listen),
+            http: address(&options.http_listen),
+            cert: quoted(&options.downstream_cert),
+            key: quoted(&options.downstream_key),
+            hosts: hosts(false)?,
+            plain_hosts: hosts(true)?,
+            upstreams,
+            filter,
+            cluster,
+            paths,
         }
+        .render()?,
     })
 }
 
@@ -104,7 +103,12 @@ fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Resu
                 name: quoted(route.origin.authority()),
                 domains: quoted(&domains),
                 metadata: quoted(&metadata(spec, route)),
-                our_paths: [&paths.document, &paths.start, &paths.callback].map(|path| quoted(&path.to_string())),
+                our_paths: [
+                    (&paths.document, "No authentication filter before this one."),
+                    (&paths.start, "Your authentication filter before this one; let it deny, never redirect."),
+                    (&paths.callback, "Your authentication filter before this one; let it deny, never redirect."),
+                ]
+                .map(|(path, filters)| (quoted(&path.to_string()), filters)),
                 plain,
                 upstream: upstream.as_ref(),
             }
@@ -138,7 +142,7 @@ struct Upstream {
 
 impl Upstream {
     fn new(route: &Route, paths: &Paths) -> anyhow::Result<Self> {
-        let url = route.upstream()?;
+        let url = Url::parse(route.upstream()?)?;
         if url.query().is_some() {
             bail!("must not have a query: Envoy matches the path of an MCP endpoint");
         }
@@ -195,11 +199,13 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(dynamic_metadata: bool) -> Self {
+    fn new(routes: &RouteArgs) -> Self {
+        let own = routes.dynamic_metadata.then_some(NAMESPACE);
+        let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
             headers: HEADERS,
             attributes: ATTRIBUTES.iter().flatten().collect(),
-            namespaces: dynamic_metadata.then(|| quoted(&[NAMESPACE])),
+            namespaces: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
         }
     }
 }
@@ -210,7 +216,8 @@ struct Host<'a> {
     name: String,
     domains: String,
     metadata: String,
-    our_paths: [String; 3],
+    /// Each with what it needs of the filters before ours.
+    our_paths: [(String, &'static str); 3],
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,
     upstream: Option<&'a Upstream>,

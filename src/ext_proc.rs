@@ -16,9 +16,9 @@ use envoy_types::pb::{
         },
         r#type::v3::HttpStatus,
     },
-    google::protobuf::{BoolValue, Struct, value::Kind},
+    google::protobuf::{BoolValue, Duration, Struct, value::Kind},
 };
-use futures_util::Stream;
+use futures_util::{FutureExt, Stream, future::BoxFuture};
 use tonic::{Status, Streaming};
 
 use crate::{
@@ -27,7 +27,12 @@ use crate::{
     reply::Reply,
     request::{Request, Sources},
     route::{Field, Fields, KEYS, NAMESPACE},
+    user::{MetadataPath, UserSource},
 };
+
+/// How long Envoy is asked to wait where an answer takes a call, in seconds: longer than the call's own deadline, and
+/// no longer than the filter's `max_message_timeout`.
+const CALL_TIMEOUT: i64 = 12;
 
 /// The key of `ProcessingRequest.attributes`, whatever name the filter has in Envoy's configuration.
 const FILTER: &str = "envoy.filters.http.ext_proc";
@@ -66,18 +71,26 @@ impl ExternalProcessor for ExtProc {
 
 /// One stream, which is one HTTP request of Envoy's: an answer to each message, made when it is polled for. There is
 /// no task and no channel of its own, since every request pays for what this does.
-#[derive(Debug)]
 pub struct Answers {
     endpoints: Arc<Endpoints>,
     messages: Streaming<ProcessingRequest>,
-    replied: bool,
+    state: State,
     _open: OpenStream,
+}
+
+enum State {
+    Listening,
+    /// Envoy has been asked for time; the reply comes when the call is over.
+    Calling(BoxFuture<'static, Reply>),
+    /// Envoy wants nothing after an immediate response, and closes the stream. Were we to close it first, its own last
+    /// frame would find no stream, and a thousand such frames end the connection (h2).
+    Replied,
 }
 
 impl Answers {
     fn new(endpoints: Arc<Endpoints>, messages: Streaming<ProcessingRequest>) -> Self {
         let _open = OpenStream::new(Arc::clone(&endpoints.metrics));
-        Self { endpoints, messages, replied: false, _open }
+        Self { endpoints, messages, state: State::Listening, _open }
     }
 }
 
@@ -86,41 +99,62 @@ impl Stream for Answers {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
+            if let State::Calling(call) = &mut self.state {
+                let reply = ready!(call.poll_unpin(context));
+                self.state = State::Replied;
+                return Poll::Ready(Some(Ok(response(Response::ImmediateResponse(immediate(reply))))));
+            }
             let message = match ready!(Pin::new(&mut self.messages).poll_next(context)) {
                 Some(Ok(message)) => message,
                 // Envoy resets a stream when the client goes away: nobody is left to tell.
                 Some(Err(_)) | None => return Poll::Ready(None),
             };
-            // Envoy wants nothing after an immediate response, and closes the stream. Were we to close it first, its
-            // own last frame would find no stream, and a thousand such frames end the connection (h2).
-            if self.replied {
+            if matches!(self.state, State::Replied) {
                 continue;
             }
-            let response = respond(&self.endpoints, &message);
-            self.replied = matches!(response, Ok(Response::ImmediateResponse(_)));
-            return Poll::Ready(Some(
-                response
-                    .map(|response| ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }),
-            ));
+            let Some(phase) = &message.request else {
+                let unknown = Status::unimplemented("a message of a kind that this version does not know");
+                return Poll::Ready(Some(Err(unknown)));
+            };
+            let Phase::RequestHeaders(headers) = phase else {
+                return Poll::Ready(Some(Ok(response(untouched(phase)))));
+            };
+            let sources = sources(&message, self.endpoints.users.source());
+            let answer = self.endpoints.answer(&request(headers), &sources);
+            return Poll::Ready(Some(Ok(match answer {
+                Answer::PassThrough => response(untouched(phase)),
+                Answer::Reply(reply) => {
+                    self.state = State::Replied;
+                    response(Response::ImmediateResponse(immediate(reply)))
+                }
+                Answer::Later(call) => {
+                    self.state = State::Calling(call);
+                    // Without this, Envoy would answer 504 when its `message_timeout` is over.
+                    ProcessingResponse {
+                        override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT, nanos: 0 }),
+                        ..ProcessingResponse::default()
+                    }
+                }
+            })));
         }
     }
 }
 
-/// Answers each phase in kind. Only request headers are looked at: where an earlier filter replied, Envoy sends
+fn response(response: Response) -> ProcessingResponse {
+    ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }
+}
+
+/// Answers a phase in kind. Only request headers are ever looked at: where an earlier filter replied, Envoy sends
 /// response headers alone, and they pass.
-fn respond(endpoints: &Endpoints, message: &ProcessingRequest) -> Result<Response, Status> {
-    Ok(match &message.request {
-        Some(Phase::RequestHeaders(headers)) => match endpoints.answer(&request(headers), &sources(message)) {
-            Answer::PassThrough => Response::RequestHeaders(HeadersResponse::default()),
-            Answer::Reply(reply) => Response::ImmediateResponse(immediate(reply)),
-        },
-        Some(Phase::ResponseHeaders(_)) => Response::ResponseHeaders(HeadersResponse::default()),
-        Some(Phase::RequestBody(_)) => Response::RequestBody(BodyResponse::default()),
-        Some(Phase::ResponseBody(_)) => Response::ResponseBody(BodyResponse::default()),
-        Some(Phase::RequestTrailers(_)) => Response::RequestTrailers(TrailersResponse::default()),
-        Some(Phase::ResponseTrailers(_)) => Response::ResponseTrailers(TrailersResponse::default()),
-        None => return Err(Status::unimplemented("a message of a kind that this version does not know")),
-    })
+fn untouched(phase: &Phase) -> Response {
+    match phase {
+        Phase::RequestHeaders(_) => Response::RequestHeaders(HeadersResponse::default()),
+        Phase::ResponseHeaders(_) => Response::ResponseHeaders(HeadersResponse::default()),
+        Phase::RequestBody(_) => Response::RequestBody(BodyResponse::default()),
+        Phase::ResponseBody(_) => Response::ResponseBody(BodyResponse::default()),
+        Phase::RequestTrailers(_) => Response::RequestTrailers(TrailersResponse::default()),
+        Phase::ResponseTrailers(_) => Response::ResponseTrailers(TrailersResponse::default()),
+    }
 }
 
 fn request(headers: &HttpHeaders) -> Request<'_> {
@@ -133,10 +167,31 @@ fn request(headers: &HttpHeaders) -> Request<'_> {
     request
 }
 
-fn sources(message: &ProcessingRequest) -> Sources<'_> {
+fn sources<'a>(message: &'a ProcessingRequest, user: Option<&UserSource>) -> Sources<'a> {
+    let metadata = message.metadata_context.as_ref();
     Sources {
         attributes: message.attributes.get(FILTER).map(attribute_fields).unwrap_or_default(),
-        dynamic_metadata: message.metadata_context.as_ref().map(metadata_fields).unwrap_or_default(),
+        dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
+        user: user.zip(metadata).and_then(|(source, metadata)| {
+            let values = metadata.filter_metadata.get(&source.namespace)?;
+            Some((text_at(values, &source.issuer)?, text_at(values, &source.subject)?))
+        }),
+    }
+}
+
+/// The text at a path of nested metadata.
+fn text_at<'a>(values: &'a Struct, path: &MetadataPath) -> Option<&'a str> {
+    let (last, parents) = path.keys().split_last()?;
+    let mut values = values;
+    for key in parents {
+        match values.fields.get(key)?.kind.as_ref()? {
+            Kind::StructValue(inner) => values = inner,
+            _ => return None,
+        }
+    }
+    match values.fields.get(last)?.kind.as_ref()? {
+        Kind::StringValue(text) => Some(text),
+        _ => None,
     }
 }
 

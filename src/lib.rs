@@ -11,7 +11,10 @@ use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 pub mod admin;
+pub mod browser;
+pub mod callback;
 pub mod check;
+pub mod choreographer;
 pub mod cli;
 pub mod config_file;
 pub mod document;
@@ -21,13 +24,21 @@ pub mod ext_proc;
 pub mod listen;
 pub mod metrics;
 pub mod origin;
+pub mod pages;
+pub mod proto;
+pub mod query;
 pub mod refusal;
 pub mod refusal_log;
 pub mod reload;
 pub mod reply;
 pub mod request;
+pub mod return_to;
 pub mod route;
+pub mod secret;
 pub mod serve;
+pub mod start;
+pub mod state;
+pub mod user;
 
 /// Runs the program: data goes to stdout, logs and errors to stderr.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -59,6 +70,7 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
             result
         }
         cli::Task::Check(options) => print(&check::check(&options)?),
+        cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
     }
 }

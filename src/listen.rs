@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -101,11 +102,12 @@ impl Drop for SocketFile {
     }
 }
 
-/// A killed process leaves its socket behind, which nobody answers: that one may go. A living one stays, and binding
-/// then fails.
+/// A killed process leaves its socket behind, which nobody answers: that one may go. A living one stays, and so does
+/// what is no socket; binding then fails.
 async fn remove_stale_socket(path: &Path) -> io::Result<()> {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     match UnixStream::connect(path).await {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if is_socket && error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -21,6 +21,56 @@ pub struct Metrics {
     reload_ok: Family<FileLabels, Gauge>,
 }
 
+/// The files that are read again.
+const FILES: [&str; 2] = ["config", "state_keys"];
+
+const REFUSED_EVERYWHERE: &[&str] =
+    &["misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
+
+/// What becomes of a request, by endpoint.
+const OUTCOMES: [(Endpoint, &[&str]); 3] = [
+    (Endpoint::Document, &["served", "not_modified", "preflight", "not_found"]),
+    (
+        Endpoint::Start,
+        &[
+            "shown",
+            "begun",
+            "bad_request",
+            "cross_site",
+            "user_unknown",
+            "authorization_server_unusable",
+            "too_many_flows",
+            "choreographer_failed",
+            "choreographer_unavailable",
+            "timeout",
+        ],
+    ),
+    (
+        Endpoint::Callback,
+        &[
+            "completed",
+            "bad_request",
+            "malformed",
+            "unknown_key",
+            "bad_mac",
+            "expired",
+            "wrong_route",
+            "wrong_browser",
+            "prefetch",
+            "user_unknown",
+            "wrong_context",
+            "unknown_flow",
+            "issuer_mismatch",
+            "as_error",
+            "already_used",
+            "exchange_failed",
+            "choreographer_failed",
+            "choreographer_unavailable",
+            "timeout",
+        ],
+    ),
+];
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
     endpoint: &'static str,
@@ -60,23 +110,26 @@ impl Default for Metrics {
             "1 where the last reading of a file was good, 0 where the last good value is still used",
             reload_ok.clone(),
         );
-        Self { registry, requests, passed_through, streams, reloads, reload_ok }
+        let metrics = Self { registry, requests, passed_through, streams, reloads, reload_ok };
+        // At zero from the start: a counter that appears with its first event hides that event from a rate.
+        for (endpoint, outcomes) in OUTCOMES {
+            for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {
+                metrics.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome });
+            }
+        }
+        for file in FILES {
+            for result in ["ok", "failed"] {
+                metrics.reloads.get_or_create(&ReloadLabels { file, result });
+            }
+            metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
+        }
+        metrics
     }
 }
 
 impl Metrics {
     pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
-        let endpoint = match endpoint {
-            Endpoint::Document => "document",
-            Endpoint::Start => "start",
-            Endpoint::Callback => "callback",
-        };
-        self.requests.get_or_create(&RequestLabels { endpoint, outcome }).inc();
-    }
-
-    /// A file was read for the first time, so that its gauge is there before anything goes wrong.
-    pub fn loaded(&self, file: &'static str) {
-        self.reload_ok.get_or_create(&FileLabels { file }).set(1);
+        self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }).inc();
     }
 
     pub fn reloaded(&self, file: &'static str, ok: bool) {

@@ -31,10 +31,11 @@ impl RefusalLog {
         };
         let label = refusal.code();
         let request_id = request_id.unwrap_or_default();
-        if let Refusal::MisconfiguredRoute(reason) = refusal {
-            tracing::warn!(label, route, request_id, %reason, unlogged, "refused");
+        let reason = refusal.reason().unwrap_or_default();
+        if refusal.status() >= 500 {
+            tracing::warn!(label, route, request_id, reason, unlogged, "refused");
         } else {
-            tracing::info!(label, route, request_id, unlogged, "refused");
+            tracing::info!(label, route, request_id, reason, unlogged, "refused");
         }
     }
 

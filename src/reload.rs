@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::metrics::Metrics;
@@ -15,8 +16,12 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub struct Watched {
     pub name: &'static str,
     pub path: PathBuf,
-    /// What was read at start.
-    pub content: String,
+    /// The hash of what was read at start; the content may be secret, and is not kept.
+    pub seen: [u8; 32],
+}
+
+pub fn fingerprint(content: &str) -> [u8; 32] {
+    Sha256::digest(content).into()
 }
 
 /// Calls `apply` with each new content, for ever. Where `apply` or the reading fails, the last good value stays in
@@ -26,22 +31,22 @@ pub async fn watch(
     metrics: Arc<Metrics>,
     mut apply: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let Watched { name, path, content } = file;
-    metrics.loaded(name);
-    let mut seen = Ok(content);
+    let Watched { name, path, seen } = file;
+    let mut seen = Ok(seen);
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = tokio::fs::read_to_string(&path).await.map_err(|error| error.to_string());
+        let read = tokio::fs::read_to_string(&path).await.map_err(|error| error.to_string());
+        let now = read.as_deref().map(fingerprint).map_err(String::clone);
         if now == seen {
             continue;
         }
-        let outcome = match &now {
-            Ok(content) => apply(content),
-            Err(error) => Err(anyhow::anyhow!("{error}")),
-        };
         seen = now;
+        let outcome = match read {
+            Ok(content) => apply(&content),
+            Err(error) => Err(anyhow::anyhow!(error)),
+        };
         metrics.reloaded(name, outcome.is_ok());
         let path = path.display();
         match outcome {

@@ -1,10 +1,26 @@
 //! What we look at of a request: a view that borrows from the message it came in.
 
-use crate::{origin::Origin, route::Fields};
+use crate::{choreographer::Trace, origin::Origin, route::Fields};
 
 /// All that is read of a request, so that Envoy forwards no more; never `authorization`.
-pub const HEADERS: &[&str] =
-    &[":authority", ":method", ":path", ":scheme", "if-none-match", "x-forwarded-proto", "x-request-id"];
+pub const HEADERS: &[&str] = &[
+    ":authority",
+    ":method",
+    ":path",
+    ":scheme",
+    "accept",
+    "cookie",
+    "if-none-match",
+    "origin",
+    "purpose",
+    "sec-fetch-dest",
+    "sec-fetch-site",
+    "sec-purpose",
+    "traceparent",
+    "tracestate",
+    "x-forwarded-proto",
+    "x-request-id",
+];
 
 /// An HTTP request as far as Envoy forwarded it.
 #[derive(Debug, Default)]
@@ -18,6 +34,8 @@ pub struct Sources<'a> {
     /// Attributes of the route, each key falling back to the virtual host's.
     pub attributes: Fields<'a>,
     pub dynamic_metadata: Fields<'a>,
+    /// Issuer and subject, where the filter that the operator trusts named somebody.
+    pub user: Option<(&'a str, &'a str)>,
 }
 
 impl<'a> Request<'a> {
@@ -33,6 +51,14 @@ impl<'a> Request<'a> {
     /// All values of a header, one a header line.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(other, _)| *other == name).map(|(_, value)| *value)
+    }
+
+    /// The value of a header that may be there once; a second one makes it no value at all, which is not the same as
+    /// an absent header.
+    pub fn sole(&self, name: &str) -> Option<&'a [u8]> {
+        let mut values = self.values(name);
+        let first = values.next()?;
+        Some(if values.next().is_some() { b"" } else { first })
     }
 
     /// The first value of a header, where it is text.
@@ -65,12 +91,16 @@ impl<'a> Request<'a> {
     /// Whether the person or server at the other end spoke https. Envoy says so in `x-forwarded-proto`; the scheme
     /// decides only where that is absent, and a header that is there twice is no word to trust.
     pub fn is_https(&self) -> bool {
-        let mut forwarded = self.values("x-forwarded-proto");
-        match (forwarded.next(), forwarded.next()) {
-            (None, _) => self.text(":scheme") == Some("https"),
-            (Some(proto), None) => proto == b"https",
-            (Some(_), Some(_)) => false,
+        match self.sole("x-forwarded-proto") {
+            Some(proto) => proto == b"https",
+            None => self.text(":scheme") == Some("https"),
         }
+    }
+
+    /// The trace that Envoy made or continued (W3C Trace Context).
+    pub fn trace(&self) -> Trace {
+        let owned = |name| self.text(name).map(str::to_owned);
+        Trace { parent: owned("traceparent"), state: owned("tracestate") }
     }
 
     pub fn is_for(&self, origin: &Origin) -> bool {

@@ -39,7 +39,7 @@ pub struct Route {
 /// Why a route cannot be served. The message is for operators.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RouteError {
-    #[error("no source gives `from` for this route")]
+    #[error("no source gives `from`: Envoy sends the metadata of the route that has our path, and of its virtual host")]
     NoFrom,
     #[error("`{0}` must be a text")]
     NotText(&'static str),
@@ -84,10 +84,11 @@ impl Route {
     ///
     /// # Errors
     /// Where it is missing, or no http or https URL with a host and without userinfo or fragment.
-    pub fn upstream(&self) -> Result<Url, RouteError> {
+    pub fn upstream(&self) -> Result<&str, RouteError> {
         let error = |problem| RouteError::Url { key: "to", problem };
         let to = self.to.as_deref().ok_or(error("is missing"))?;
-        http_url(to).map_err(error)
+        http_url(to).map_err(error)?;
+        Ok(to)
     }
 
     /// The issuer that the operator pins, if any. RFC 8414, section 2: https, no query, no fragment.
@@ -219,6 +220,17 @@ pub enum Endpoint {
     Callback,
 }
 
+impl Endpoint {
+    /// Its label in log lines and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Document => "document",
+            Self::Start => "start",
+            Self::Callback => "callback",
+        }
+    }
+}
+
 impl std::str::FromStr for EndpointPath {
     type Err = &'static str;
 
@@ -286,7 +298,10 @@ mod tests {
     fn a_route_says_what_is_wrong_with_it() {
         let text = |text| Some(Field::Text(text));
         for (fields, error) in [
-            ([None; 5], "no source gives `from` for this route"),
+            (
+                [None; 5],
+                "no source gives `from`: Envoy sends the metadata of the route that has our path, and of its virtual host",
+            ),
             ([Some(Field::NotText), None, None, None, None], "`from` must be a text"),
             ([text(""), None, None, None, None], "`from` is empty"),
             ([text("http://a.example"), None, None, None, None], "`from` must be https"),

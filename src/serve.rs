@@ -1,6 +1,11 @@
 //! `envoy-cimd serve`: binds, runs, and ends in order.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use arc_swap::ArcSwap;
@@ -11,19 +16,24 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
+use zeroize::Zeroizing;
 
 use crate::{
     admin::{self, Readiness},
+    choreographer::{Choreographer, Client},
     cli::{LoadedFile, Serve, setting_keys},
     config_file::ConfigFile,
-    endpoint::Endpoints,
+    endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
     listen::Listener,
     metrics::Metrics,
     refusal_log::RefusalLog,
-    reload::{Watched, watch},
+    reload::{Watched, fingerprint, watch},
+    route::RouteTable,
+    secret::{Key, parse_keys, random},
+    state::StateKeys,
 };
 
 /// What `serve` and `check` agree is good.
@@ -33,7 +43,15 @@ use crate::{
 pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<Endpoints> {
     let routes = match file {
         Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
-        None => Default::default(),
+        None => RouteTable::default(),
+    };
+    let client = settings.client();
+    if client.is_some() && settings.state_keys.is_none() {
+        bail!("--choreographer needs --state-keys: without them, a replica's states are nothing to the others");
+    }
+    let choreographer = match client {
+        Some(client) => Some(Arc::new(Client::new(&client)?) as Arc<dyn Choreographer>),
+        None => None,
     };
     Ok(Endpoints {
         paths: settings.routes.paths()?,
@@ -41,9 +59,26 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<
         cache_control: format!("public, max-age={}", settings.document_max_age),
         routes: Arc::new(ArcSwap::from_pointee(routes)),
         dynamic_metadata: settings.routes.dynamic_metadata,
+        users: settings.users()?,
+        state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
+        choreographer,
+        clock: system_clock,
         metrics: Arc::default(),
         refusals: Arc::default(),
+        calls: TaskTracker::new(),
     })
+}
+
+/// The keys of the file, and what was read; a random one where there is no file.
+fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
+    match path {
+        Some(path) => {
+            let named = || format!("--state-keys {}", path.display());
+            let text = Zeroizing::new(std::fs::read_to_string(path).with_context(named)?);
+            Ok((fingerprint(&text), StateKeys::new(parse_keys(&text).with_context(named)?)))
+        }
+        None => Ok(([0; 32], StateKeys::new(vec![Key::new(random()?)]))),
+    }
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -52,6 +87,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
     let endpoints = Arc::new(endpoints(&settings, file.as_ref())?);
+    warn_of(&settings);
     let mut stop = StopSignals::new()?;
     let grpc = bind_grpc(&settings).await?;
     let admin = settings
@@ -65,17 +101,20 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
     let drained = CancellationToken::new();
     let mut tasks = Tasks::default();
 
-    log_ready("admin", &admin)?;
+    log_ready("admin", &admin.address()?);
     tasks.spawn("the admin listener", serve_admin(admin, Arc::clone(&endpoints.metrics), Arc::clone(&readiness)));
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
     if let Some(file) = file {
         tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
     }
+    if let Some(path) = settings.state_keys.clone() {
+        tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
+    }
     let router = Server::builder()
         .add_service(health_service)
         .add_service(ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints))));
     health.set_serving::<ExternalProcessorServer<ExtProc>>().await;
-    log_ready("ext_proc", &grpc)?;
+    let address = grpc.address()?;
     let mut serving = Tasks::default();
     serving.spawn("the ext_proc listener", {
         let drained = drained.clone();
@@ -94,15 +133,18 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
         }
     });
     readiness.ready();
+    // Last, so that whoever reads it finds it true.
+    log_ready("ext_proc", &address);
 
-    tokio::select! {
-        name = stop.next() => tracing::info!(signal = name, "stopping"),
+    let signal = tokio::select! {
+        signal = stop.next() => signal,
         error = tasks.ended() => return Err(error),
         error = serving.ended() => return Err(error),
-    }
+    };
     readiness.not_ready("stopping");
     health.set_not_serving::<ExternalProcessorServer<ExtProc>>().await;
     health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    tracing::info!(signal, "stopping");
     // A second signal ends the wait, not the streams.
     tokio::select! {
         () = sleep(Duration::from_secs(settings.drain_delay.into())) => {}
@@ -111,7 +153,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
     drained.cancel();
     let deadline = Duration::from_secs(settings.drain_timeout.into());
     tokio::select! {
-        finished = timeout(deadline, serving.finish()) => match finished {
+        finished = timeout(deadline, finish(&mut serving, &endpoints)) => match finished {
             Ok(result) => result?,
             Err(_) => tracing::warn!(streams = endpoints.metrics.streams.get(), "streams were still open at the drain timeout"),
         },
@@ -120,6 +162,26 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
     endpoints.refusals.flush();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Waits for the streams, and for the exchanges whose browser has gone.
+async fn finish(serving: &mut Tasks, endpoints: &Endpoints) -> anyhow::Result<()> {
+    serving.finish().await?;
+    endpoints.calls.close();
+    endpoints.calls.wait().await;
+    Ok(())
+}
+
+/// What is allowed, and should not go unnoticed.
+fn warn_of(settings: &Serve) {
+    if settings.single_user {
+        tracing::warn!(
+            "--single-user: everybody who reaches the routes is taken for one person, and shares their tokens"
+        );
+    }
+    if settings.state_keys.is_none() {
+        tracing::warn!("no --state-keys: states are signed with a random key, and end with this process");
+    }
 }
 
 async fn bind_grpc(settings: &Serve) -> anyhow::Result<Listener> {
@@ -135,10 +197,8 @@ async fn bind_grpc(settings: &Serve) -> anyhow::Result<Listener> {
 }
 
 /// The one line that says a listener is ready, and where: with port 0, only it knows.
-fn log_ready(listener: &'static str, bound: &Listener) -> anyhow::Result<()> {
-    let address = bound.address()?;
+fn log_ready(listener: &'static str, address: &str) {
     tracing::info!(listener, address, "ready");
-    Ok(())
 }
 
 async fn serve_admin(listener: Listener, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> anyhow::Result<()> {
@@ -162,7 +222,7 @@ async fn flush_refusals(refusals: Arc<RefusalLog>) -> anyhow::Result<()> {
 async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
     let keys = setting_keys();
     let started_with = file.content.settings;
-    let watched = Watched { name: "config", path: file.path, content: file.text };
+    let watched = Watched { name: "config", path: file.path, seen: fingerprint(&file.text) };
     watch(watched, Arc::clone(&endpoints.metrics), move |text| {
         let file = ConfigFile::parse(text, &keys)?;
         endpoints.routes.store(Arc::new(file.route_table()?));
@@ -171,6 +231,17 @@ async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Re
                 "only `routes` is read again: the other settings that changed take effect at the next start"
             );
         }
+        Ok(())
+    })
+    .await
+}
+
+async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
+    // Read once more: what changed since the start is then a change.
+    let (seen, keys) = state_keys(Some(&path))?;
+    endpoints.state_keys.store(Arc::new(keys));
+    watch(Watched { name: "state_keys", path, seen }, Arc::clone(&endpoints.metrics), move |text| {
+        endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(text)?)));
         Ok(())
     })
     .await

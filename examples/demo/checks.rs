@@ -37,7 +37,9 @@ type Rule = (&'static str, fn(&Document) -> Result<(), String>);
 /// What must be true of every document (draft-ietf-oauth-client-id-metadata-document).
 const RULES: &[Rule] = &[
     ("answers 200 itself, with no redirect", |document| same(document.answer.status, 200)),
-    ("is exactly application/json", |document| same(document.answer.all("content-type").join(", "), "application/json".to_owned())),
+    ("is exactly application/json", |document| {
+        same(document.answer.all("content-type").join(", "), "application/json".to_owned())
+    }),
     ("is smaller than 5 kB", |document| match document.answer.body.len() {
         1..5000 => Ok(()),
         size => Err(format!("it has {size} bytes")),

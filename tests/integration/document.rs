@@ -4,7 +4,7 @@ use http::Version;
 
 use crate::{
     stack::{Answered, Call, Client},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, metadata, virtual_hosts},
+    world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
 };
 
 const NOTES: &str = r#"{"client_id":"https://notes.localhost/.well-known/mcp-client-metadata.json","client_name":"Pomerium MCP Proxy - notes.localhost","client_uri":"https://notes.localhost","redirect_uris":["https://notes.localhost/.pomerium/oauth/callback"],"grant_types":["authorization_code","refresh_token"],"response_types":["code"],"token_endpoint_auth_method":"none"}"#;
@@ -241,7 +241,7 @@ async fn plain_http_is_refused_and_never_redirected() {
     assert!(world.upstream.seen().is_empty());
 }
 
-/// What is not ours: the MCP path goes on to the upstream, and start and callback never do.
+/// What is not ours: the MCP path goes on to the upstream, and nothing else does.
 #[tokio::test]
 async fn the_rest_of_a_route() {
     let world = world().await;
@@ -251,10 +251,6 @@ async fn the_rest_of_a_route() {
     assert_eq!((mcp.status, mcp.text()), (200, "the upstream"));
     assert_eq!(mcp.all("content-security-policy"), ["sandbox"]);
     assert_eq!(world.upstream.seen(), ["POST /mcp?session=1"]);
-    for path in [START, CALLBACK] {
-        let answer = send(Call::get("notes.localhost", path)).await.expect("an answer");
-        assert_eq!((answer.status, answer.all("cache-control")), (503, vec!["no-store"]), "{path}");
-    }
     for path in ["/mcp/../admin", "/mcp/", "/other", "/"] {
         assert_eq!(send(Call::get("notes.localhost", path)).await.expect("an answer").status, 404, "{path}");
     }

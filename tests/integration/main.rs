@@ -1,12 +1,15 @@
 //! One binary for all tests that need more than the library: real Envoys, real processes, real files.
 
+mod choreographer;
 mod document;
 mod e2e;
 mod envoy_config;
+mod flow;
 mod lifecycle;
 mod settings;
 mod sources;
 #[path = "../stack/mod.rs"]
+#[expect(dead_code, reason = "the demo uses all of it")]
 mod stack;
 mod stream;
 mod world;

@@ -37,7 +37,7 @@ pub fn run(args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, S
 /// The parts, and how to reach them.
 #[derive(Debug)]
 pub struct World {
-    pub dir: TempDir,
+    _dir: TempDir,
     pub certificates: Certificates,
     pub upstream: Upstream,
     pub cimd: Cimd,
@@ -73,7 +73,7 @@ impl World {
         let cimd = Cimd::start(&executable(), wish.cimd).await;
         let config = envoy_config(&certificates, &cimd.ext_proc, &upstream.url, &wish);
         let envoy = Envoy::start(dir.path(), &config).await;
-        Self { dir, certificates, upstream, cimd, envoy }
+        Self { _dir: dir, certificates, upstream, cimd, envoy }
     }
 
     /// The document of a host, as status and `client_id`.

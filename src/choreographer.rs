@@ -1,0 +1,80 @@
+//! The authorization choreographer, as the endpoints see it: begins flows and ends them.
+
+use async_trait::async_trait;
+
+use crate::{refusal::Refusal, state::FlowId, user::User};
+
+mod client;
+
+pub use client::{ChoreographerUrl, Client, ClientSettings};
+
+/// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
+#[async_trait]
+pub trait Choreographer: Send + Sync {
+    /// The issuer of an upstream's authorization server, where it is known.
+    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, Refusal>;
+
+    /// Begins a flow.
+    ///
+    /// # Errors
+    /// [`Refusal::AuthorizationServerUnusable`], [`Refusal::TooManyFlows`], or what became of the call.
+    async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, Refusal>;
+
+    /// Ends a flow, and gives its `return_to`.
+    ///
+    /// # Errors
+    /// As the outcome table: from [`Refusal::WrongContext`] to [`Refusal::ExchangeFailed`], or what became of the
+    /// call.
+    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Refusal>;
+}
+
+/// The trace that a call belongs to (W3C Trace Context), as Envoy sent it.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub parent: Option<String>,
+    pub state: Option<String>,
+}
+
+/// An upstream MCP server, as the operator wrote it.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub url: String,
+    /// The issuer that the operator pins.
+    pub authorization_server: Option<String>,
+}
+
+/// What a flow begins with. It has no `Debug`: the hash stands for a secret.
+pub struct Begin {
+    pub client_id: String,
+    pub redirect_uri: String,
+    pub upstream: Upstream,
+    pub user: User,
+    pub browser_hash: [u8; 32],
+    pub return_to: String,
+}
+
+/// A flow that began. It has no `Debug`: whoever knows the flow's id is nearer to a state.
+pub struct Begun {
+    pub flow_id: FlowId,
+    /// Seconds since 1970.
+    pub expires_at: u64,
+    /// The authorization request with every parameter but `state`.
+    pub authorization_url: String,
+}
+
+/// What ends a flow. It has no `Debug`: it holds an authorization code.
+pub struct Complete {
+    pub flow_id: FlowId,
+    pub redirect_uri: String,
+    pub user: User,
+    pub browser_hash: [u8; 32],
+    pub answer: AuthorizationAnswer,
+    /// RFC 9207, form-decoded and otherwise untouched.
+    pub iss: Option<String>,
+}
+
+/// What the authorization server sent the browser back with (RFC 6749, section 4.1.2).
+pub enum AuthorizationAnswer {
+    Code(String),
+    Error { error: String, description: Option<String> },
+}

@@ -1,0 +1,306 @@
+//! A choreographer in the test, correct unless told otherwise: it keeps flows in memory and records its calls.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use envoy_cimd::proto::{
+    BeginAuthorizationRequest, BeginAuthorizationResponse, BeginRefusal, Begun, CompleteAuthorizationRequest,
+    CompleteAuthorizationResponse, CompleteRefusal, Completed, DescribeUpstreamRequest, DescribeUpstreamResponse,
+    authorization_choreographer_server::{AuthorizationChoreographer, AuthorizationChoreographerServer},
+    begin_authorization_response, begin_refusal,
+    complete_authorization_request::Answer,
+    complete_authorization_response,
+    complete_refusal::Reason,
+};
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, Runtime},
+    sync::Notify,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+/// What it does with the next calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(u8)]
+pub enum Mood {
+    Correct,
+    /// Answers no call until [`Fake::release`].
+    Hangs,
+    /// Ends Begin and Complete with an error of its own.
+    Fails,
+    /// Answers Begin and Complete with nothing in the answer.
+    Garbage,
+    /// Begins flows that are over already.
+    Stale,
+    /// Sends people where nobody should be sent.
+    BadUrl,
+    NoServer,
+    Full,
+    /// The token endpoint refuses.
+    NoToken,
+    /// Gives a `return_to` that leads away.
+    BadReturn,
+    /// Its authorization server advertises `iss`, so an answer without it is refused.
+    WantsIss,
+}
+
+/// One call, as it came.
+#[derive(Clone, Debug)]
+pub enum Call {
+    Describe(DescribeUpstreamRequest),
+    Begin(BeginAuthorizationRequest),
+    Complete(CompleteAuthorizationRequest),
+}
+
+/// The issuer that it knows; an answer's `iss` must be this one.
+pub const ISSUER: &str = "https://as.example";
+
+#[derive(Debug)]
+struct Flow {
+    begun: BeginAuthorizationRequest,
+    used: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    flows: Mutex<HashMap<Vec<u8>, Flow>>,
+    calls: Mutex<Vec<Call>>,
+    traces: Mutex<Vec<String>>,
+    exchanges: Mutex<Vec<String>>,
+    mood: AtomicU8,
+    released: Notify,
+    /// Where it sends people; the address of the test's own page in the browser tests.
+    authorize: Mutex<Option<String>>,
+}
+
+/// The running fake.
+#[derive(Debug)]
+pub struct Fake {
+    inner: Arc<Inner>,
+    address: SocketAddr,
+    /// Of its own, so that it can die with everything in flight.
+    runtime: Option<Runtime>,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        Self::on(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::default())
+    }
+
+    fn on(address: SocketAddr, inner: Arc<Inner>) -> Self {
+        let listener = std::net::TcpListener::bind(address).expect("a port");
+        listener.set_nonblocking(true).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let router = Server::builder().add_service(AuthorizationChoreographerServer::new(Service(Arc::clone(&inner))));
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            router.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("it serves");
+        });
+        Self { inner, address, runtime: Some(runtime) }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Ends it at once, calls in flight and all; its flows are kept for [`Self::restart`].
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    pub fn restart(&mut self) {
+        *self = Self::on(self.address, Arc::clone(&self.inner));
+    }
+
+    pub fn set(&self, mood: Mood) {
+        self.inner.mood.store(mood as u8, Ordering::SeqCst);
+    }
+
+    /// Lets the calls go on that [`Mood::Hangs`] holds.
+    pub fn release(&self) {
+        self.set(Mood::Correct);
+        self.inner.released.notify_waiters();
+    }
+
+    pub fn authorize_at(&self, url: &str) {
+        *self.inner.authorize.lock().expect("the address") = Some(url.to_owned());
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.inner.calls.lock().expect("calls").clone()
+    }
+
+    /// The `traceparent` of each call.
+    pub fn traces(&self) -> Vec<String> {
+        self.inner.traces.lock().expect("traces").clone()
+    }
+
+    /// The codes that it redeemed.
+    pub fn exchanges(&self) -> Vec<String> {
+        self.inner.exchanges.lock().expect("exchanges").clone()
+    }
+
+    pub fn forget_flows(&self) {
+        self.inner.flows.lock().expect("flows").clear();
+    }
+
+    /// Whether the flow of the only Begin was consumed.
+    pub fn consumed(&self) -> bool {
+        self.inner.flows.lock().expect("flows").values().any(|flow| flow.used)
+    }
+
+    pub fn completions(&self) -> usize {
+        self.calls().iter().filter(|call| matches!(call, Call::Complete(_))).count()
+    }
+
+    pub fn begins(&self) -> usize {
+        self.calls().iter().filter(|call| matches!(call, Call::Begin(_))).count()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+struct Service(Arc<Inner>);
+
+impl Service {
+    fn mood(&self) -> Mood {
+        use Mood::*;
+        [Correct, Hangs, Fails, Garbage, Stale, BadUrl, NoServer, Full, NoToken, BadReturn, WantsIss]
+            [usize::from(self.0.mood.load(Ordering::SeqCst))]
+    }
+
+    fn record<T>(&self, request: Request<T>, call: impl FnOnce(T) -> Call) {
+        let trace = request.metadata().get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        self.0.traces.lock().expect("traces").push(trace.to_owned());
+        self.0.calls.lock().expect("calls").push(call(request.into_inner()));
+    }
+
+    async fn hang(&self) {
+        let released = self.0.released.notified();
+        if self.mood() == Mood::Hangs {
+            released.await;
+        }
+    }
+}
+
+fn refuse(reason: Reason, return_to: String) -> complete_authorization_response::Outcome {
+    complete_authorization_response::Outcome::Refusal(CompleteRefusal { reason: reason.into(), return_to })
+}
+
+#[tonic::async_trait]
+impl AuthorizationChoreographer for Service {
+    async fn describe_upstream(
+        &self,
+        request: Request<DescribeUpstreamRequest>,
+    ) -> Result<Response<DescribeUpstreamResponse>, Status> {
+        self.record(request, Call::Describe);
+        self.hang().await;
+        match self.mood() {
+            Mood::Fails => Err(Status::internal("it fails")),
+            Mood::Garbage => Ok(Response::new(DescribeUpstreamResponse::default())),
+            _ => Ok(Response::new(DescribeUpstreamResponse { authorization_server: ISSUER.to_owned() })),
+        }
+    }
+
+    async fn begin_authorization(
+        &self,
+        request: Request<BeginAuthorizationRequest>,
+    ) -> Result<Response<BeginAuthorizationResponse>, Status> {
+        use begin_authorization_response::Outcome;
+        let begun = request.get_ref().clone();
+        self.record(request, Call::Begin);
+        self.hang().await;
+        let refusal = |reason: begin_refusal::Reason| {
+            Outcome::Refusal(BeginRefusal { reason: reason.into(), message: "a reason for the operator".to_owned() })
+        };
+        let flow_id = envoy_cimd::secret::random::<16>().expect("randomness").to_vec();
+        let lifetime = if self.mood() == Mood::Stale { Duration::ZERO } else { Duration::from_secs(600) };
+        let page = self.0.authorize.lock().expect("the address").clone();
+        let mut authorization_url =
+            url::Url::parse(page.as_deref().unwrap_or("https://as.example/authorize")).expect("a URL");
+        authorization_url
+            .query_pairs_mut()
+            .append_pair("client_id", &begun.client_id)
+            .append_pair("redirect_uri", &begun.redirect_uri);
+        let authorization_url = match self.mood() {
+            Mood::BadUrl => "http://as.example/authorize".to_owned(),
+            _ => authorization_url.to_string(),
+        };
+        let outcome = match self.mood() {
+            Mood::Fails => return Err(Status::internal("it fails")),
+            Mood::Garbage => None,
+            Mood::NoServer => Some(refusal(begin_refusal::Reason::AuthorizationServerUnusable)),
+            Mood::Full => Some(refusal(begin_refusal::Reason::TooManyFlows)),
+            _ => {
+                self.0.flows.lock().expect("flows").insert(flow_id.clone(), Flow { begun, used: false });
+                let expires_at = Some((SystemTime::now() + lifetime).into());
+                Some(Outcome::Begun(Begun { flow_id, expires_at, authorization_url }))
+            }
+        };
+        Ok(Response::new(BeginAuthorizationResponse { outcome }))
+    }
+
+    async fn complete_authorization(
+        &self,
+        request: Request<CompleteAuthorizationRequest>,
+    ) -> Result<Response<CompleteAuthorizationResponse>, Status> {
+        let complete = request.get_ref().clone();
+        self.record(request, Call::Complete);
+        self.hang().await;
+        match self.mood() {
+            Mood::Fails => return Err(Status::internal("it fails")),
+            Mood::Garbage => return Ok(Response::new(CompleteAuthorizationResponse::default())),
+            _ => {}
+        }
+        let mut flows = self.0.flows.lock().expect("flows");
+        let outcome = match flows.get_mut(&complete.flow_id) {
+            None => refuse(Reason::UnknownFlow, String::new()),
+            Some(flow)
+                if flow.begun.user != complete.user
+                    || flow.begun.browser_hash != complete.browser_hash
+                    || flow.begun.redirect_uri != complete.redirect_uri =>
+            {
+                refuse(Reason::WrongContext, String::new())
+            }
+            Some(flow) if flow.used => refuse(Reason::AlreadyUsed, flow.begun.return_to.clone()),
+            Some(flow) => {
+                flow.used = true;
+                match complete.answer {
+                    _ if complete.iss.as_deref().map_or(self.mood() == Mood::WantsIss, |iss| iss != ISSUER) => {
+                        refuse(Reason::IssuerMismatch, String::new())
+                    }
+                    Some(Answer::Error(_)) => refuse(Reason::AuthorizationError, String::new()),
+                    Some(Answer::Code(code)) => {
+                        self.0.exchanges.lock().expect("exchanges").push(code);
+                        match self.mood() {
+                            Mood::NoToken => refuse(Reason::ExchangeFailed, String::new()),
+                            Mood::BadReturn => complete_authorization_response::Outcome::Completed(Completed {
+                                return_to: "//evil.example".to_owned(),
+                            }),
+                            _ => complete_authorization_response::Outcome::Completed(Completed {
+                                return_to: flow.begun.return_to.clone(),
+                            }),
+                        }
+                    }
+                    None => return Err(Status::invalid_argument("no answer")),
+                }
+            }
+        };
+        Ok(Response::new(CompleteAuthorizationResponse { outcome: Some(outcome) }))
+    }
+}
