@@ -38,6 +38,7 @@ pub mod secret;
 pub mod serve;
 pub mod start;
 pub mod state;
+pub mod store;
 pub mod user;
 
 /// Runs the program: data goes to stdout, logs and errors to stderr.

@@ -1,0 +1,81 @@
+//! Where flows and tokens are kept: one trait, and what each backend must hold to.
+
+use async_trait::async_trait;
+
+/// Keeps flows and tokens. Everything that is secret comes sealed: a store never sees a token, a code verifier or a
+/// person's name in the clear.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Keeps a fresh flow until it expires. Where its user has as many pending as `limits` allow, the oldest goes.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] where as many flows are pending in all as may be.
+    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError>;
+
+    /// Takes a flow, once: the context is compared and the flow marked as used in one atomic step. Of several callers
+    /// with the right context, exactly one gets [`Taken::Flow`].
+    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError>;
+
+    /// Stores a token under its key, over whatever was there, and points the route's index at it.
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError>;
+
+    /// The token that a route's index points at, with its key.
+    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError>;
+
+    /// Forgets a token, and the route's index where it points at that token.
+    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError>;
+}
+
+/// The hash of a flow's id: who reads the store cannot complete a flow.
+pub type FlowKey = [u8; 32];
+/// The hash of (user, client_id, issuer, resource).
+pub type TokenKey = [u8; 32];
+/// The hash of (user, client_id, upstream).
+pub type RouteKey = [u8; 32];
+
+/// A flow as it is kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Flow {
+    pub id: FlowKey,
+    /// The hash of what must be the same when it ends: redirect URI, user, browser.
+    pub context: [u8; 32],
+    /// The hash of the user, for the limit.
+    pub user: [u8; 32],
+    /// Seconds since 1970. Nothing of the flow is left after it.
+    pub expires_at: u64,
+    /// What it takes to complete the flow. Gone once it is taken.
+    pub sealed: Vec<u8>,
+    /// What is left once it is taken: where the person goes.
+    pub tombstone: Vec<u8>,
+}
+
+/// How many flows may be pending: not expired, and not taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FlowLimits {
+    /// Of this flow's user.
+    pub of_user: usize,
+    pub in_all: usize,
+}
+
+/// What came of an attempt to take a flow.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Taken {
+    /// It was taken now: what was sealed.
+    Flow(Vec<u8>),
+    /// The context is another's; nothing was taken. Says nothing about whether it was used.
+    WrongContext,
+    /// It was taken before, in the same context: its tombstone.
+    Used(Vec<u8>),
+    /// There is none, or it expired.
+    Unknown,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("as many flows are pending as may be")]
+    Full,
+    /// The store cannot be reached, or failed. The message is for operators and holds no secret.
+    #[error("the store failed: {0}")]
+    Failed(String),
+}
