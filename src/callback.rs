@@ -1,5 +1,7 @@
 //! The redirect endpoint: checks what came with the browser, and hands the code on, once.
 
+use std::sync::Arc;
+
 use crate::{
     browser::{self, BrowserCookie},
     choreographer::{AuthorizationAnswer, Complete},
@@ -42,7 +44,7 @@ pub fn callback(
     state.check_browser(cookie.as_ref().map(BrowserCookie::value)).map_err(Refusal::State)?;
     let browser_hash = cookie.map(|cookie| cookie.hash()).unwrap_or_default();
     let user = user.ok_or(Refusal::UserUnknown)?;
-    let choreographer = endpoints.choreographer.clone().ok_or(Refusal::ChoreographerUnavailable)?;
+    let choreographer = Arc::clone(&endpoints.choreographer);
     let trace = request.trace();
     let origin = route.origin.clone();
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };

@@ -7,6 +7,7 @@ use anyhow::Context;
 use crate::{
     cli::{self, Check, Task},
     document::Document,
+    process::check_listen,
     serve,
 };
 
@@ -23,7 +24,10 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let Task::Serve(settings) = parsed.task else {
         anyhow::bail!("the command line of `serve` was not taken");
     };
-    let endpoints = serve::endpoints(&settings, parsed.file.as_ref())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let choreographer = runtime.block_on(serve::choreographer(&settings))?;
+    let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), choreographer)?;
+    runtime.block_on(check_listen(&settings.listen, &settings.process))?;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     for spec in &file.routes {

@@ -5,8 +5,13 @@ use async_trait::async_trait;
 use crate::{refusal::Refusal, state::FlowId, user::User};
 
 mod client;
+pub mod command;
+mod embedded;
+mod service;
 
 pub use client::{ChoreographerUrl, Client, ClientSettings};
+pub use embedded::{Embedded, TokenRecord};
+pub use service::Service;
 
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
 #[async_trait]

@@ -15,7 +15,9 @@ use crate::{
     config_file::{self, ConfigFile},
     document::NameTemplate,
     listen::ListenAddr,
+    outgoing::AllowHost,
     route::{EndpointPath, Paths, RouteSpec},
+    store::StoreUrl,
     user::{MetadataPath, UserSource, Users},
 };
 
@@ -30,6 +32,8 @@ pub struct Cli {
 pub enum Task {
     /// Answer Envoy: serve every route's client metadata document, connect page and redirect endpoint.
     Serve(Serve),
+    /// Run the OAuth exchange of every route in a process of its own, for several `serve` to share.
+    Choreographer(ChoreographerCommand),
     /// Check a config file and say what would be served.
     Check(Check),
     /// Print an Envoy configuration for a list of routes.
@@ -48,10 +52,8 @@ pub struct Serve {
     /// Where /healthz, /readyz and /metrics are served: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9002")]
     pub admin_listen: ListenAddr,
-    /// Allow plain gRPC on an address that other machines reach.
-    #[arg(long, env = "ENVOY_CIMD_INSECURE_GRPC", default_value = "false", num_args = 0..=1, require_equals = true,
-        default_missing_value = "true", value_name = "BOOL")]
-    pub insecure_grpc: bool,
+    #[command(flatten)]
+    pub process: ProcessArgs,
     #[command(flatten)]
     pub routes: RouteArgs,
     /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
@@ -90,6 +92,17 @@ pub struct Serve {
         default_value = "Pomerium MCP Proxy - {hostname}"
     )]
     pub client_name: NameTemplate,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+}
+
+/// What every long-running command has.
+#[derive(Args, Debug)]
+pub struct ProcessArgs {
+    /// Allow plain gRPC on an address that other machines reach.
+    #[arg(long, env = "ENVOY_CIMD_INSECURE_GRPC", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_grpc: bool,
     /// After SIGTERM, how long to go on answering while Envoy's health check takes notice, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "3")]
     pub drain_delay: u16,
@@ -99,6 +112,46 @@ pub struct Serve {
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
     #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info", value_parser = parse_log)]
     pub log: String,
+}
+
+/// What the choreographer needs, in `serve` or in a process of its own.
+#[derive(Args, Debug)]
+pub struct ExchangeArgs {
+    /// Where the file store is: by default $STATE_DIRECTORY, else $XDG_STATE_HOME/envoy-cimd, else ~/.local/state/envoy-cimd.
+    #[arg(long, env = "ENVOY_CIMD_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where flows and tokens are kept: `file:PATH`, `redis://…` or `rediss://…`; by default a file in the state directory.
+    #[arg(long, env = "ENVOY_CIMD_STORE", value_name = "URL", hide_env_values = true)]
+    pub store: Option<StoreUrl>,
+    /// The keys that seal what is kept, one a line as `keygen` prints; by default beside the file store, made when needed.
+    #[arg(long, env = "ENVOY_CIMD_ENCRYPTION_KEYS", value_name = "FILE")]
+    pub encryption_keys: Option<PathBuf>,
+    /// A host that discovered URLs may name though its address is special-use; never link-local. Repeatable.
+    #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    pub allow_host: Vec<AllowHost>,
+    /// Authorities to trust for outgoing https besides the system's, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_EXTRA_CA", value_name = "FILE")]
+    pub extra_ca: Option<PathBuf>,
+    /// Refuse an authorization server that does not announce `iss` (RFC 9207), which closes the mix-up attack.
+    #[arg(long, env = "ENVOY_CIMD_REQUIRE_ISS", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub require_iss: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ChoreographerCommand {
+    #[command(flatten)]
+    pub file: FileArg,
+    /// Where `serve` connects: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9003")]
+    pub listen: ListenAddr,
+    /// Where /healthz, /readyz and /metrics are served: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9004")]
+    pub admin_listen: ListenAddr,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
 }
 
 impl Serve {

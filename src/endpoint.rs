@@ -37,8 +37,7 @@ pub struct Endpoints {
     pub dynamic_metadata: bool,
     pub users: Users,
     pub state_keys: Arc<ArcSwap<StateKeys>>,
-    /// None where this process has none to call: states are still checked.
-    pub choreographer: Option<Arc<dyn Choreographer>>,
+    pub choreographer: Arc<dyn Choreographer>,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
     pub metrics: Arc<Metrics>,

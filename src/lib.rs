@@ -11,12 +11,14 @@ use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 pub mod admin;
+pub mod audit;
 pub mod browser;
 pub mod callback;
 pub mod check;
 pub mod choreographer;
 pub mod cli;
 pub mod config_file;
+pub mod discovery;
 pub mod document;
 pub mod endpoint;
 pub mod envoy_config;
@@ -24,7 +26,9 @@ pub mod ext_proc;
 pub mod listen;
 pub mod metrics;
 pub mod origin;
+pub mod outgoing;
 pub mod pages;
+pub mod process;
 pub mod proto;
 pub mod query;
 pub mod refusal;
@@ -40,6 +44,7 @@ pub mod start;
 pub mod state;
 pub mod store;
 pub mod user;
+pub mod vault;
 
 /// Runs the program: data goes to stdout, logs and errors to stderr.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -63,17 +68,25 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     let cli::Parsed { task, file } = cli::parse(args)?;
     match task {
         cli::Task::Serve(settings) => {
-            start_log(&settings.log)?;
-            let runtime = tokio::runtime::Runtime::new()?;
-            let result = runtime.block_on(serve::serve(settings, file));
-            // What did not finish by the drain timeout is not waited for.
-            runtime.shutdown_background();
-            result
+            start_log(&settings.process.log)?;
+            block_on(serve::serve(settings, file))
+        }
+        cli::Task::Choreographer(settings) => {
+            start_log(&settings.process.log)?;
+            block_on(choreographer::command::run(settings))
         }
         cli::Task::Check(options) => print(&check::check(&options)?),
         cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
     }
+}
+
+fn block_on(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let result = runtime.block_on(task);
+    // What did not finish by the drain timeout is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// `println!` would panic where the reader of a pipe has gone.

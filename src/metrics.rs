@@ -114,12 +114,12 @@ impl Default for Metrics {
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for (endpoint, outcomes) in OUTCOMES {
             for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {
-                metrics.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome });
+                drop(metrics.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }));
             }
         }
         for file in FILES {
             for result in ["ok", "failed"] {
-                metrics.reloads.get_or_create(&ReloadLabels { file, result });
+                drop(metrics.reloads.get_or_create(&ReloadLabels { file, result }));
             }
             metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
         }

@@ -1,57 +1,67 @@
-//! `envoy-cimd serve`: binds, runs, and ends in order.
+//! `envoy-cimd serve`: the ext_proc filter.
 
 use std::{
-    future::Future,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep, timeout},
-};
-use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::TcpIncoming};
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessorServer, SERVICE_NAME};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
 use zeroize::Zeroizing;
 
 use crate::{
-    admin::{self, Readiness},
-    choreographer::{Choreographer, Client},
+    choreographer::{Choreographer, Client, Embedded},
     cli::{LoadedFile, Serve, setting_keys},
     config_file::ConfigFile,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
-    listen::Listener,
-    metrics::Metrics,
+    process::{Process, Tasks},
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
     route::RouteTable,
     secret::{Key, parse_keys, random},
     state::StateKeys,
+    store::StoreUrl,
 };
+
+/// The choreographer that the settings ask for: another process, or the one in this.
+///
+/// # Errors
+/// Where a setting is wrong, or the store that is there cannot be used.
+pub async fn choreographer(settings: &Serve) -> anyhow::Result<Arc<dyn Choreographer>> {
+    let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
+    if shared && settings.state_keys.is_none() {
+        bail!(
+            "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
+        );
+    }
+    Ok(match settings.client() {
+        Some(client) => Arc::new(Client::new(&client)?),
+        None => {
+            let embedded = Embedded::new(&settings.exchange)?;
+            embedded.check().await?;
+            Arc::new(embedded)
+        }
+    })
+}
 
 /// What `serve` and `check` agree is good.
 ///
 /// # Errors
 /// The first setting that is not, by name.
-pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<Endpoints> {
+pub fn endpoints(
+    settings: &Serve,
+    file: Option<&LoadedFile>,
+    choreographer: Arc<dyn Choreographer>,
+) -> anyhow::Result<Endpoints> {
     let routes = match file {
         Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
         None => RouteTable::default(),
-    };
-    let client = settings.client();
-    if client.is_some() && settings.state_keys.is_none() {
-        bail!("--choreographer needs --state-keys: without them, a replica's states are nothing to the others");
-    }
-    let choreographer = match client {
-        Some(client) => Some(Arc::new(Client::new(&client)?) as Arc<dyn Choreographer>),
-        None => None,
     };
     Ok(Endpoints {
         paths: settings.routes.paths()?,
@@ -69,6 +79,37 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<
     })
 }
 
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
+pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
+    let choreographer = choreographer(&settings).await?;
+    let endpoints = Arc::new(endpoints(&settings, file.as_ref(), choreographer)?);
+    warn_of(&settings);
+    let mut tasks = Tasks::default();
+    tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
+    if let Some(file) = file {
+        tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
+    }
+    if let Some(path) = settings.state_keys.clone() {
+        tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
+    }
+    let process = Process {
+        name: "ext_proc",
+        service: SERVICE_NAME,
+        listen: &settings.listen,
+        admin_listen: &settings.admin_listen,
+        args: &settings.process,
+        metrics: Arc::clone(&endpoints.metrics),
+        calls: endpoints.calls.clone(),
+    };
+    let routes = Routes::new(ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints))));
+    let result = process.run(routes, tasks).await;
+    endpoints.refusals.flush();
+    result
+}
+
 /// The keys of the file, and what was read; a random one where there is no file.
 fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
     match path {
@@ -81,97 +122,6 @@ fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
     }
 }
 
-/// Serves until SIGTERM or SIGINT.
-///
-/// # Errors
-/// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
-    let endpoints = Arc::new(endpoints(&settings, file.as_ref())?);
-    warn_of(&settings);
-    let mut stop = StopSignals::new()?;
-    let grpc = bind_grpc(&settings).await?;
-    let admin = settings
-        .admin_listen
-        .bind()
-        .await
-        .with_context(|| format!("--admin-listen {}: cannot listen there", settings.admin_listen))?;
-
-    let readiness = Arc::new(Readiness::default());
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let drained = CancellationToken::new();
-    let mut tasks = Tasks::default();
-
-    log_ready("admin", &admin.address()?);
-    tasks.spawn("the admin listener", serve_admin(admin, Arc::clone(&endpoints.metrics), Arc::clone(&readiness)));
-    tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
-    if let Some(file) = file {
-        tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
-    }
-    if let Some(path) = settings.state_keys.clone() {
-        tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
-    }
-    let router = Server::builder()
-        .add_service(health_service)
-        .add_service(ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints))));
-    health.set_serving::<ExternalProcessorServer<ExtProc>>().await;
-    let address = grpc.address()?;
-    let mut serving = Tasks::default();
-    serving.spawn("the ext_proc listener", {
-        let drained = drained.clone();
-        async move {
-            match grpc {
-                Listener::Tcp(listener) => {
-                    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                    router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
-                }
-                Listener::Unix(listener, _file) => {
-                    let incoming = UnixListenerStream::new(listener);
-                    router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
-                }
-            }
-            Ok(())
-        }
-    });
-    readiness.ready();
-    // Last, so that whoever reads it finds it true.
-    log_ready("ext_proc", &address);
-
-    let signal = tokio::select! {
-        signal = stop.next() => signal,
-        error = tasks.ended() => return Err(error),
-        error = serving.ended() => return Err(error),
-    };
-    readiness.not_ready("stopping");
-    health.set_not_serving::<ExternalProcessorServer<ExtProc>>().await;
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    tracing::info!(signal, "stopping");
-    // A second signal ends the wait, not the streams.
-    tokio::select! {
-        () = sleep(Duration::from_secs(settings.drain_delay.into())) => {}
-        _ = stop.next() => {}
-    }
-    drained.cancel();
-    let deadline = Duration::from_secs(settings.drain_timeout.into());
-    tokio::select! {
-        finished = timeout(deadline, finish(&mut serving, &endpoints)) => match finished {
-            Ok(result) => result?,
-            Err(_) => tracing::warn!(streams = endpoints.metrics.streams.get(), "streams were still open at the drain timeout"),
-        },
-        _ = stop.next() => tracing::warn!(streams = endpoints.metrics.streams.get(), "stopped by a second signal"),
-    }
-    endpoints.refusals.flush();
-    tracing::info!("stopped");
-    Ok(())
-}
-
-/// Waits for the streams, and for the exchanges whose browser has gone.
-async fn finish(serving: &mut Tasks, endpoints: &Endpoints) -> anyhow::Result<()> {
-    serving.finish().await?;
-    endpoints.calls.close();
-    endpoints.calls.wait().await;
-    Ok(())
-}
-
 /// What is allowed, and should not go unnoticed.
 fn warn_of(settings: &Serve) {
     if settings.single_user {
@@ -182,32 +132,6 @@ fn warn_of(settings: &Serve) {
     if settings.state_keys.is_none() {
         tracing::warn!("no --state-keys: states are signed with a random key, and end with this process");
     }
-}
-
-async fn bind_grpc(settings: &Serve) -> anyhow::Result<Listener> {
-    let address = &settings.listen;
-    let named = || format!("--listen {address}: cannot listen there");
-    if !settings.insecure_grpc && !address.is_local().await.with_context(named)? {
-        bail!(
-            "--listen {address}: other machines reach this address, and what they send over plain gRPC is trusted; \
-             listen on loopback or a Unix socket, or say --insecure-grpc"
-        );
-    }
-    address.bind().await.with_context(named)
-}
-
-/// The one line that says a listener is ready, and where: with port 0, only it knows.
-fn log_ready(listener: &'static str, address: &str) {
-    tracing::info!(listener, address, "ready");
-}
-
-async fn serve_admin(listener: Listener, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> anyhow::Result<()> {
-    let router = admin::router(metrics, readiness);
-    match listener {
-        Listener::Tcp(listener) => axum::serve(listener, router).await?,
-        Listener::Unix(listener, _file) => axum::serve(listener, router).await?,
-    }
-    Ok(())
 }
 
 async fn flush_refusals(refusals: Arc<RefusalLog>) -> anyhow::Result<()> {
@@ -245,52 +169,4 @@ async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::R
         Ok(())
     })
     .await
-}
-
-/// SIGTERM and SIGINT.
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-/// Tasks that are all to run until the process ends: whichever ends first takes it down, with a reason.
-#[derive(Default)]
-struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
-
-impl Tasks {
-    fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.0.spawn(async move { (name, task.await) });
-    }
-
-    /// Why one of them ended.
-    async fn ended(&mut self) -> anyhow::Error {
-        match self.0.join_next().await {
-            Some(Ok((name, Ok(())))) => anyhow!("{name} ended"),
-            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
-            Some(Err(error)) => anyhow!("a part of the process failed: {error}"),
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Waits until all have ended well.
-    async fn finish(&mut self) -> anyhow::Result<()> {
-        while let Some(ended) = self.0.join_next().await {
-            let (name, result) = ended?;
-            result.with_context(|| format!("{name} failed"))?;
-        }
-        Ok(())
-    }
 }

@@ -1,5 +1,7 @@
 //! The connect page, and the button on it that begins a flow.
 
+use std::sync::Arc;
+
 use url::{Host, Url};
 
 use crate::{
@@ -47,22 +49,18 @@ pub fn start(
     };
     let user = user.ok_or(Refusal::UserUnknown)?;
     let trace = request.trace();
-    let choreographer = endpoints.choreographer.clone();
+    let choreographer = Arc::clone(&endpoints.choreographer);
     if !begins {
         let name = route.origin.authority().to_owned();
         return Ok(Step::Show(Box::pin(async move {
-            let known = match &choreographer {
-                // A name that cannot be had is no reason to keep the page back.
-                Some(choreographer) => choreographer.describe(upstream.clone(), &trace).await.unwrap_or(None),
-                None => None,
-            };
+            // A name that cannot be had is no reason to keep the page back.
+            let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or(None);
             let page = Connect { route: &name, upstream: &upstream.url, authorization_server: known };
             // Under `no-referrer` the form's request would carry `Origin: null`.
             let reply = Reply::new(200, "shown").header("referrer-policy", "same-origin");
             pages::guarded(pages::page(reply, &page))
         })));
     }
-    let choreographer = choreographer.ok_or(Refusal::ChoreographerUnavailable)?;
     let cookie = BrowserCookie::fresh().map_err(|NoRandomness| Refusal::ChoreographerFailed)?;
     let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
     let begin = Begin {

@@ -1,22 +1,42 @@
 //! Where flows and tokens are kept: one trait, and what each backend must hold to.
+//!
+//! [`StoreUrl`] names a store and opens it; [`seal`] encrypts what goes into it.
 
 use async_trait::async_trait;
 
+pub mod file;
+pub mod keys;
+pub mod open;
+pub mod redis;
+pub mod seal;
+pub mod url;
+
+pub use self::{
+    open::{OpenError, Opened},
+    seal::{Sealer, UnsealError, Unsealed},
+    url::StoreUrl,
+};
+
 /// Keeps flows and tokens. Everything that is secret comes sealed: a store never sees a token, a code verifier or a
 /// person's name in the clear.
+///
+/// `now` is seconds since 1970, by the caller's clock; a flow is gone from the second on in which it expires.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Keeps a fresh flow until it expires. Where its user has as many pending as `limits` allow, the oldest goes.
+    /// Keeps a fresh flow until it expires. Where its user has as many pending as `limits` allow, the oldest goes: the
+    /// first to expire and, of those that expire in the same second, the first that came.
     ///
     /// # Errors
-    /// [`StoreError::Full`] where as many flows are pending in all as may be.
+    /// [`StoreError::Full`] where as many flows are pending in all as may be, and none of this user's goes for it.
+    /// [`StoreError::Failed`], too, where there is a flow of this id: one that was used must not come back.
     async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError>;
 
     /// Takes a flow, once: the context is compared and the flow marked as used in one atomic step. Of several callers
     /// with the right context, exactly one gets [`Taken::Flow`].
     async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError>;
 
-    /// Stores a token under its key, over whatever was there, and points the route's index at it.
+    /// Stores a token under its key, over whatever was there, and points the route's index at it. The token that the
+    /// index pointed at before stays: another route may have it too.
     async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError>;
 
     /// The token that a route's index points at, with its key.
@@ -52,7 +72,7 @@ pub struct Flow {
 /// How many flows may be pending: not expired, and not taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FlowLimits {
-    /// Of this flow's user.
+    /// Of this flow's user, at least one.
     pub of_user: usize,
     pub in_all: usize,
 }

@@ -85,7 +85,7 @@ async fn streams_that_do_not_finish_are_cut_at_the_deadline() {
     let mut cimd = Cimd::start(&executable(), &["--drain-timeout=1"]).await;
     let stream = open_stream(channel(&cimd.ext_proc).await).await;
     assert_eq!(cimd.process.stop().await, Some(0));
-    assert!(cimd.process.output().contains("streams were still open at the drain timeout"));
+    assert!(cimd.process.output().contains("streams or calls were still open at the drain timeout"));
     drop(stream);
 }
 

@@ -1,11 +1,14 @@
 //! One binary for all tests that need more than the library: real Envoys, real processes, real files.
 
+mod authorization_server;
 mod choreographer;
 mod document;
 mod e2e;
 mod envoy_config;
+mod exchange;
 mod flow;
 mod lifecycle;
+mod outgoing;
 mod settings;
 mod sources;
 #[path = "../stack/mod.rs"]

@@ -67,7 +67,11 @@ fn bad_settings_are_named() {
         ("user_namespace: who\n", "--user-namespace, --user-issuer and --user-subject go together"),
         ("single_user: true\nuser_subject: sub\n", "exclude each other"),
         ("choreographer: 127.0.0.1:9003\n", "`choreographer`: bad value"),
-        ("choreographer: 'http://127.0.0.1:9003'\n", "--choreographer needs --state-keys"),
+        ("choreographer: 'http://127.0.0.1:9003'\n", "need --state-keys"),
+        ("store: 'redis://127.0.0.1:1'\nencryption_keys: /dev/null\n", "--state-keys"),
+        ("store: 'http://127.0.0.1:1'\n", "`store`"),
+        ("extra_ca: /nowhere\n", "--extra-ca /nowhere"),
+        ("allow_host: ['a b']\n", "`allow_host`"),
         ("state_keys: /nowhere\n", "--state-keys /nowhere: No such file"),
         ("state_keys: /\n", "--state-keys /: Is a directory"),
         ("state_keys: /dev/null\n", "--state-keys /dev/null: has no key"),
@@ -86,6 +90,8 @@ fn bad_settings_are_named() {
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{content}{stderr}");
         assert!(stderr.contains(error), "{content}{stderr}");
         assert!(!stderr.contains("\"ready\""), "nothing is bound: {content}{stderr}");
+        let (code, stdout, checked) = run(&["check", "--config", path_of(&file)], &[]);
+        assert_eq!((code, stdout.as_str(), checked), (Some(1), "", stderr.clone()), "`check` says the same");
         let names_a_flag = error.contains("--") || error.contains("differ") || error.contains("exclude");
         assert!(names_a_flag || stderr.contains(path_of(&file)), "the file is named: {stderr}");
     }
@@ -94,6 +100,8 @@ fn bad_settings_are_named() {
         (&["serve", "--config", "/nowhere.yaml"], &[], 1, "/nowhere.yaml: No such file"),
         (&["serve", "--listen", "nowhere"], &[], 2, "is written `host:port` or `unix:/path`"),
         (&["serve"], &[("ENVOY_CIMD_DRAIN_TIMEOUT", "soon")], 2, "invalid value 'soon' for '--drain-timeout"),
+        (&["choreographer", "--store", "redis://127.0.0.1:1"], &[], 1, "a store in Redis needs --encryption-keys"),
+        (&["choreographer", "--state-keys", "x"], &[], 2, "unexpected argument '--state-keys'"),
         (&["serve", "--unknown"], &[], 2, "unexpected argument '--unknown'"),
         (&["serve", "--listen", "0.0.0.0:0"], &[], 1, "--insecure-grpc"),
         (&["serve", "--listen", "no.such.host.invalid:1"], &[], 1, "--listen no.such.host.invalid:1"),
@@ -158,28 +166,36 @@ fn section<'a>(readme: &'a str, name: &str) -> &'a str {
     rest.split_once(&format!("<!-- /{name} -->")).unwrap_or_else(|| panic!("{name} has no end")).0
 }
 
+/// A setting's row; one that two commands have with different defaults says of which it speaks.
+fn setting_row(command: &str, arg: &clap::Arg) -> Option<String> {
+    let variable = arg.get_env()?.to_str()?;
+    let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
+    let flag = match arg.get_num_args() {
+        Some(range) if range.min_values() == 0 => format!("--{}[={value}]", arg.get_long()?),
+        _ => format!("--{} {value}", arg.get_long()?),
+    };
+    let default = match arg.get_default_values() {
+        [default] => format!("`{}`", default.to_str()?),
+        _ => "none".to_owned(),
+    };
+    let of = if arg.get_id().as_str().ends_with("listen") { format!(" (`{command}`)") } else { String::new() };
+    let help = arg.get_help()?.to_string();
+    Some(format!("| `{flag}`{of} | `{variable}` | {default} | {} |", help.trim_end_matches('.')))
+}
+
 #[test]
 fn the_readme_lists_every_setting() {
     let readme = readme();
     let cli = Cli::command();
-    let serve = cli.find_subcommand("serve").expect("serve");
-    let rows: Vec<String> = serve
-        .get_arguments()
-        .filter_map(|arg| {
-            let variable = arg.get_env()?.to_str()?;
-            let value = arg.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
-            let flag = match arg.get_num_args() {
-                Some(range) if range.min_values() == 0 => format!("--{}[={value}]", arg.get_long()?),
-                _ => format!("--{} {value}", arg.get_long()?),
-            };
-            let default = match arg.get_default_values() {
-                [default] => format!("`{}`", default.to_str()?),
-                _ => "none".to_owned(),
-            };
-            let help = arg.get_help()?.to_string();
-            Some(format!("| `{flag}` | `{variable}` | {default} | {} |", help.trim_end_matches('.')))
-        })
-        .collect();
+    let mut rows: Vec<String> = Vec::new();
+    for command in ["serve", "choreographer"] {
+        let command = cli.find_subcommand(command).expect(command);
+        for row in command.get_arguments().filter_map(|arg| setting_row(command.get_name(), arg)) {
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
     assert!(rows.len() > 5);
     let table = section(&readme, "settings");
     let documented: Vec<String> = table
@@ -187,9 +203,8 @@ fn the_readme_lists_every_setting() {
         .filter(|line| line.starts_with("| `"))
         .map(|line| line.trim_end_matches(" |").trim_end_matches('.').to_owned() + " |")
         .collect();
-    for row in &rows {
-        assert!(documented.contains(row), "the README's table of settings lacks\n{row}");
-    }
+    let missing: Vec<&str> = rows.iter().filter(|row| !documented.contains(row)).map(String::as_str).collect();
+    assert!(missing.is_empty(), "the README's table of settings lacks\n{}", missing.join("\n"));
     assert_eq!(documented.len(), rows.len(), "and has rows that no setting has:\n{documented:#?}");
 }
 

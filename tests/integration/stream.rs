@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
+    choreographer::Embedded,
     cli::{self, Task},
     endpoint::Endpoints,
     ext_proc::ExtProc,
@@ -30,7 +31,8 @@ fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
     let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
     let parsed = cli::parse(args).expect("good flags");
     let Task::Serve(settings) = parsed.task else { panic!("serve") };
-    Arc::new(serve::endpoints(&settings, parsed.file.as_ref()).expect("good settings"))
+    let embedded = Embedded::new(&settings.exchange).expect("good settings");
+    Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), Arc::new(embedded)).expect("good settings"))
 }
 
 /// A client of a real server, over memory.

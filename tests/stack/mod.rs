@@ -166,15 +166,40 @@ pub struct Cimd {
 impl Cimd {
     /// Starts the executable with these flags, on ports of its own choice unless they say otherwise.
     pub async fn start(executable: &Path, flags: &[&str]) -> Self {
-        let mut command = Command::new(executable);
-        // As variables, so that a flag can say otherwise.
-        command.env("ENVOY_CIMD_LISTEN", "127.0.0.1:0").env("ENVOY_CIMD_ADMIN_LISTEN", "127.0.0.1:0");
-        command.env("ENVOY_CIMD_DRAIN_DELAY", "0").arg("serve").args(flags);
-        let mut process = Process::spawn("envoy-cimd", command);
+        let mut process = long_running(executable, "serve", flags);
         let ext_proc = process.line(|line| ready_address(line, "ext_proc")).await;
         let admin = process.line(|line| ready_address(line, "admin")).await;
         Self { process, ext_proc, admin }
     }
+}
+
+/// A running `envoy-cimd choreographer`.
+#[derive(Debug)]
+pub struct Choreographer {
+    pub process: Process,
+    pub address: String,
+    pub admin: String,
+}
+
+impl Choreographer {
+    /// As [`Cimd::start`].
+    pub async fn start(executable: &Path, flags: &[&str]) -> Self {
+        let mut process = long_running(executable, "choreographer", flags);
+        let address = process.line(|line| ready_address(line, "choreographer")).await;
+        let admin = process.line(|line| ready_address(line, "admin")).await;
+        Self { process, address, admin }
+    }
+}
+
+fn long_running(executable: &Path, command: &'static str, flags: &[&str]) -> Process {
+    let mut process = Command::new(executable);
+    // As variables, so that a flag can say otherwise.
+    process.env("ENVOY_CIMD_LISTEN", "127.0.0.1:0").env("ENVOY_CIMD_ADMIN_LISTEN", "127.0.0.1:0");
+    process.env("ENVOY_CIMD_DRAIN_DELAY", "0");
+    // Nothing of whoever runs this is read or written.
+    process.env("ENVOY_CIMD_STATE_DIR", "/dev/null/envoy-cimd");
+    process.arg(command).args(flags);
+    Process::spawn("envoy-cimd", process)
 }
 
 /// The address in the log line that says that a listener is ready.

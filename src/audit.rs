@@ -1,0 +1,13 @@
+//! The audit log: who connected what to where. Its lines have the target `audit`, so that a filter finds them.
+
+use crate::{state::FlowId, user::User};
+
+/// Writes an event. Nothing in it is secret: the flow is named by its tag, never by its id.
+pub fn event(event: &str, user: &User, client_id: &str, issuer: &str, flow: Option<&FlowId>, outcome: &str) {
+    let (user_issuer, user_subject) = match user {
+        User::Subject { issuer, subject } => (issuer.as_str(), subject.as_str()),
+        User::Single => ("", "single user"),
+    };
+    let flow = flow.map(FlowId::tag).unwrap_or_default();
+    tracing::info!(target: "audit", event, user_issuer, user_subject, client_id, issuer, flow, outcome);
+}

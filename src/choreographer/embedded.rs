@@ -1,0 +1,367 @@
+//! The choreographer itself: discovery, the authorization request, the exchange, the stored token.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use oauth2::{
+    AsyncHttpClient, AuthUrl, AuthorizationCode, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl,
+    Scope, TokenResponse, TokenUrl,
+    basic::{BasicClient, BasicTokenResponse, BasicTokenType},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream};
+use crate::{
+    audit,
+    cli::ExchangeArgs,
+    discovery::{AuthorizationServer, Discovery},
+    endpoint::system_clock,
+    outgoing::{FetchError, Outgoing, OutgoingSettings},
+    refusal::Refusal,
+    secret::{random, tagged_hash},
+    state::{FlowId, MAX_LIFETIME},
+    store::{Flow, FlowKey, FlowLimits, Opened, RouteKey, StoreError, Taken, TokenKey},
+    user::User,
+    vault::Vault,
+};
+
+/// The longest that Begin and Complete may take in all.
+const DEADLINE: Duration = Duration::from_secs(8);
+/// How many flows may be pending.
+const PENDING_OF_USER: usize = 20;
+const PENDING_OF_SINGLE_USER: usize = 1000;
+const PENDING_IN_ALL: usize = 100_000;
+
+/// Runs the exchange in this process.
+#[derive(Clone)]
+pub struct Embedded {
+    pub discovery: Discovery,
+    pub outgoing: Outgoing,
+    pub vault: Arc<Vault>,
+    /// Refuse an authorization server that does not announce `iss`: it closes the mix-up that MCP leaves open.
+    pub require_iss: bool,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
+}
+
+/// What it takes to complete a flow. It is only ever stored sealed.
+#[derive(Serialize, Deserialize)]
+struct FlowRecord {
+    client_id: String,
+    redirect_uri: String,
+    upstream: String,
+    user: User,
+    return_to: String,
+    issuer: String,
+    sends_iss: bool,
+    token_endpoint: String,
+    revocation_endpoint: Option<String>,
+    resource: String,
+    scope: Option<String>,
+    verifier: String,
+}
+
+/// A token as it is kept, sealed. It has no `Debug`.
+#[derive(Serialize, Deserialize)]
+pub struct TokenRecord {
+    pub access_token: String,
+    pub refresh_token: Option<String>,
+    /// Seconds since 1970; none where the server did not say.
+    pub expires_at: Option<u64>,
+    pub scope: Option<String>,
+    pub issuer: String,
+    pub token_endpoint: String,
+    pub revocation_endpoint: Option<String>,
+    pub resource: String,
+    pub client_id: String,
+}
+
+#[async_trait]
+impl Choreographer for Embedded {
+    async fn describe(&self, upstream: Upstream, _: &Trace) -> Result<Option<String>, Refusal> {
+        let known = self.discovery.known(&upstream).await;
+        if known.is_none() {
+            // The page does not wait; whoever presses its button finds the look-up done, or under way.
+            let discovery = self.discovery.clone();
+            tokio::spawn(async move { discovery.find(&upstream).await.map(drop) });
+        }
+        Ok(known)
+    }
+
+    async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, Refusal> {
+        let (client_id, user) = (begin.client_id.clone(), begin.user.clone());
+        let begun = timeout(DEADLINE, self.begin_flow(begin)).await.unwrap_or(Err(Refusal::Timeout));
+        match &begun {
+            Ok((begun, issuer)) => audit::event("begun", &user, &client_id, issuer, Some(&begun.flow_id), "ok"),
+            Err(refusal) => audit::event("begun", &user, &client_id, "", None, refusal.code()),
+        }
+        begun.map(|(begun, _)| begun)
+    }
+
+    async fn complete(&self, complete: Complete, _: &Trace) -> Result<String, Refusal> {
+        let deadline = Instant::now() + DEADLINE;
+        let (flow_id, user) = (complete.flow_id, complete.user.clone());
+        let taken = timeout(DEADLINE, self.take(&complete)).await.unwrap_or(Err(Refusal::Timeout));
+        let record =
+            taken.inspect_err(|refusal| audit::event("refused", &user, "", "", Some(&flow_id), refusal.code()))?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let result = timeout(left, self.finish(complete, &record)).await.unwrap_or(Err(Refusal::Timeout));
+        let outcome = result.as_ref().map_or_else(Refusal::code, |()| "ok");
+        audit::event("completed", &user, &record.client_id, &record.issuer, Some(&flow_id), outcome);
+        result.map(|()| record.return_to)
+    }
+}
+
+impl Embedded {
+    /// # Errors
+    /// Where a setting is wrong; the error names it.
+    pub fn new(settings: &ExchangeArgs) -> anyhow::Result<Self> {
+        let outgoing = Outgoing::new(&OutgoingSettings {
+            allow_hosts: settings.allow_host.clone(),
+            extra_ca: settings.extra_ca.clone(),
+        })?;
+        Ok(Self {
+            discovery: Discovery::new(outgoing.clone()),
+            outgoing,
+            vault: Arc::new(Vault::new(settings)?),
+            require_iss: settings.require_iss,
+            clock: system_clock,
+        })
+    }
+
+    /// What shows at start rather than at the first flow.
+    ///
+    /// # Errors
+    /// As [`Vault::check`].
+    pub async fn check(&self) -> anyhow::Result<()> {
+        self.vault.check().await
+    }
+
+    /// The token that a user has for an upstream through a route, as it was stored: it may have expired.
+    ///
+    /// # Errors
+    /// [`Refusal::ChoreographerUnavailable`] or [`Refusal::ChoreographerFailed`] where the store cannot say.
+    pub async fn token(&self, user: &User, client_id: &str, upstream: &str) -> Result<Option<TokenRecord>, Refusal> {
+        let open = self.open().await?;
+        let found =
+            open.store.token(route_key(user, client_id, upstream)).await.map_err(|error| store_failed(&error))?;
+        match found {
+            Some((key, sealed)) => open.unseal("token", &key, &sealed).map(Some).ok_or(Refusal::ChoreographerFailed),
+            None => Ok(None),
+        }
+    }
+
+    async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), Refusal> {
+        let found = self.discovery.find(&begin.upstream).await;
+        let server = found.map_err(|error| Refusal::AuthorizationServerUnusable(error.to_string()))?;
+        if self.require_iss && !server.sends_iss {
+            return Err(Refusal::AuthorizationServerUnusable(format!(
+                "the authorization server {}: it does not announce `iss`, which --require-iss asks for",
+                server.issuer
+            )));
+        }
+        let flow_id = FlowId(random().map_err(|_| Refusal::ChoreographerFailed)?);
+        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
+        let authorization_url = authorization_url(&server, &begin, challenge).ok_or(Refusal::ChoreographerFailed)?;
+        let now = (self.clock)();
+        let expires_at = now + MAX_LIFETIME;
+        let record = FlowRecord {
+            client_id: begin.client_id,
+            upstream: begin.upstream.url,
+            return_to: begin.return_to,
+            issuer: server.issuer.clone(),
+            sends_iss: server.sends_iss,
+            token_endpoint: server.token_endpoint.to_string(),
+            revocation_endpoint: server.revocation_endpoint.as_ref().map(ToString::to_string),
+            resource: server.resource.clone(),
+            scope: server.scope.clone(),
+            verifier: verifier.into_secret(),
+            redirect_uri: begin.redirect_uri,
+            user: begin.user,
+        };
+        let key = flow_key(&flow_id);
+        let open = self.open().await?;
+        let sealed = open.seal("flow", &key, &record).ok_or(Refusal::ChoreographerFailed)?;
+        let tombstone = open.seal("tombstone", &key, &record.return_to).ok_or(Refusal::ChoreographerFailed)?;
+        let of_user = match record.user {
+            User::Single => PENDING_OF_SINGLE_USER,
+            User::Subject { .. } => PENDING_OF_USER,
+        };
+        let flow = Flow {
+            id: key,
+            context: context(&record.redirect_uri, &record.user, &begin.browser_hash),
+            user: hash("envoy-cimd user", &record.user),
+            expires_at,
+            sealed,
+            tombstone,
+        };
+        let limits = FlowLimits { of_user, in_all: PENDING_IN_ALL };
+        open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
+            StoreError::Full => Refusal::TooManyFlows,
+            error => store_failed(&error),
+        })?;
+        Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
+    }
+
+    /// Where nothing can be opened, nothing was done, and the same request may be tried again.
+    async fn open(&self) -> Result<&Opened, Refusal> {
+        self.vault.open().await.map_err(|error| {
+            tracing::error!(%error, "the store cannot be opened");
+            Refusal::ChoreographerUnavailable
+        })
+    }
+
+    /// Takes the flow: after this, nobody else can complete it.
+    async fn take(&self, complete: &Complete) -> Result<FlowRecord, Refusal> {
+        let key = flow_key(&complete.flow_id);
+        let context = context(&complete.redirect_uri, &complete.user, &complete.browser_hash);
+        let open = self.open().await?;
+        let taken = open.store.take_flow(key, context, (self.clock)()).await.map_err(|error| store_failed(&error))?;
+        match taken {
+            Taken::Flow(sealed) => open.unseal("flow", &key, &sealed).ok_or(Refusal::ChoreographerFailed),
+            Taken::WrongContext => Err(Refusal::WrongContext),
+            Taken::Unknown => Err(Refusal::UnknownFlow),
+            Taken::Used(tombstone) => {
+                let return_to = open.unseal("tombstone", &key, &tombstone).ok_or(Refusal::ChoreographerFailed)?;
+                Err(Refusal::AlreadyUsed { return_to })
+            }
+        }
+    }
+
+    /// What follows once the flow is taken. `iss` is looked at first, on errors too (MCP; RFC 9207, section 2.4).
+    async fn finish(&self, complete: Complete, record: &FlowRecord) -> Result<(), Refusal> {
+        match &complete.iss {
+            Some(iss) if *iss != record.issuer => return Err(Refusal::IssuerMismatch),
+            None if record.sends_iss || self.require_iss => return Err(Refusal::IssuerMismatch),
+            Some(_) | None => {}
+        }
+        let code = match complete.answer {
+            AuthorizationAnswer::Code(code) => code,
+            AuthorizationAnswer::Error { .. } => return Err(Refusal::AuthorizationError),
+        };
+        let token = self.exchange(code, record).await?;
+        let route = route_key(&record.user, &record.client_id, &record.upstream);
+        let key = token_key(&record.user, &record.client_id, &record.issuer, &record.resource);
+        let open = self.open().await?;
+        let sealed = open.seal("token", &key, &token).ok_or(Refusal::ChoreographerFailed)?;
+        open.store.put_token(key, route, sealed).await.map_err(|error| store_failed(&error))
+    }
+
+    /// Redeems the code, once, at the token endpoint that was recorded before the redirect.
+    async fn exchange(&self, code: String, record: &FlowRecord) -> Result<TokenRecord, Refusal> {
+        let failed = |reason: String| {
+            tracing::warn!(issuer = record.issuer, client_id = record.client_id, reason, "the exchange failed");
+            Refusal::ExchangeFailed
+        };
+        let client = BasicClient::new(ClientId::new(record.client_id.clone()))
+            .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
+            .set_redirect_uri(
+                RedirectUrl::new(record.redirect_uri.clone()).map_err(|error| failed(error.to_string()))?,
+            );
+        let http = OAuthHttp(self.outgoing.clone());
+        let response: BasicTokenResponse = client
+            .exchange_code(AuthorizationCode::new(code))
+            .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.clone()))
+            .add_extra_param("resource", &record.resource)
+            .request_async(&http)
+            .await
+            .map_err(|error| failed(said(&error)))?;
+        if !matches!(response.token_type(), BasicTokenType::Bearer) {
+            return Err(failed("the token is no bearer token".to_owned()));
+        }
+        if response.access_token().secret().is_empty() {
+            return Err(failed("the token is empty".to_owned()));
+        }
+        let scope =
+            response.scopes().map(|scopes| scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" "));
+        Ok(TokenRecord {
+            access_token: response.access_token().secret().clone(),
+            refresh_token: response.refresh_token().map(|token| token.secret().clone()),
+            expires_at: response.expires_in().map(|lifetime| (self.clock)().saturating_add(lifetime.as_secs())),
+            scope: scope.or_else(|| record.scope.clone()),
+            issuer: record.issuer.clone(),
+            token_endpoint: record.token_endpoint.clone(),
+            revocation_endpoint: record.revocation_endpoint.clone(),
+            resource: record.resource.clone(),
+            client_id: record.client_id.clone(),
+        })
+    }
+}
+
+/// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
+fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: PkceCodeChallenge) -> Option<String> {
+    let client = BasicClient::new(ClientId::new(begin.client_id.clone()))
+        .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
+        .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.clone()).ok()?);
+    let mut request = client
+        .authorize_url(|| CsrfToken::new(String::new()))
+        .set_pkce_challenge(challenge)
+        .add_extra_param("resource", &server.resource)
+        .add_scopes(server.scope.iter().flat_map(|scope| scope.split(' ')).map(|scope| Scope::new(scope.to_owned())));
+    if server.offline_access {
+        // OpenID Connect Core, section 11: without the prompt, a server may leave the refresh token out.
+        request = request.add_scope(Scope::new("offline_access".to_owned())).add_extra_param("prompt", "consent");
+    }
+    let (mut url, _) = request.url();
+    // The caller signs its own `state` when it knows the flow's id.
+    let pairs: Vec<(String, String)> = url
+        .query_pairs()
+        .filter(|(name, _)| name != "state")
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    url.query_pairs_mut().clear().extend_pairs(pairs);
+    Some(url.into())
+}
+
+/// `oauth2`'s requests, through the client that keeps our rules.
+struct OAuthHttp(Outgoing);
+
+impl<'c> AsyncHttpClient<'c> for OAuthHttp {
+    type Error = FetchError;
+    type Future = futures_util::future::BoxFuture<'c, Result<oauth2::HttpResponse, FetchError>>;
+
+    fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
+        Box::pin(self.0.send(request, None))
+    }
+}
+
+/// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
+fn said<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<FetchError, T>) -> String {
+    match error {
+        oauth2::RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
+        oauth2::RequestTokenError::Request(error) => error.to_string(),
+        oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is no token".to_owned(),
+        oauth2::RequestTokenError::Other(_) => "the token endpoint's answer has another form than JSON".to_owned(),
+    }
+}
+
+fn store_failed(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "the store failed");
+    Refusal::ChoreographerFailed
+}
+
+fn flow_key(flow_id: &FlowId) -> FlowKey {
+    tagged_hash("envoy-cimd flow", &flow_id.0)
+}
+
+fn context(redirect_uri: &str, user: &User, browser_hash: &[u8; 32]) -> [u8; 32] {
+    hash("envoy-cimd context", &(redirect_uri, user, BASE64_URL_SAFE_NO_PAD.encode(browser_hash)))
+}
+
+fn route_key(user: &User, client_id: &str, upstream: &str) -> RouteKey {
+    hash("envoy-cimd route", &(user, client_id, upstream))
+}
+
+fn token_key(user: &User, client_id: &str, issuer: &str, resource: &str) -> TokenKey {
+    hash("envoy-cimd token", &(user, client_id, issuer, resource))
+}
+
+/// A hash of several values. As JSON, no two lists of values have the same bytes.
+fn hash(purpose: &str, values: &impl Serialize) -> [u8; 32] {
+    tagged_hash(purpose, &serde_json::to_vec(values).unwrap_or_default())
+}

@@ -1,0 +1,200 @@
+//! What every long-running command shares: it binds, says that it is ready, runs, and ends in order.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::Routes,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::ServingStatus;
+
+use crate::{
+    admin::{self, Readiness},
+    cli::ProcessArgs,
+    listen::{ListenAddr, Listener},
+    metrics::Metrics,
+};
+
+/// A gRPC server and what goes with it.
+pub struct Process<'a> {
+    /// What the log calls the listener.
+    pub name: &'static str,
+    /// The gRPC service that health checks ask for.
+    pub service: &'static str,
+    pub listen: &'a ListenAddr,
+    pub admin_listen: &'a ListenAddr,
+    pub args: &'a ProcessArgs,
+    pub metrics: Arc<Metrics>,
+    /// What must be finished before the process ends.
+    pub calls: TaskTracker,
+}
+
+impl Process<'_> {
+    /// Serves until SIGTERM or SIGINT; `tasks` run beside it.
+    ///
+    /// # Errors
+    /// Where a listener cannot be bound, or a part of the process ends before it should.
+    pub async fn run(self, routes: Routes, mut tasks: Tasks) -> anyhow::Result<()> {
+        let mut stop = StopSignals::new()?;
+        check_listen(self.listen, self.args).await?;
+        let grpc = self.listen.bind().await.with_context(|| cannot_listen("listen", self.listen))?;
+        let admin = self.admin_listen.bind().await.with_context(|| cannot_listen("admin-listen", self.admin_listen))?;
+
+        let readiness = Arc::new(Readiness::default());
+        log_ready("admin", &admin.address()?);
+        tasks.spawn("the admin listener", serve_admin(admin, Arc::clone(&self.metrics), Arc::clone(&readiness)));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status(self.service, ServingStatus::Serving).await;
+        let address = grpc.address()?;
+        let drained = CancellationToken::new();
+        let mut serving = Tasks::default();
+        serving.spawn("the gRPC listener", serve_grpc(grpc, routes.add_service(health_service), drained.clone()));
+        readiness.ready();
+        // Last, so that whoever reads it finds it true.
+        log_ready(self.name, &address);
+
+        let signal = tokio::select! {
+            signal = stop.next() => signal,
+            error = tasks.ended() => return Err(error),
+            error = serving.ended() => return Err(error),
+        };
+        readiness.not_ready("stopping");
+        health.set_service_status(self.service, ServingStatus::NotServing).await;
+        health.set_service_status("", ServingStatus::NotServing).await;
+        tracing::info!(signal, "stopping");
+        // A second signal ends the wait, not the streams.
+        tokio::select! {
+            () = sleep(Duration::from_secs(self.args.drain_delay.into())) => {}
+            _ = stop.next() => {}
+        }
+        drained.cancel();
+        let deadline = Duration::from_secs(self.args.drain_timeout.into());
+        let open = || (self.metrics.streams.get(), self.calls.len());
+        tokio::select! {
+            finished = timeout(deadline, finish(&mut serving, &self.calls)) => match finished {
+                Ok(result) => result?,
+                Err(_) => {
+                    let (streams, calls) = open();
+                    tracing::warn!(streams, calls, "streams or calls were still open at the drain timeout");
+                }
+            },
+            _ = stop.next() => {
+                let (streams, calls) = open();
+                tracing::warn!(streams, calls, "stopped by a second signal");
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// What is sent over plain gRPC is trusted, so other machines must not reach it unasked.
+///
+/// # Errors
+/// Where they would, or where the address cannot be resolved.
+pub async fn check_listen(address: &ListenAddr, args: &ProcessArgs) -> anyhow::Result<()> {
+    if !args.insecure_grpc && !address.is_local().await.with_context(|| cannot_listen("listen", address))? {
+        bail!(
+            "--listen {address}: other machines reach this address, and what they send over plain gRPC is trusted; \
+             listen on loopback or a Unix socket, or say --insecure-grpc"
+        );
+    }
+    Ok(())
+}
+
+fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
+    format!("--{flag} {address}: cannot listen there")
+}
+
+/// The one line that says a listener is ready, and where: with port 0, only it knows.
+fn log_ready(listener: &'static str, address: &str) {
+    tracing::info!(listener, address, "ready");
+}
+
+async fn serve_grpc(listener: Listener, routes: Routes, drained: CancellationToken) -> anyhow::Result<()> {
+    let router = Server::builder().add_routes(routes);
+    match listener {
+        Listener::Tcp(listener) => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
+        }
+        Listener::Unix(listener, _file) => {
+            let incoming = UnixListenerStream::new(listener);
+            router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn serve_admin(listener: Listener, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> anyhow::Result<()> {
+    let router = admin::router(metrics, readiness);
+    match listener {
+        Listener::Tcp(listener) => axum::serve(listener, router).await?,
+        Listener::Unix(listener, _file) => axum::serve(listener, router).await?,
+    }
+    Ok(())
+}
+
+/// Waits for the streams, and for the exchanges whose browser has gone.
+async fn finish(serving: &mut Tasks, calls: &TaskTracker) -> anyhow::Result<()> {
+    serving.finish().await?;
+    calls.close();
+    calls.wait().await;
+    Ok(())
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Tasks that are all to run until the process ends: whichever ends first takes it down, with a reason.
+#[derive(Default)]
+pub struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Tasks {
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.0.spawn(async move { (name, task.await) });
+    }
+
+    /// Why one of them ended.
+    async fn ended(&mut self) -> anyhow::Error {
+        match self.0.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow!("{name} ended"),
+            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
+            Some(Err(error)) => anyhow!("a part of the process failed: {error}"),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until all have ended well.
+    async fn finish(&mut self) -> anyhow::Result<()> {
+        while let Some(ended) = self.0.join_next().await {
+            let (name, result) = ended?;
+            result.with_context(|| format!("{name} failed"))?;
+        }
+        Ok(())
+    }
+}

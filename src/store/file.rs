@@ -1,0 +1,517 @@
+//! A store in one file (redb), for one process.
+
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use async_trait::async_trait;
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition, TableError,
+    WriteTransaction,
+};
+use subtle::ConstantTimeEq;
+
+use super::{
+    Flow, FlowKey, FlowLimits, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey,
+    keys::{self, KeysError},
+    open::blocking,
+};
+
+/// A flow by its id: context, user, expiry, sequence, what is sealed (none once it is taken), tombstone.
+const FLOWS: TableDefinition<&[u8; 32], StoredFlow> = TableDefinition::new("flows-v1");
+type StoredFlow<'a> = (&'a [u8; 32], &'a [u8; 32], u64, u64, Option<&'a [u8]>, &'a [u8]);
+/// Every flow, by expiry and id.
+const EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("expiry-v1");
+/// The flows that were not taken, by user, expiry, sequence and id.
+const PENDING: TableDefinition<PendingKey, ()> = TableDefinition::new("pending-v1");
+type PendingKey<'a> = (&'a [u8; 32], u64, u64, &'a [u8; 32]);
+const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens-v1");
+/// The key of a route's token.
+const ROUTES: TableDefinition<&[u8; 32], &[u8; 32]> = TableDefinition::new("routes-v1");
+const CHECK: TableDefinition<(), &[u8]> = TableDefinition::new("key-check-v1");
+/// How many flows were ever added, which tells the older of two apart.
+const SEQUENCE: TableDefinition<(), u64> = TableDefinition::new("sequence-v1");
+
+/// How many expired flows one call removes, at most: more than it adds, so that they become fewer.
+const REMOVED_AT_ONCE: usize = 100;
+/// redb would take a gigabyte.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// The store in a file. Its work is done on threads that may block.
+pub struct FileStore(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    /// None after a failure of the disk: redb then does nothing more until the file is opened anew.
+    database: RwLock<Option<Database>>,
+}
+
+impl FileStore {
+    /// Opens the file, or makes it (mode 0600), and its keys beside it where no other file is given.
+    ///
+    /// # Errors
+    /// Where the file cannot be opened, another process has it open, or the keys are not the ones it was sealed with.
+    pub async fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(Self, Sealer), OpenError> {
+        let (path, encryption_keys) = (path.to_owned(), encryption_keys.map(Path::to_owned));
+        blocking(move || open(&path, encryption_keys.as_deref())).await?
+    }
+
+    async fn run<T, E>(&self, step: impl FnOnce(&Database) -> Result<T, E> + Send + 'static) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        E: Into<Failure>,
+    {
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.run(step)).await?
+    }
+}
+
+#[async_trait]
+impl Store for FileStore {
+    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            FlowTables::open(&transaction)?.add(&flow, limits, now)?;
+            Ok::<_, Failure>(transaction.commit()?)
+        })
+        .await
+    }
+
+    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            let (taken, changed) = FlowTables::open(&transaction)?.take(&id, &context, now)?;
+            // A commit waits for the disk. Who guesses ids shall not make everybody wait.
+            if changed {
+                transaction.commit()?;
+            }
+            Ok::<_, Failure>(taken)
+        })
+        .await
+    }
+
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(TOKENS)?.insert(&key, sealed.as_slice())?;
+            transaction.open_table(ROUTES)?.insert(&route, &key)?;
+            Ok::<_, redb::Error>(transaction.commit()?)
+        })
+        .await
+    }
+
+    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_read()?;
+            let Some(key) = transaction.open_table(ROUTES)?.get(&route)?.map(|key| *key.value()) else {
+                return Ok(None);
+            };
+            let sealed = transaction.open_table(TOKENS)?.get(&key)?.map(|sealed| sealed.value().to_vec());
+            Ok::<_, redb::Error>(sealed.map(|sealed| (key, sealed)))
+        })
+        .await
+    }
+
+    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(TOKENS)?.remove(&key)?;
+            {
+                let mut routes = transaction.open_table(ROUTES)?;
+                if routes.get(&route)?.is_some_and(|pointed_at| *pointed_at.value() == key) {
+                    routes.remove(&route)?;
+                }
+            }
+            Ok::<_, redb::Error>(transaction.commit()?)
+        })
+        .await
+    }
+}
+
+/// Why a step was not done.
+enum Failure {
+    Redb(redb::Error),
+    Store(StoreError),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Redb(error.into())
+    }
+}
+
+impl Inner {
+    fn run<T, E: Into<Failure>>(&self, step: impl FnOnce(&Database) -> Result<T, E>) -> Result<T, StoreError> {
+        let failure = loop {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(database) = database.as_ref() {
+                match step(database) {
+                    Ok(done) => return Ok(done),
+                    Err(error) => break error.into(),
+                }
+            }
+            drop(database);
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            if database.is_none() {
+                *database = Some(builder().open(&self.path).map_err(|error| failed(&self.path, &error.into()))?);
+            }
+        };
+        match failure {
+            Failure::Store(error) => Err(error),
+            Failure::Redb(error) => {
+                if needs_reopening(&error) {
+                    *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+                Err(failed(&self.path, &error))
+            }
+        }
+    }
+}
+
+/// The tables of flows, within one transaction.
+struct FlowTables<'t> {
+    flows: Table<'t, &'static [u8; 32], StoredFlow<'static>>,
+    expiry: Table<'t, (u64, &'static [u8; 32]), ()>,
+    pending: Table<'t, PendingKey<'static>, ()>,
+    sequence: Table<'t, (), u64>,
+}
+
+/// What of a flow is needed to find it in the other tables.
+struct Indexed {
+    user: [u8; 32],
+    expires_at: u64,
+    sequence: u64,
+}
+
+impl<'t> FlowTables<'t> {
+    fn open(transaction: &'t WriteTransaction) -> Result<Self, redb::TableError> {
+        Ok(Self {
+            flows: transaction.open_table(FLOWS)?,
+            expiry: transaction.open_table(EXPIRY)?,
+            pending: transaction.open_table(PENDING)?,
+            sequence: transaction.open_table(SEQUENCE)?,
+        })
+    }
+
+    fn add(mut self, flow: &Flow, limits: FlowLimits, now: u64) -> Result<(), Failure> {
+        let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
+        self.remove_expired(now, REMOVED_AT_ONCE)?;
+        if let Some(other) = self.indexed(id)? {
+            if other.expires_at > now {
+                return Err(Failure::Store(StoreError::Failed("there is a flow of this id".to_owned())));
+            }
+            self.remove(id)?;
+        }
+        if *expires_at <= now {
+            return Ok(());
+        }
+
+        let of_user = self.pending_of(user, now)?;
+        let surplus = (of_user.len() + 1).saturating_sub(limits.of_user.max(1));
+        let oldest = of_user.get(..surplus).unwrap_or_default();
+        for id in oldest {
+            self.remove(id)?;
+        }
+        // More may have expired than was removed above, and those do not count.
+        while self.pending.len()? >= limits.in_all as u64 {
+            if self.remove_expired(now, 1)? == 0 {
+                return Err(Failure::Store(StoreError::Full));
+            }
+        }
+
+        let sequence = self.sequence.get(())?.map_or(0, |last| last.value()).wrapping_add(1);
+        self.sequence.insert((), sequence)?;
+        self.flows.insert(id, (context, user, *expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
+        self.expiry.insert((*expires_at, id), ())?;
+        self.pending.insert((user, *expires_at, sequence, id), ())?;
+        Ok(())
+    }
+
+    /// What came of it, and whether there is anything to commit.
+    fn take(mut self, id: &FlowKey, context: &[u8; 32], now: u64) -> Result<(Taken, bool), Failure> {
+        let removed = self.remove_expired(now, REMOVED_AT_ONCE)? > 0;
+        let (indexed, sealed, tombstone) = {
+            let Some(stored) = self.flows.get(id)? else {
+                return Ok((Taken::Unknown, removed));
+            };
+            let (stored_context, user, expires_at, sequence, sealed, tombstone) = stored.value();
+            if expires_at <= now {
+                return Ok((Taken::Unknown, removed));
+            }
+            if !bool::from(stored_context.ct_eq(context)) {
+                return Ok((Taken::WrongContext, removed));
+            }
+            let Some(sealed) = sealed else {
+                return Ok((Taken::Used(tombstone.to_vec()), removed));
+            };
+            (Indexed { user: *user, expires_at, sequence }, sealed.to_vec(), tombstone.to_vec())
+        };
+        let Indexed { user, expires_at, sequence } = indexed;
+        self.flows.insert(id, (context, &user, expires_at, sequence, None, tombstone.as_slice()))?;
+        self.pending.remove((&user, expires_at, sequence, id))?;
+        Ok((Taken::Flow(sealed), true))
+    }
+
+    /// Removes the first `at_most` of the expired flows, and says how many there were of them.
+    fn remove_expired(&mut self, now: u64, at_most: usize) -> Result<usize, redb::Error> {
+        let mut expired = Vec::new();
+        for entry in self.expiry.range(..=(now, &[0xff; 32]))?.take(at_most) {
+            expired.push(*entry?.0.value().1);
+        }
+        for id in &expired {
+            self.remove(id)?;
+        }
+        Ok(expired.len())
+    }
+
+    /// The pending flows of a user, the oldest first.
+    fn pending_of(&self, user: &[u8; 32], now: u64) -> Result<Vec<FlowKey>, redb::Error> {
+        let first = (user, now.saturating_add(1), 0, &[0; 32]);
+        let last = (user, u64::MAX, u64::MAX, &[0xff; 32]);
+        let mut ids = Vec::new();
+        for entry in self.pending.range(first..=last)? {
+            ids.push(*entry?.0.value().3);
+        }
+        Ok(ids)
+    }
+
+    fn indexed(&self, id: &FlowKey) -> Result<Option<Indexed>, redb::Error> {
+        Ok(self.flows.get(id)?.map(|stored| {
+            let (_, user, expires_at, sequence, ..) = stored.value();
+            Indexed { user: *user, expires_at, sequence }
+        }))
+    }
+
+    fn remove(&mut self, id: &FlowKey) -> Result<(), redb::Error> {
+        if let Some(Indexed { user, expires_at, sequence }) = self.indexed(id)? {
+            self.flows.remove(id)?;
+            self.expiry.remove((expires_at, id))?;
+            self.pending.remove((&user, expires_at, sequence, id))?;
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Sealer), OpenError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |reason| OpenError::Keys { path, reason }
+    };
+    // Keys that are no keys shall not leave an empty store behind.
+    let given = encryption_keys.map(|path| keys::read(path).map_err(at(path))).transpose()?;
+    let database = open_database(path)?;
+    let failed = |error: redb::Error| failed(path, &error);
+    let content = content(&database).map_err(failed)?;
+    let beside = keys::beside(path);
+    let keys_path = encryption_keys.unwrap_or(&beside);
+    // Nobody else makes the file meanwhile: whoever would has to open the store first.
+    let sealer = match (given, keys_path.try_exists(), &content) {
+        (Some(sealer), ..) => sealer,
+        (None, Ok(false), Content::Nothing) => keys::create(keys_path).map_err(at(keys_path))?,
+        (None, Ok(false), _) => return Err(at(keys_path)(KeysError::Lost)),
+        (None, ..) => keys::read(keys_path).map_err(at(keys_path))?,
+    };
+    let record = match content {
+        Content::Nothing => Some(keys::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?),
+        Content::Checked(record) => keys::check(&sealer, &record).map_err(at(keys_path))?,
+        Content::Unchecked => return Err(at(keys_path)(KeysError::Wrong)),
+    };
+    if let Some(record) = record {
+        set_up(&database, &record).map_err(failed)?;
+    }
+    Ok((FileStore(Arc::new(Inner { path: path.to_owned(), database: RwLock::new(Some(database)) })), sealer))
+}
+
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    // redb would make the file as readable as the umask allows.
+    let made = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    made.map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+    builder().create(path).map_err(|error| failed(path, &error.into()))
+}
+
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+enum Content {
+    Nothing,
+    /// The record that tells whether the keys are right.
+    Checked(Vec<u8>),
+    /// Something, but no such record: it is not ours, or not whole.
+    Unchecked,
+}
+
+fn content(database: &Database) -> Result<Content, redb::Error> {
+    let transaction = database.begin_read()?;
+    if transaction.list_tables()?.next().is_none() {
+        return Ok(Content::Nothing);
+    }
+    match transaction.open_table(CHECK) {
+        Ok(table) => Ok(table.get(())?.map_or(Content::Unchecked, |record| Content::Checked(record.value().to_vec()))),
+        Err(TableError::TableDoesNotExist(_)) => Ok(Content::Unchecked),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Stores the check record, and makes all tables: from here on they are there.
+fn set_up(database: &Database, record: &[u8]) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    transaction.open_table(CHECK)?.insert((), record)?;
+    FlowTables::open(&transaction)?;
+    transaction.open_table(TOKENS)?;
+    transaction.open_table(ROUTES)?;
+    Ok(transaction.commit()?)
+}
+
+fn needs_reopening(error: &redb::Error) -> bool {
+    use redb::Error::{Backend, Corrupted, DatabaseClosed, Io, LockPoisoned, PreviousIo};
+    matches!(error, Io(_) | Backend(_) | PreviousIo | Corrupted(_) | DatabaseClosed | LockPoisoned(_))
+}
+
+fn failed(path: &Path, error: &redb::Error) -> StoreError {
+    let path = path.display();
+    StoreError::Failed(match error {
+        redb::Error::DatabaseAlreadyOpen => {
+            format!("{path}: another process has it open; processes that share a store need one in Redis")
+        }
+        error => format!("{path}: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+    const LIMITS: FlowLimits = FlowLimits { of_user: 1000, in_all: 1000 };
+
+    fn flow(number: u16, expires_at: u64) -> Flow {
+        let mut id = [0; 32];
+        id.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
+        Flow { id, context: [1; 32], user: [2; 32], expires_at, sealed: b"sealed".into(), tombstone: b"left".into() }
+    }
+
+    /// How many rows the tables of flows have.
+    async fn rows(store: &FileStore) -> [u64; 3] {
+        let rows = store.run(|database| {
+            let transaction = database.begin_read()?;
+            Ok::<_, redb::Error>([
+                transaction.open_table(FLOWS)?.len()?,
+                transaction.open_table(EXPIRY)?.len()?,
+                transaction.open_table(PENDING)?.len()?,
+            ])
+        });
+        rows.await.expect("rows")
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_expired_flows_and_no_call_removes_many() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        for number in 0..250 {
+            store.add_flow(flow(number, NOW + 600), LIMITS, NOW).await.expect("added");
+        }
+        store.take_flow(flow(0, 0).id, [1; 32], NOW).await.expect("taken");
+        assert_eq!(rows(&store).await, [250, 250, 249]);
+        store.take_flow(flow(1, 0).id, [1; 32], NOW + 600).await.expect("unknown");
+        assert_eq!(rows(&store).await, [150, 150, 150], "the one that was taken goes, too");
+        // Those that expired do not count, removed or not.
+        store.add_flow(flow(300, NOW + 1200), FlowLimits { of_user: 1, in_all: 1 }, NOW + 600).await.expect("added");
+        assert_eq!(rows(&store).await, [1, 1, 1]);
+        store.take_flow(flow(1, 0).id, [1; 32], NOW + 1200).await.expect("unknown");
+        assert_eq!(rows(&store).await, [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn the_files_are_their_owners() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("store.redb");
+        FileStore::open(&path, None).await.expect("a store");
+        for path in [&path, &keys::beside(&path)] {
+            let mode = fs::metadata(path).expect("a file").permissions().mode();
+            assert_eq!(mode & 0o7777, 0o600, "{}", path.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_store_without_its_keys_is_refused() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("store.redb");
+        let beside = keys::beside(&path);
+        let (_, sealer) = FileStore::open(&path, None).await.expect("a store");
+        let sealed = sealer.seal("test", &[], b"secret").expect("sealed");
+        let (_, sealer) = FileStore::open(&path, None).await.expect("the store again");
+        assert_eq!(sealer.open("test", &[], &sealed).expect("the same keys").plaintext.as_slice(), b"secret");
+
+        let kept = fs::read(&beside).expect("the keys");
+        fs::remove_file(&beside).expect("they go");
+        let error = FileStore::open(&path, None).await.err().expect("lost").to_string();
+        assert!(error.contains(beside.to_str().expect("text")) && error.contains("is missing"), "{error}");
+        assert!(!beside.exists(), "no fresh keys take their place");
+
+        keys::create(&beside).expect("other keys");
+        let error = FileStore::open(&path, None).await.err().expect("others").to_string();
+        assert!(error.contains(beside.to_str().expect("text")) && error.contains("none of the keys"), "{error}");
+
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, kept).expect("the keys again");
+        FileStore::open(&path, Some(&elsewhere)).await.expect("where they are does not matter");
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_none_leave_no_store() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (path, given) = (dir.path().join("store.redb"), dir.path().join("given"));
+        let error = FileStore::open(&path, Some(&given)).await.err().expect("no keys");
+        assert!(matches!(error, OpenError::Keys { reason: KeysError::Unreadable(_), .. }), "{error}");
+        fs::write(&given, "no-key").expect("a file");
+        let error = FileStore::open(&path, Some(&given)).await.err().expect("no keys").to_string();
+        assert!(error.contains(given.to_str().expect("text")) && !error.contains("no-key"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_store_or_in_use_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("store.redb");
+        let error = |path: PathBuf| async move {
+            let error = FileStore::open(&path, None).await.err().expect("no store").to_string();
+            assert!(error.contains(path.to_str().expect("text")), "{error}");
+            error
+        };
+        let _open = FileStore::open(&path, None).await.expect("a store");
+        assert!(error(path).await.contains("another process has it open"));
+        assert!(error(dir.path().join("missing/store.redb")).await.contains("No such file"));
+        let other = dir.path().join("text");
+        fs::write(&other, "not a store, but longer than the header of one ".repeat(100)).expect("a file");
+        error(other).await;
+        // Another program's, or one that somebody took the check record from.
+        let foreign = dir.path().join("foreign");
+        let database = Database::create(&foreign).expect("a database");
+        let transaction = database.begin_write().expect("a transaction");
+        transaction.open_table(TOKENS).expect("a table").insert(&[0; 32], &b"x"[..]).expect("a row");
+        transaction.commit().expect("kept");
+        drop(database);
+        error(foreign.clone()).await;
+        keys::create(&keys::beside(&foreign)).expect("keys");
+        error(foreign).await;
+    }
+
+    #[tokio::test]
+    async fn the_file_is_opened_anew_after_the_disk_failed() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        store.put_token([1; 32], [2; 32], b"sealed".into()).await.expect("kept");
+        let error = store.run(|_| Err::<(), _>(redb::Error::PreviousIo)).await.expect_err("a failure").to_string();
+        assert!(error.contains("store.redb: Previous I/O error"), "{error}");
+        assert!(store.0.database.read().expect("no panic").is_none());
+        assert_eq!(store.token([2; 32]).await.expect("a store"), Some(([1; 32], b"sealed".into())));
+    }
+}

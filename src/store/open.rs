@@ -1,0 +1,67 @@
+//! Opening a store, with the keys that seal what goes into it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Sealer, Store, StoreError, StoreUrl, file::FileStore, keys::KeysError, redis::RedisStore};
+
+/// An open store. It has no `Debug`.
+pub struct Opened {
+    pub store: Arc<dyn Store>,
+    pub sealer: Sealer,
+}
+
+/// Why a store is not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The store and the keys do not belong together, or the keys are none. Trying again does not help.
+    #[error("encryption keys {}: {reason}", path.display())]
+    Keys { path: PathBuf, reason: KeysError },
+    /// Only a store on this machine has a natural place for its keys.
+    #[error("a store in Redis needs --encryption-keys: every process that shares it has the same keys")]
+    NoKeys,
+    /// The authorities to trust besides the system's.
+    #[error("--extra-ca {}: {reason}", path.display())]
+    ExtraCa { path: PathBuf, reason: String },
+    /// The store itself. It may be reachable later.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl StoreUrl {
+    /// Whether several processes can have it open, which must then have the same keys for everything.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_))
+    }
+
+    /// Opens the store, and checks that the keys are the ones it was sealed with. A store that is empty takes whatever
+    /// keys come first.
+    ///
+    /// Without `encryption_keys`, a file store has its keys in a file beside it, `PATH.keys`, which is made with the
+    /// store. The folder that they are in must exist. `extra_ca` is a PEM file of authorities that Redis's certificate
+    /// may come from, besides the system's.
+    ///
+    /// # Errors
+    /// Where the store cannot be opened or reached, or the keys are missing, wrong or malformed.
+    pub async fn open(&self, encryption_keys: Option<&Path>, extra_ca: Option<&Path>) -> Result<Opened, OpenError> {
+        match self {
+            Self::File(path) => {
+                let (store, sealer) = FileStore::open(path, encryption_keys).await?;
+                Ok(Opened { store: Arc::new(store), sealer })
+            }
+            Self::Redis(url) => {
+                let encryption_keys = encryption_keys.ok_or(OpenError::NoKeys)?;
+                let (store, sealer) = RedisStore::open(url, encryption_keys, extra_ca).await?;
+                Ok(Opened { store: Arc::new(store), sealer })
+            }
+        }
+    }
+}
+
+/// Does work that may block, away from what must not.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    // It fails where the work panicked, or the runtime ends.
+    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.to_string()))
+}

@@ -1,0 +1,377 @@
+//! A store in Redis or Valkey, for any number of processes. Each step is one script, which Redis runs atomically.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo, ProtocolVersion,
+    PushInfo, PushKind, RedisConnectionInfo, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind,
+    TlsCertificates, aio::MultiplexedConnection,
+};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
+use tokio::{sync::Mutex, time::timeout};
+use zeroize::Zeroizing;
+
+use super::{
+    Flow, FlowKey, FlowLimits, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey, keys, open::blocking,
+    url::RedisUrl,
+};
+
+/// How long an operation may take, with the connection where there is none.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// All our keys begin with this: an operator may give us a part of a server by it.
+const NAMESPACE: &str = "envoy_cimd:v1";
+
+/// The store in Redis. It connects when it has something to do, and anew after the connection broke.
+pub struct RedisStore {
+    /// For error messages: without user and password.
+    name: String,
+    /// Not to be shown in any.
+    password: Option<Zeroizing<String>>,
+    client: Client,
+    /// `redis::aio::ConnectionManager` would do, but after an outage it fails one more operation, and it stays with a
+    /// connection on which nothing is answered any more.
+    connection: Mutex<Option<Connection>>,
+    scripts: Scripts,
+}
+
+#[derive(Clone)]
+struct Connection {
+    redis: MultiplexedConnection,
+    /// Not to be used for anything new.
+    broken: Arc<AtomicBool>,
+}
+
+struct Scripts {
+    key_check: Script,
+    add_flow: Script,
+    take_flow: Script,
+    put_token: Script,
+    token: Script,
+    remove_token: Script,
+}
+
+impl RedisStore {
+    /// Connects, and checks that the keys are the ones that the store was sealed with.
+    ///
+    /// # Errors
+    /// Where Redis cannot be reached or refuses us, or a file cannot be used.
+    pub async fn open(
+        url: &RedisUrl,
+        encryption_keys: &Path,
+        extra_ca: Option<&Path>,
+    ) -> Result<(Self, Sealer), OpenError> {
+        let at = |reason| OpenError::Keys { path: encryption_keys.to_owned(), reason };
+        let (keys_path, ca) = (encryption_keys.to_owned(), extra_ca.filter(|_| url.tls).map(Path::to_owned));
+        let (sealer, roots) = blocking(move || {
+            let roots = ca.map(|path| roots(&path).map_err(|reason| OpenError::ExtraCa { path, reason }));
+            (keys::read(&keys_path), roots.transpose())
+        })
+        .await?;
+        let sealer = sealer.map_err(at)?;
+        let store = Self::new(url, roots?)?;
+        let offered = keys::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?;
+        let there = store.check_record(&offered, None).await?;
+        if let Some(newer) = keys::check(&sealer, &there).map_err(at)? {
+            store.check_record(&newer, Some(&there)).await?;
+        }
+        Ok((store, sealer))
+    }
+
+    fn new(url: &RedisUrl, roots: Option<Vec<u8>>) -> Result<Self, StoreError> {
+        let RedisUrl { tls, host, port, database, login } = url;
+        let mut settings = RedisConnectionInfo::default().set_db(*database).set_protocol(ProtocolVersion::RESP3);
+        if let Some(login) = login {
+            settings = settings.set_password(login.password.as_str());
+            if let Some(user) = &login.user {
+                settings = settings.set_username(user);
+            }
+        }
+        let address = if *tls {
+            // rustls has no default provider where two are compiled in. Where one was installed, it stays.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host.clone(), *port)
+        };
+        let name = url.to_string();
+        let client = address.into_connection_info().and_then(|info| {
+            let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
+            let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
+            match roots {
+                Some(roots) => {
+                    Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(roots) })
+                }
+                None => Client::open(info),
+            }
+        });
+        let password = login.as_ref().map(|login| login.password.clone());
+        let client = client.map_err(|error| failed(&name, password.as_deref(), &error))?;
+        Ok(Self { name, password, client, connection: Mutex::default(), scripts: Scripts::new() })
+    }
+
+    /// The check record that is there, which is `offered` where there was none, or where `instead_of` was there.
+    async fn check_record(&self, offered: &[u8], instead_of: Option<&[u8]>) -> Result<Vec<u8>, StoreError> {
+        let mut step = self.scripts.key_check.key(format!("{NAMESPACE}:key_check"));
+        self.run(step.arg(offered).arg(instead_of.unwrap_or_default())).await
+    }
+
+    async fn run<T: FromRedisValue>(&self, step: &ScriptInvocation<'_>) -> Result<T, StoreError> {
+        let mut used = None;
+        let answer = timeout(PATIENCE, async {
+            let connection = used.insert(self.connection().await?);
+            // Where Redis does not have the script yet, it did nothing, and is sent it: no step is done twice.
+            step.invoke_async(&mut connection.redis).await
+        });
+        let answer = answer.await;
+        let broken = match &answer {
+            Ok(Ok(_)) => false,
+            Ok(Err(error)) => breaks_connection(error),
+            Err(_) => true,
+        };
+        if let Some(connection) = used.filter(|_| broken) {
+            connection.broken.store(true, Ordering::Relaxed);
+        }
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(failed(&self.name, self.password.as_deref(), &error)),
+            Err(_) => {
+                Err(StoreError::Failed(format!("{}: no answer within {} seconds", self.name, PATIENCE.as_secs())))
+            }
+        }
+    }
+
+    /// The connection, or a new one where there is none that is whole. Others wait meanwhile, each for as long as its
+    /// own patience lasts.
+    async fn connection(&self) -> RedisResult<Connection> {
+        let mut slot = self.connection.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|connection| !connection.broken.load(Ordering::Relaxed)) {
+            return Ok(connection.clone());
+        }
+        *slot = None;
+        let broken = Arc::new(AtomicBool::new(false));
+        let seen_broken = Arc::clone(&broken);
+        let config = AsyncConnectionConfig::new()
+            // Each operation has its own patience.
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_push_sender(move |push: PushInfo| {
+                if push.kind == PushKind::Disconnection {
+                    seen_broken.store(true, Ordering::Relaxed);
+                }
+                Ok::<_, std::convert::Infallible>(())
+            });
+        let redis = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        Ok(slot.insert(Connection { redis, broken }).clone())
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError> {
+        let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
+        let mut step = self.scripts.add_flow.key(flow_key(&id));
+        step.key(pending_key())
+            .key(format!("{NAMESPACE}:pending:{}", text(&user)))
+            .key(format!("{NAMESPACE}:sequence"));
+        step.arg(now).arg(expires_at).arg(limits.of_user).arg(limits.in_all).arg(text(&id)).arg(flow_prefix());
+        step.arg(&context[..]).arg(sealed).arg(tombstone);
+        match self.run(&step).await? {
+            0 => Ok(()),
+            1 => Err(StoreError::Full),
+            2 => Err(StoreError::Failed("there is a flow of this id".to_owned())),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError> {
+        let mut step = self.scripts.take_flow.key(flow_key(&id));
+        step.key(pending_key()).arg(now).arg(&context[..]);
+        let (outcome, content): (i64, Vec<u8>) = self.run(&step).await?;
+        match outcome {
+            0 => Ok(Taken::Unknown),
+            1 => Ok(Taken::WrongContext),
+            2 => Ok(Taken::Used(content)),
+            3 => Ok(Taken::Flow(content)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
+        let mut step = self.scripts.put_token.key(token_key(&key));
+        step.key(route_key(&route)).arg(text(&key)).arg(sealed);
+        self.run::<i64>(&step).await.map(drop)
+    }
+
+    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError> {
+        let mut step = self.scripts.token.key(route_key(&route));
+        step.arg(token_prefix());
+        let Some((name, sealed)): Option<(Vec<u8>, Vec<u8>)> = self.run(&step).await? else {
+            return Ok(None);
+        };
+        let key = BASE64_URL_SAFE_NO_PAD.decode(name).ok().and_then(|key| key.try_into().ok());
+        let key = key.ok_or_else(|| StoreError::Failed(format!("{}: a route points at no token's key", self.name)))?;
+        Ok(Some((key, sealed)))
+    }
+
+    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
+        let mut step = self.scripts.remove_token.key(token_key(&key));
+        step.key(route_key(&route)).arg(text(&key));
+        self.run::<i64>(&step).await.map(drop)
+    }
+}
+
+impl RedisStore {
+    fn unexpected(&self, outcome: i64) -> StoreError {
+        StoreError::Failed(format!("{}: a script answered {outcome}", self.name))
+    }
+}
+
+impl Scripts {
+    fn new() -> Self {
+        Self {
+            key_check: Script::new(include_str!("redis/key_check.lua")),
+            add_flow: Script::new(include_str!("redis/add_flow.lua")),
+            take_flow: Script::new(include_str!("redis/take_flow.lua")),
+            put_token: Script::new(include_str!("redis/put_token.lua")),
+            token: Script::new(include_str!("redis/token.lua")),
+            remove_token: Script::new(include_str!("redis/remove_token.lua")),
+        }
+    }
+}
+
+fn flow_prefix() -> String {
+    format!("{NAMESPACE}:flow:")
+}
+
+fn flow_key(id: &FlowKey) -> String {
+    flow_prefix() + &text(id)
+}
+
+fn pending_key() -> String {
+    format!("{NAMESPACE}:pending")
+}
+
+fn token_prefix() -> String {
+    format!("{NAMESPACE}:token:")
+}
+
+fn token_key(key: &TokenKey) -> String {
+    token_prefix() + &text(key)
+}
+
+fn route_key(route: &RouteKey) -> String {
+    format!("{NAMESPACE}:route:{}", text(route))
+}
+
+fn text(hash: &[u8; 32]) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(hash)
+}
+
+/// Whether the next operation had better connect anew. A server that lost its role answers, but the name that it goes
+/// by may be another's now.
+fn breaks_connection(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => kind == ServerErrorKind::ReadOnly,
+        ErrorKind::Extension | ErrorKind::UnexpectedReturnType => false,
+        _ => true,
+    }
+}
+
+fn failed(name: &str, password: Option<&String>, error: &RedisError) -> StoreError {
+    let mut said = error.to_string();
+    // A server repeats the arguments of a command that it does not know, and those of `HELLO` have the password.
+    if let Some((start, _)) = said.split_once("with args beginning with") {
+        said = format!("{start}…");
+    }
+    if let Some(password) = password {
+        said = said.replace(password.as_str(), "…");
+    }
+    StoreError::Failed(format!("{name}: {said}"))
+}
+
+/// The system's authorities and those of a file, as PEM: given any, the client takes no others.
+fn roots(extra: &Path) -> Result<Vec<u8>, String> {
+    let content = std::fs::read(extra).map_err(|error| error.to_string())?;
+    let mut pem = Vec::new();
+    let mut known = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&content) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        known.add(certificate.clone()).map_err(|error| error.to_string())?;
+        write_pem(&mut pem, &certificate);
+    }
+    if known.is_empty() {
+        return Err("has no certificate".to_owned());
+    }
+    for certificate in rustls_native_certs::load_native_certs().certs {
+        // The client refuses all where one is no authority that rustls takes.
+        if known.add(certificate.clone()).is_ok() {
+            write_pem(&mut pem, &certificate);
+        }
+    }
+    Ok(pem)
+}
+
+fn write_pem(pem: &mut Vec<u8>, certificate: &CertificateDer<'_>) {
+    let text = BASE64_STANDARD.encode(certificate);
+    pem.extend(b"-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.extend(line);
+        pem.push(b'\n');
+    }
+    pem.extend(b"-----END CERTIFICATE-----\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_shows_the_password() {
+        let password = "hunter2".to_owned();
+        for detail in [
+            "unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 'hunt",
+            "hunter2 is no password of mine",
+        ] {
+            let error = RedisError::from((ErrorKind::AuthenticationFailed, "refused", detail.to_owned()));
+            let shown = failed("redis://…@redis:6379/0", Some(&password), &error).to_string();
+            assert!(!shown.contains("hunt"), "{shown}");
+            assert!(shown.contains("redis://…@redis:6379/0: refused"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn an_extra_authority_comes_beside_the_systems() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("ca.pem");
+        let refused = |content: &str| {
+            std::fs::write(&path, content).expect("a file");
+            roots(&path).expect_err("no authority")
+        };
+        assert_eq!(refused("nothing"), "has no certificate");
+        refused("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        refused("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate").cert;
+        std::fs::write(&path, own.pem()).expect("a file");
+        let pem = roots(&path).expect("authorities");
+        let all: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().expect("PEM");
+        assert_eq!(all.first(), Some(own.der()));
+        let mut store = RootCertStore::empty();
+        let system = rustls_native_certs::load_native_certs().certs;
+        assert_eq!(all.len(), 1 + store.add_parsable_certificates(system).0);
+    }
+}

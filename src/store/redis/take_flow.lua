@@ -1,0 +1,18 @@
+-- Takes a flow: {0} where there is none, {1} where the context is another, {2, tombstone} where it was taken before,
+-- {3, sealed} where it is taken now.
+-- KEYS: the flow, all pending flows. ARGV: now, context.
+local flow = redis.call('HMGET', KEYS[1], 'expires_at', 'context', 'tombstone', 'sealed', 'member', 'of_user')
+local expires_at, context, tombstone, sealed, member, of_user = unpack(flow)
+if not expires_at or tonumber(expires_at) <= tonumber(ARGV[1]) then
+    return {0, ''}
+end
+if context ~= ARGV[2] then
+    return {1, ''}
+end
+if not sealed then
+    return {2, tombstone}
+end
+redis.call('HDEL', KEYS[1], 'sealed', 'member', 'of_user')
+redis.call('ZREM', KEYS[2], member)
+redis.call('ZREM', of_user, member)
+return {3, sealed}

@@ -1,0 +1,277 @@
+//! An authorization server and its upstreams in the test: honest under one path, and lying in its own way under each
+//! other. For the honest whole flow, `make e2e` has one that nobody here wrote.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::{Path as UrlPath, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use url::Url;
+
+use crate::stack::Certificates;
+
+pub const HOST: &str = "as.localhost";
+
+/// What an authorization server does otherwise than an honest one.
+#[derive(Clone, Copy)]
+pub struct Lie {
+    pub name: &'static str,
+    /// Its metadata, changed.
+    pub metadata: fn(&mut Value),
+    /// The protected resource metadata of its upstream, changed.
+    pub resource: fn(&mut Value),
+    pub token: Token,
+}
+
+/// What its token endpoint answers with to a request that is right in every way.
+#[derive(Clone, Copy)]
+pub enum Token {
+    Honest,
+    /// This JSON instead.
+    Json(fn(&mut Value)),
+    Status(u16, &'static str),
+    Html,
+    Form,
+    Redirects,
+    Hangs,
+    Huge,
+}
+
+impl Lie {
+    pub fn none(name: &'static str) -> Self {
+        Self { name, metadata: |_| {}, resource: |_| {}, token: Token::Honest }
+    }
+}
+
+/// The running servers.
+pub struct Servers {
+    pub issuer: String,
+    pub upstream: String,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    lies: HashMap<&'static str, Lie>,
+    issuer: Mutex<String>,
+    upstream: Mutex<String>,
+    codes: Mutex<HashMap<String, HashMap<String, String>>>,
+    exchanges: Mutex<Vec<String>>,
+    fetches: Mutex<Vec<String>>,
+}
+
+impl Servers {
+    pub async fn start(certificates: &Certificates, lies: Vec<Lie>) -> Self {
+        let shared = Arc::new(Shared {
+            lies: lies.into_iter().map(|lie| (lie.name, lie)).collect(),
+            issuer: Mutex::default(),
+            upstream: Mutex::default(),
+            codes: Mutex::default(),
+            exchanges: Mutex::default(),
+            fetches: Mutex::default(),
+        });
+        let server = Router::new()
+            .route("/.well-known/oauth-authorization-server/{name}", get(metadata))
+            .route("/{name}/token", post(token))
+            .route("/{name}/stolen", post(stolen))
+            .with_state(Arc::clone(&shared));
+        let listener = TlsListener::bind(&certificates.cert, &certificates.key).await;
+        let issuer = format!("https://{HOST}:{}", listener.tcp.local_addr().expect("an address").port());
+        tokio::spawn(async move { axum::serve(listener, server).await });
+        let upstream = Router::new()
+            .route("/{name}/mcp", get(challenge))
+            .route("/.well-known/oauth-protected-resource/{name}/mcp", get(resource))
+            .with_state(Arc::clone(&shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, upstream).await });
+        shared.issuer.lock().expect("issuer").clone_from(&issuer);
+        shared.upstream.lock().expect("upstream").clone_from(&address);
+        Self { issuer, upstream: address, shared }
+    }
+
+    /// The upstream MCP server whose authorization server tells this lie.
+    pub fn upstream_of(&self, name: &str) -> String {
+        format!("{}/{name}/mcp", self.upstream)
+    }
+
+    /// What a person's consent comes to: checks the authorization request, and gives the code to come back with.
+    pub fn consent(&self, authorization_url: &str) -> String {
+        let url = Url::parse(authorization_url).expect("a URL");
+        let parameters: HashMap<String, String> = url.query_pairs().into_owned().collect();
+        assert_eq!(url.query_pairs().count(), parameters.len(), "no parameter twice: {url}");
+        assert!(url.as_str().starts_with(&self.issuer) && url.path().ends_with("/authorize"), "{url}");
+        assert_eq!(
+            (parameters["response_type"].as_str(), parameters["code_challenge_method"].as_str()),
+            ("code", "S256")
+        );
+        let code = format!("SECRET-code-{}", self.shared.codes.lock().expect("codes").len());
+        self.shared.codes.lock().expect("codes").insert(code.clone(), parameters);
+        code
+    }
+
+    /// The codes that were redeemed, in order.
+    pub fn exchanges(&self) -> Vec<String> {
+        self.shared.exchanges.lock().expect("exchanges").clone()
+    }
+
+    /// The metadata addresses that were asked for.
+    pub fn fetches(&self) -> Vec<String> {
+        self.shared.fetches.lock().expect("fetches").clone()
+    }
+}
+
+async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
+    let upstream = shared.upstream.lock().expect("upstream").clone();
+    let address = format!("{upstream}/.well-known/oauth-protected-resource/{name}/mcp");
+    let challenge = format!("Bearer realm=\"mcp\", scope=\"read write\", resource_metadata=\"{address}\"");
+    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
+}
+
+async fn resource(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
+    shared.fetches.lock().expect("fetches").push(format!("resource {name}"));
+    let (issuer, upstream) =
+        (shared.issuer.lock().expect("issuer").clone(), shared.upstream.lock().expect("upstream").clone());
+    let mut document = json!({
+        "resource": format!("{upstream}/{name}/mcp"),
+        "authorization_servers": [format!("{issuer}/{name}")],
+        "scopes_supported": ["other"],
+    });
+    (shared.lies[name.as_str()].resource)(&mut document);
+    axum_json(&document)
+}
+
+async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
+    shared.fetches.lock().expect("fetches").push(format!("server {name}"));
+    let issuer = format!("{}/{name}", shared.issuer.lock().expect("issuer"));
+    let mut document = json!({
+        "issuer": issuer,
+        "authorization_endpoint": format!("{issuer}/authorize"),
+        "token_endpoint": format!("{issuer}/token"),
+        "response_types_supported": ["code"],
+        "grant_types_supported": ["authorization_code", "refresh_token"],
+        "code_challenge_methods_supported": ["S256"],
+        "scopes_supported": ["read", "write", "offline_access"],
+        "authorization_response_iss_parameter_supported": true,
+        "client_id_metadata_document_supported": true,
+    });
+    (shared.lies[name.as_str()].metadata)(&mut document);
+    axum_json(&document)
+}
+
+fn axum_json(document: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document.to_string()).into_response()
+}
+
+async fn token(
+    State(shared): State<Arc<Shared>>,
+    UrlPath(name): UrlPath<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
+    let sent: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    let code = sent["code"].clone();
+    shared.exchanges.lock().expect("exchanges").push(code.clone());
+    let asked = shared.codes.lock().expect("codes").remove(&code);
+    let challenge = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&sent["code_verifier"]));
+    let right = asked.as_ref().is_some_and(|asked| {
+        ["client_id", "redirect_uri", "resource"].iter().all(|name| asked.get(*name) == sent.get(*name))
+            && asked["code_challenge"] == challenge
+            && sent["grant_type"] == "authorization_code"
+            && headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json")
+            && !sent.contains_key("client_secret")
+            && !headers.contains_key(header::AUTHORIZATION)
+    });
+    if !right {
+        return (StatusCode::BAD_REQUEST, axum_json(&json!({"error": "invalid_grant"}))).into_response();
+    }
+    let mut answer = json!({
+        "access_token": format!("SECRET-access-of-{code}"),
+        "refresh_token": format!("SECRET-refresh-of-{code}"),
+        "token_type": "bEaReR",
+        "expires_in": 3600,
+    });
+    match shared.lies[name.as_str()].token {
+        Token::Honest => axum_json(&answer),
+        Token::Json(change) => {
+            change(&mut answer);
+            axum_json(&answer)
+        }
+        Token::Status(status, body) => {
+            (StatusCode::from_u16(status).expect("a status"), [(header::CONTENT_TYPE, "application/json")], body)
+                .into_response()
+        }
+        Token::Html => ([(header::CONTENT_TYPE, "text/html")], "<h1>SECRET</h1>").into_response(),
+        Token::Form => {
+            let body = "access_token=SECRET&token_type=bearer";
+            ([(header::CONTENT_TYPE, "application/x-www-form-urlencoded")], body).into_response()
+        }
+        Token::Redirects => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "stolen")]).into_response(),
+        Token::Hangs => std::future::pending().await,
+        Token::Huge => {
+            let chunk = bytes::Bytes::from_static(&[b' '; 1 << 20]);
+            let body = futures_util::stream::iter((0..200).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
+            ([(header::CONTENT_TYPE, "application/json")], axum::body::Body::from_stream(body)).into_response()
+        }
+    }
+}
+
+/// Where a token endpoint redirects to: nobody may come here, and one more exchange shows that somebody did.
+async fn stolen(State(shared): State<Arc<Shared>>) {
+    shared.exchanges.lock().expect("exchanges").push("stolen".to_owned());
+}
+
+/// Accepts TLS; a client that does not speak it is dropped.
+struct TlsListener {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl TlsListener {
+    async fn bind(cert: &Path, key: &Path) -> Self {
+        let chain = vec![CertificateDer::from_pem_file(cert).expect("a certificate")];
+        let key = PrivateKeyDer::from_pem_file(key).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .expect("a certificate");
+        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)) }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let Ok((stream, address)) = self.tcp.accept().await else { continue };
+            let accepted = tokio::time::timeout(Duration::from_secs(5), self.acceptor.accept(stream)).await;
+            if let Ok(Ok(stream)) = accepted {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+}

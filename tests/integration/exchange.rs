@@ -1,0 +1,474 @@
+//! The choreographer against an authorization server that may lie: what is refused, with which words for an operator,
+//! and that a token that cannot be used is never stored.
+
+use envoy_cimd::{
+    choreographer::Embedded,
+    proto::{
+        self, BeginAuthorizationRequest, CompleteAuthorizationRequest,
+        authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
+        begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
+        complete_refusal::Reason,
+    },
+    user::User,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    authorization_server::{HOST, Lie, Servers, Token},
+    stack::{Certificates, Choreographer},
+    world::{Wish, World, executable},
+};
+
+const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
+const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
+
+/// A choreographer in a process of its own, and the servers that it finds.
+struct Party {
+    servers: Servers,
+    process: Choreographer,
+    client: AuthorizationChoreographerClient<Channel>,
+    ca: String,
+    dir: TempDir,
+}
+
+impl Party {
+    async fn start(lies: Vec<Lie>, flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let certificates = Certificates::make(dir.path(), &[HOST]);
+        let servers = Servers::start(&certificates, lies).await;
+        let ca = certificates.ca.to_str().expect("text").to_owned();
+        let state = dir.path().join("state");
+        let mut all = vec!["--extra-ca", &ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
+        all.extend(flags);
+        let process = Choreographer::start(&executable(), &all).await;
+        let endpoint = Endpoint::from_shared(format!("http://{}", process.address)).expect("an address");
+        let client = AuthorizationChoreographerClient::new(endpoint.connect().await.expect("a connection"));
+        Self { servers, process, client, ca, dir }
+    }
+
+    async fn begin(&self, name: &str) -> begin_authorization_response::Outcome {
+        self.begin_with(self.request(name)).await
+    }
+
+    fn request(&self, name: &str) -> BeginAuthorizationRequest {
+        BeginAuthorizationRequest {
+            client_id: CLIENT.to_owned(),
+            redirect_uri: CALLBACK.to_owned(),
+            upstream: self.servers.upstream_of(name),
+            authorization_server: String::new(),
+            user: Some(single()),
+            browser_hash: vec![7; 32],
+            return_to: "/after".to_owned(),
+        }
+    }
+
+    async fn begin_with(&self, request: BeginAuthorizationRequest) -> begin_authorization_response::Outcome {
+        let answer = self.client.clone().begin_authorization(request).await.expect("an answer");
+        answer.into_inner().outcome.expect("an outcome")
+    }
+
+    async fn begun(&self, name: &str) -> proto::Begun {
+        match self.begin(name).await {
+            begin_authorization_response::Outcome::Begun(begun) => begun,
+            begin_authorization_response::Outcome::Refusal(refusal) => panic!("{name}: {refusal:?}"),
+        }
+    }
+
+    async fn complete(&self, request: CompleteAuthorizationRequest) -> Result<String, (Reason, String)> {
+        let answer = self.client.clone().complete_authorization(request).await.expect("an answer").into_inner();
+        match answer.outcome.expect("an outcome") {
+            complete_authorization_response::Outcome::Completed(completed) => Ok(completed.return_to),
+            complete_authorization_response::Outcome::Refusal(refusal) => Err((refusal.reason(), refusal.return_to)),
+        }
+    }
+
+    /// What an honest browser comes back with.
+    fn answer(&self, name: &str, begun: &proto::Begun) -> CompleteAuthorizationRequest {
+        CompleteAuthorizationRequest {
+            flow_id: begun.flow_id.clone(),
+            redirect_uri: CALLBACK.to_owned(),
+            user: Some(single()),
+            browser_hash: vec![7; 32],
+            answer: Some(Answer::Code(self.servers.consent(&begun.authorization_url))),
+            iss: Some(format!("{}/{name}", self.servers.issuer)),
+        }
+    }
+
+    /// Ends the process, and looks into its store: the access token of an upstream. Its log holds no secret.
+    async fn stored(&mut self, names: &[&str]) -> Vec<Option<String>> {
+        assert_eq!(self.process.process.stop().await, Some(0));
+        let log = self.process.process.output();
+        assert!(!log.contains("SECRET"), "{log}");
+        let state = self.dir.path().join("state");
+        let args =
+            ["envoy-cimd", "choreographer", "--extra-ca", &self.ca, "--state-dir", state.to_str().expect("text")];
+        let parsed = envoy_cimd::cli::parse(args.map(std::ffi::OsString::from)).expect("good flags");
+        let envoy_cimd::cli::Task::Choreographer(settings) = parsed.task else { panic!("choreographer") };
+        let embedded = Embedded::new(&settings.exchange).expect("good settings");
+        let mut tokens = Vec::new();
+        for name in names {
+            let token = embedded.token(&User::Single, CLIENT, &self.servers.upstream_of(name)).await.expect("a store");
+            tokens.push(token.map(|token| token.access_token.clone()));
+        }
+        tokens
+    }
+}
+
+fn single() -> proto::User {
+    proto::User { kind: Some(proto::user::Kind::SingleUser(proto::SingleUser {})) }
+}
+
+fn refused(outcome: &begin_authorization_response::Outcome) -> (begin_refusal::Reason, &str) {
+    match outcome {
+        begin_authorization_response::Outcome::Refusal(refusal) => (refusal.reason(), &refusal.message),
+        begin_authorization_response::Outcome::Begun(_) => panic!("it began"),
+    }
+}
+
+/// Each lie of the metadata, and what an operator reads.
+#[tokio::test]
+async fn metadata_that_lies() {
+    fn set(document: &mut Value, member: &str, value: Value) {
+        document[member] = value;
+    }
+    macro_rules! lies {
+        ($(($name:literal, $part:ident, $change:expr, $words:expr),)*) => {
+            (vec![$(Lie { $part: $change, ..Lie::none($name) }),*], vec![$(($name, $words)),*])
+        };
+    }
+    fn without(document: &mut Value, member: &str) {
+        document.as_object_mut().expect("an object").remove(member);
+    }
+    let (lies, rows) = lies![
+        (
+            "other-issuer",
+            metadata,
+            |d| set(d, "issuer", json!("https://evil.example")),
+            "names the issuer https://evil.example, which is another"
+        ),
+        (
+            "issuer-with-slash",
+            metadata,
+            |d| {
+                let issuer = format!("{}/", d["issuer"].as_str().expect("text"));
+                set(d, "issuer", json!(issuer))
+            },
+            "which is another"
+        ),
+        (
+            "no-s256",
+            metadata,
+            |d| set(d, "code_challenge_methods_supported", json!(["plain"])),
+            "does not support PKCE with S256"
+        ),
+        ("no-pkce", metadata, |d| without(d, "code_challenge_methods_supported"), "does not support PKCE with S256"),
+        (
+            "no-cimd",
+            metadata,
+            |d| without(d, "client_id_metadata_document_supported"),
+            "does not support client ID metadata documents"
+        ),
+        (
+            "cimd-off",
+            metadata,
+            |d| set(d, "client_id_metadata_document_supported", json!(false)),
+            "does not support client ID metadata documents"
+        ),
+        (
+            "no-code-grant",
+            metadata,
+            |d| set(d, "grant_types_supported", json!(["client_credentials"])),
+            "does not support the authorization code grant"
+        ),
+        (
+            "no-code-type",
+            metadata,
+            |d| set(d, "response_types_supported", json!(["token"])),
+            "does not support the response type `code`"
+        ),
+        ("no-token-endpoint", metadata, |d| without(d, "token_endpoint"), "lacks `token_endpoint`"),
+        (
+            "no-authorization-endpoint",
+            metadata,
+            |d| without(d, "authorization_endpoint"),
+            "lacks `authorization_endpoint`"
+        ),
+        ("bad-endpoint", metadata, |d| set(d, "token_endpoint", json!("nowhere")), "`token_endpoint` is no URL"),
+        ("plain-endpoint", metadata, |d| set(d, "token_endpoint", json!("http://as.example/token")), "must be https"),
+        ("plain-page", metadata, |d| set(d, "authorization_endpoint", json!("javascript:alert(1)")), "must be https"),
+        ("loopback", metadata, |d| set(d, "token_endpoint", json!("https://127.0.0.1/token")), "127.0.0.1 is"),
+        (
+            "cloud-metadata",
+            metadata,
+            |d| set(d, "token_endpoint", json!("https://169.254.169.254/token")),
+            "169.254.169.254 is"
+        ),
+        (
+            "mapped",
+            metadata,
+            |d| set(d, "token_endpoint", json!("https://[::ffff:127.0.0.1]/token")),
+            "::ffff:127.0.0.1 is"
+        ),
+        ("decimal", metadata, |d| set(d, "token_endpoint", json!("https://2130706433/token")), "127.0.0.1 is"),
+        ("no-json", metadata, |d| *d = json!("text"), "is no JSON metadata"),
+        ("a-list", metadata, |d| set(d, "issuer", json!([])), "is no JSON metadata"),
+        (
+            "other-resource",
+            resource,
+            |d| set(d, "resource", json!("https://evil.example/mcp")),
+            "`resource` is https://evil.example/mcp"
+        ),
+        (
+            "evil-sibling",
+            resource,
+            |d| {
+                let other = format!("{}-evil", d["resource"].as_str().expect("text"));
+                set(d, "resource", json!(other))
+            },
+            "which is neither the upstream's URL nor a prefix"
+        ),
+        ("no-server", resource, |d| without(d, "authorization_servers"), "it names no authorization server"),
+        (
+            "private-server",
+            resource,
+            |d| set(d, "authorization_servers", json!(["https://10.0.0.1/as"])),
+            "10.0.0.1 is"
+        ),
+        (
+            "private-name",
+            resource,
+            |d| set(d, "authorization_servers", json!(["https://other.localhost/as"])),
+            "--allow-host other.localhost would allow it"
+        ),
+        ("plain-server", resource, |d| set(d, "authorization_servers", json!(["http://as.example"])), "must be https"),
+        ("nowhere", resource, |d| set(d, "authorization_servers", json!(["nowhere"])), "is no URL"),
+    ];
+    let mut party = Party::start(lies, &[]).await;
+    for (name, words) in rows {
+        let outcome = party.begin(name).await;
+        let (reason, message) = refused(&outcome);
+        assert_eq!(reason, begin_refusal::Reason::AuthorizationServerUnusable, "{name}");
+        assert!(message.contains(words), "{name}: {message}");
+    }
+    // An upstream that is down, or has nothing to say.
+    let mut request = party.request("other-issuer");
+    request.upstream = "http://127.0.0.1:1/mcp".to_owned();
+    let outcome = party.begin_with(request.clone()).await;
+    assert!(refused(&outcome).1.contains("the upstream http://127.0.0.1:1/mcp: "), "{outcome:?}");
+    request.upstream = format!("{}/", party.servers.upstream);
+    let outcome = party.begin_with(request).await;
+    assert!(refused(&outcome).1.contains("no metadata was found"), "{outcome:?}");
+    assert!(party.servers.exchanges().is_empty());
+    assert_eq!(party.stored(&["other-issuer"]).await, [None]);
+}
+
+/// Each lie of the token endpoint: refused, consumed, and nothing stored.
+#[tokio::test]
+async fn token_endpoints_that_lie() {
+    let token = |name, token| Lie { token, ..Lie::none(name) };
+    let lies = vec![
+        token("redirects", Token::Redirects),
+        token("html", Token::Html),
+        token("form", Token::Form),
+        token("huge", Token::Huge),
+        token("hangs", Token::Hangs),
+        token("refuses", Token::Status(400, r#"{"error":"invalid_grant","error_description":"SECRET"}"#)),
+        token("breaks", Token::Status(500, "SECRET")),
+        token("empty", Token::Status(200, "")),
+        token("no-type", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("token_type")))),
+        token("mac", Token::Json(|d| d["token_type"] = json!("mac"))),
+        token("no-token", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("access_token")))),
+        token("empty-token", Token::Json(|d| d["access_token"] = json!(""))),
+        token("negative", Token::Json(|d| d["expires_in"] = json!(-1))),
+        token("a-string", Token::Json(|d| d["expires_in"] = json!("soon"))),
+    ];
+    let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
+    let mut party = Party::start(lies, &[]).await;
+    for name in &names {
+        let begun = party.begun(name).await;
+        let answer = party.answer(name, &begun);
+        let before = party.servers.exchanges().len();
+        assert_eq!(party.complete(answer.clone()).await, Err((Reason::ExchangeFailed, String::new())), "{name}");
+        assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())), "consumed: {name}");
+        assert_eq!(party.servers.exchanges().len(), before + 1, "sent once: {name}");
+    }
+    let stored = party.stored(&names).await;
+    assert!(stored.iter().all(Option::is_none), "{stored:?}");
+}
+
+/// The honest flow, each way that it can end, and what is asked for.
+#[tokio::test]
+async fn flows_begin_and_end() {
+    let honest = Lie::none;
+    let no_iss =
+        Lie { metadata: |d| d["authorization_response_iss_parameter_supported"] = json!(false), ..honest("no-iss") };
+    let bare = Lie {
+        metadata: |d| drop(d.as_object_mut().expect("an object").remove("scopes_supported")),
+        token: Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("expires_in"))),
+        ..honest("bare")
+    };
+    let mut party = Party::start(vec![honest("good"), no_iss, bare], &[]).await;
+    let begun = party.begun("good").await;
+    let url = url::Url::parse(&begun.authorization_url).expect("a URL");
+    let sent = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+    assert_eq!(sent("client_id").as_deref(), Some(CLIENT));
+    assert_eq!(sent("redirect_uri").as_deref(), Some(CALLBACK));
+    assert_eq!(sent("resource"), Some(party.servers.upstream_of("good")));
+    assert_eq!(sent("scope").as_deref(), Some("read write offline_access"), "the challenge's, and what refreshes");
+    assert_eq!(sent("prompt").as_deref(), Some("consent"));
+    assert_eq!(sent("state"), None, "the caller's to sign");
+    assert_eq!(begun.flow_id.len(), 16);
+
+    // Wrong in each part of the context: refused, and not consumed.
+    let right = party.answer("good", &begun);
+    let other_user = proto::User {
+        kind: Some(proto::user::Kind::Subject(proto::Subject { issuer: "i".into(), subject: "s".into() })),
+    };
+    for wrong in [
+        CompleteAuthorizationRequest { browser_hash: vec![8; 32], ..right.clone() },
+        CompleteAuthorizationRequest { redirect_uri: format!("{CALLBACK}x"), ..right.clone() },
+        CompleteAuthorizationRequest { user: Some(other_user), ..right.clone() },
+    ] {
+        assert_eq!(party.complete(wrong).await, Err((Reason::WrongContext, String::new())));
+    }
+    let unknown = CompleteAuthorizationRequest { flow_id: vec![0; 16], ..right.clone() };
+    assert_eq!(party.complete(unknown).await, Err((Reason::UnknownFlow, String::new())));
+    assert_eq!(party.complete(right.clone()).await, Ok("/after".to_owned()));
+    assert_eq!(party.complete(right).await, Err((Reason::AlreadyUsed, "/after".to_owned())));
+
+    // `iss`: another, in another spelling, absent though announced; also on an error. Consumed, never exchanged.
+    let exchanges = party.servers.exchanges().len();
+    let issuer = format!("{}/good", party.servers.issuer);
+    for (iss, error) in [
+        (Some("https://evil.example".to_owned()), false),
+        (Some(format!("{issuer}/")), false),
+        (Some(issuer.replace("https://", "HTTPS://")), false),
+        (None, false),
+        (None, true),
+    ] {
+        let begun = party.begun("good").await;
+        let mut answer = party.answer("good", &begun);
+        answer.iss = iss.clone();
+        if error {
+            answer.answer = Some(Answer::Error(proto::AuthorizationError {
+                error: "SECRET".into(),
+                error_description: "SECRET".into(),
+            }));
+        }
+        assert_eq!(party.complete(answer.clone()).await, Err((Reason::IssuerMismatch, String::new())), "{iss:?}");
+        assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())), "{iss:?}");
+    }
+    // A refusal of the authorization server's.
+    let begun = party.begun("good").await;
+    let mut denied = party.answer("good", &begun);
+    denied.answer =
+        Some(Answer::Error(proto::AuthorizationError { error: "SECRET".into(), error_description: "SECRET".into() }));
+    assert_eq!(party.complete(denied).await, Err((Reason::AuthorizationError, String::new())));
+    assert_eq!(party.servers.exchanges().len(), exchanges);
+    // Neither announced nor sent: goes on.
+    let begun = party.begun("no-iss").await;
+    let mut answer = party.answer("no-iss", &begun);
+    answer.iss = None;
+    assert_eq!(party.complete(answer).await, Ok("/after".to_owned()));
+    // Nobody lists `offline_access`, so nobody is asked for it.
+    let begun = party.begun("bare").await;
+    assert!(!begun.authorization_url.contains("offline_access") && !begun.authorization_url.contains("prompt"));
+    let answer = party.answer("bare", &begun);
+    assert_eq!(party.complete(answer).await, Ok("/after".to_owned()));
+    // One look-up an upstream, however many flows.
+    let fetches = party.servers.fetches();
+    assert_eq!(fetches.iter().filter(|fetch| *fetch == "server good").count(), 1, "{fetches:?}");
+
+    let audit: Vec<Value> = party
+        .process
+        .process
+        .output()
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .filter(|line: &Value| line["target"] == "audit")
+        .collect();
+    let events = |event: &str, outcome: &str| {
+        audit.iter().filter(|line| line["event"] == event && line["outcome"] == outcome).count()
+    };
+    assert_eq!(
+        (events("begun", "ok"), events("completed", "ok"), events("completed", "issuer_mismatch")),
+        (9, 3, 5),
+        "{audit:#?}"
+    );
+    assert_eq!((events("refused", "wrong_context"), events("refused", "unknown_flow")), (3, 1));
+    let stored = party.stored(&["good", "no-iss", "bare", "other"]).await;
+    assert_eq!(
+        stored
+            .iter()
+            .filter(|token| token.as_ref().is_some_and(|token| token.starts_with("SECRET-access-of-")))
+            .count(),
+        3
+    );
+    assert_eq!(stored.last(), Some(&None));
+}
+
+/// A pinned authorization server is not asked of the upstream, and is held to its metadata all the same.
+#[tokio::test]
+async fn a_pinned_authorization_server() {
+    let no_resource = Lie { resource: |d| *d = json!("not asked"), ..Lie::none("pinned") };
+    let no_iss =
+        Lie { metadata: |d| d["authorization_response_iss_parameter_supported"] = json!(false), ..Lie::none("no-iss") };
+    let mut party = Party::start(vec![no_resource, no_iss], &["--require-iss"]).await;
+    let mut request = party.request("pinned");
+    request.authorization_server = format!("{}/pinned", party.servers.issuer);
+    let begin_authorization_response::Outcome::Begun(begun) = party.begin_with(request.clone()).await else {
+        panic!("it began")
+    };
+    assert_eq!(party.servers.fetches(), ["server pinned"]);
+    let answer = party.answer("pinned", &begun);
+    assert_eq!(party.complete(answer).await, Ok("/after".to_owned()));
+    request.authorization_server = format!("{}/pinned/", party.servers.issuer);
+    let outcome = party.begin_with(request).await;
+    assert_eq!(refused(&outcome).0, begin_refusal::Reason::AuthorizationServerUnusable);
+    // --require-iss
+    let outcome = party.begin("no-iss").await;
+    assert!(refused(&outcome).1.contains("it does not announce `iss`"), "{outcome:?}");
+    assert_eq!(party.stored(&["pinned", "no-iss"]).await.iter().flatten().count(), 1);
+}
+
+/// The whole way, in one process: Envoy, the filter, the embedded choreographer, the authorization server.
+#[tokio::test]
+async fn the_whole_flow_in_one_process() {
+    use crate::world::{CALLBACK as PATH, START};
+    use http::Version;
+    let dir = tempfile::tempdir().expect("a folder");
+    let certificates = Certificates::make(dir.path(), &[HOST]);
+    let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
+    let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
+    let flags = ["--single-user", "--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
+    let upstream = servers.upstream_of("good");
+    let edit = |config: &mut Value| {
+        for host in crate::world::virtual_hosts(config) {
+            if host["name"] != "other" {
+                crate::world::metadata(host)["to"] = upstream.clone().into();
+            }
+        }
+    };
+    let mut world = World::start(Wish { cimd: &flags, edit: &edit, ..Wish::default() }).await;
+    assert!(!state.exists(), "documents are served without a store");
+    let press = crate::stack::Call::get("notes.localhost", &format!("{START}?return_to=/done"))
+        .method("POST")
+        .header("sec-fetch-site", "same-origin");
+    let begun = world.https().send(Version::HTTP_2, press).await.expect("an answer");
+    assert_eq!(begun.status, 303, "{begun:?}");
+    let location = begun.all("location").join("");
+    let code = servers.consent(&location);
+    let url = url::Url::parse(&location).expect("a URL");
+    let value = url.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
+    let cookie = begun.all("set-cookie").join("").split(';').next().expect("a pair").to_owned();
+    let query = format!("code={code}&state={value}&iss={}/good", servers.issuer);
+    let call = crate::stack::Call::get("notes.localhost", &format!("{PATH}?{query}")).header("cookie", cookie);
+    let done = world.https().send(Version::HTTP_2, call).await.expect("an answer");
+    assert_eq!((done.status, done.all("location")), (303, vec!["/done"]), "{done:?}");
+    assert_eq!(servers.exchanges(), [code]);
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    let log = world.cimd.process.output();
+    assert!(!log.contains("SECRET") && !log.contains(&value), "{log}");
+}
