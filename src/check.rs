@@ -25,9 +25,9 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         anyhow::bail!("the command line of `serve` was not taken");
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(check_listen(&settings.listen, &settings.process))?;
     let choreographer = runtime.block_on(serve::choreographer(&settings))?;
     let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), choreographer)?;
-    runtime.block_on(check_listen(&settings.listen, &settings.process))?;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     for spec in &file.routes {

@@ -31,13 +31,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Task {
     /// Answer Envoy: serve every route's client metadata document, connect page and redirect endpoint.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Run the OAuth exchange of every route in a process of its own, for several `serve` to share.
-    Choreographer(ChoreographerCommand),
+    Choreographer(Box<ChoreographerCommand>),
     /// Check a config file and say what would be served.
     Check(Check),
     /// Print an Envoy configuration for a list of routes.
-    EnvoyConfig(EnvoyConfig),
+    EnvoyConfig(Box<EnvoyConfig>),
     /// Print a fresh key, a line for a key file.
     Keygen,
 }
@@ -387,9 +387,10 @@ fn in_file(error: &clap::Error) -> anyhow::Error {
     let key = flag.trim_start_matches("--").split([' ', '=', '[']).next().unwrap_or_default().replace('-', "_");
     let reason = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     match error.kind() {
-        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue if !key.is_empty() => {
             anyhow::anyhow!("`{key}`: bad value {:?}{reason}", text(ContextKind::InvalidValue))
         }
-        _ => anyhow::anyhow!("{error}"),
+        // A parser of its own said it all, without repeating the value.
+        _ => anyhow::anyhow!("{}", error.to_string().trim_start_matches("error: ").trim_end()),
     }
 }

@@ -69,11 +69,11 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     match task {
         cli::Task::Serve(settings) => {
             start_log(&settings.process.log)?;
-            block_on(serve::serve(settings, file))
+            block_on(serve::serve(*settings, file))
         }
         cli::Task::Choreographer(settings) => {
             start_log(&settings.process.log)?;
-            block_on(choreographer::command::run(settings))
+            block_on(choreographer::command::run(*settings))
         }
         cli::Task::Check(options) => print(&check::check(&options)?),
         cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),

@@ -44,7 +44,6 @@ impl Process<'_> {
     /// Where a listener cannot be bound, or a part of the process ends before it should.
     pub async fn run(self, routes: Routes, mut tasks: Tasks) -> anyhow::Result<()> {
         let mut stop = StopSignals::new()?;
-        check_listen(self.listen, self.args).await?;
         let grpc = self.listen.bind().await.with_context(|| cannot_listen("listen", self.listen))?;
         let admin = self.admin_listen.bind().await.with_context(|| cannot_listen("admin-listen", self.admin_listen))?;
 

@@ -20,7 +20,7 @@ use crate::{
     config_file::ConfigFile,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
-    process::{Process, Tasks},
+    process::{Process, Tasks, check_listen},
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
     route::RouteTable,
@@ -84,6 +84,7 @@ pub fn endpoints(
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
+    check_listen(&settings.listen, &settings.process).await?;
     let choreographer = choreographer(&settings).await?;
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), choreographer)?);
     warn_of(&settings);

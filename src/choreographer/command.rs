@@ -9,7 +9,7 @@ use super::{Embedded, Service};
 use crate::{
     cli::ChoreographerCommand,
     metrics::Metrics,
-    process::{Process, Tasks},
+    process::{Process, Tasks, check_listen},
     proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
 };
 
@@ -18,6 +18,7 @@ use crate::{
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
+    check_listen(&settings.listen, &settings.process).await?;
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
     let calls = TaskTracker::new();

@@ -69,7 +69,7 @@ fn bad_settings_are_named() {
         ("choreographer: 127.0.0.1:9003\n", "`choreographer`: bad value"),
         ("choreographer: 'http://127.0.0.1:9003'\n", "need --state-keys"),
         ("store: 'redis://127.0.0.1:1'\nencryption_keys: /dev/null\n", "--state-keys"),
-        ("store: 'http://127.0.0.1:1'\n", "`store`"),
+        ("store: 'http://user:secret@127.0.0.1:1'\n", "invalid value for '--store <URL>': "),
         ("extra_ca: /nowhere\n", "--extra-ca /nowhere"),
         ("allow_host: ['a b']\n", "`allow_host`"),
         ("state_keys: /nowhere\n", "--state-keys /nowhere: No such file"),
