@@ -5,14 +5,11 @@ use std::sync::Arc;
 use crate::{
     browser::{self, BrowserCookie},
     choreographer::{AuthorizationAnswer, Complete},
-    endpoint::{Endpoints, Served, Step},
+    endpoint::{Served, Step, Visit},
     pages, query,
     refusal::Refusal,
     reply::Reply,
-    request::Request,
     return_to::ReturnTo,
-    route::Route,
-    user::User,
 };
 
 /// What the endpoint answers to.
@@ -23,13 +20,8 @@ pub const METHODS: &str = "GET";
 ///
 /// # Errors
 /// Everything that is refused before the choreographer is called.
-pub fn callback(
-    endpoints: &Endpoints,
-    request: &Request<'_>,
-    query: Option<&str>,
-    route: &Route,
-    user: Option<User>,
-) -> Result<Step, Refusal> {
+pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
+    let Visit { endpoints, request, query, route, user } = visit;
     if browser::is_prefetch(request) {
         return Err(Refusal::Prefetch);
     }

@@ -22,7 +22,7 @@ use crate::{
     route::{Endpoint, Fields, Paths, Route, RouteError, RouteTable},
     start,
     state::StateKeys,
-    user::Users,
+    user::{User, Users},
 };
 
 /// What the endpoints of every route are built with.
@@ -66,6 +66,16 @@ pub enum Answer {
     Later(BoxFuture<'static, Reply>),
 }
 
+/// A request for start or callback that passed the checks that all endpoints share.
+pub struct Visit<'a> {
+    pub endpoints: &'a Endpoints,
+    pub request: &'a Request<'a>,
+    pub query: Option<&'a str>,
+    pub route: &'a Route,
+    /// Who is at the browser; none where no trusted filter said it.
+    pub user: Option<User>,
+}
+
 /// What an endpoint makes of a request that it takes.
 pub enum Step {
     Reply(Reply),
@@ -92,15 +102,15 @@ impl Endpoints {
             return Answer::PassThrough;
         };
         let route = self.route(request, sources);
-        let user = || self.users.user(sources.user);
+        let visit = |route| Visit { endpoints: self, request, query, route, user: self.users.user(sources.user) };
         let step = match &route {
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
             Ok(route) => match endpoint {
                 Endpoint::Document => self.document(request, query, route),
-                Endpoint::Start => check(request, route, start::METHODS)
-                    .and_then(|()| start::start(self, request, query, route, user())),
-                Endpoint::Callback => check(request, route, callback::METHODS)
-                    .and_then(|()| callback::callback(self, request, query, route, user())),
+                Endpoint::Start => check(request, route, start::METHODS).and_then(|()| start::start(visit(route))),
+                Endpoint::Callback => {
+                    check(request, route, callback::METHODS).and_then(|()| callback::callback(visit(route)))
+                }
             },
         };
         let name = route.as_ref().map_or(request.authority(), |route| route.id.as_str());

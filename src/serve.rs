@@ -162,9 +162,14 @@ async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Re
 }
 
 async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
-    // Read once more: what changed since the start is then a change.
-    let (seen, keys) = state_keys(Some(&path))?;
-    endpoints.state_keys.store(Arc::new(keys));
+    // Read once more: what changed since the start is then a change, and what is bad by now a bad change.
+    let seen = match state_keys(Some(&path)) {
+        Ok((seen, keys)) => {
+            endpoints.state_keys.store(Arc::new(keys));
+            seen
+        }
+        Err(_) => [0; 32],
+    };
     watch(Watched { name: "state_keys", path, seen }, Arc::clone(&endpoints.metrics), move |text| {
         endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(text)?)));
         Ok(())

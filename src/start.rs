@@ -7,16 +7,13 @@ use url::{Host, Url};
 use crate::{
     browser::{self, BrowserCookie},
     choreographer::{Begin, Begun, Upstream},
-    endpoint::{Endpoints, Served, Step},
+    endpoint::{Served, Step, Visit},
     pages::{self, Connect},
     query,
     refusal::Refusal,
     reply::Reply,
-    request::Request,
     return_to::ReturnTo,
-    route::Route,
     secret::NoRandomness,
-    user::User,
 };
 
 /// What the endpoint answers to.
@@ -26,13 +23,8 @@ pub const METHODS: &str = "GET, POST";
 ///
 /// # Errors
 /// Everything that is refused before the choreographer is called.
-pub fn start(
-    endpoints: &Endpoints,
-    request: &Request<'_>,
-    query: Option<&str>,
-    route: &Route,
-    user: Option<User>,
-) -> Result<Step, Refusal> {
+pub fn start(visit: Visit<'_>) -> Result<Step, Refusal> {
+    let Visit { endpoints, request, query, route, user } = visit;
     let upstream = Upstream {
         url: route.upstream().map_err(Refusal::MisconfiguredRoute)?.to_owned(),
         authorization_server: route.pinned_issuer().map_err(Refusal::MisconfiguredRoute)?.map(str::to_owned),

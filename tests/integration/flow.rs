@@ -298,6 +298,20 @@ async fn the_outcome_table() {
     flows.finish().await;
 }
 
+/// Whatever the libraries below us say when they are asked to say everything.
+#[tokio::test]
+async fn nothing_leaks_at_any_log_level() {
+    let flows = Flows::with(&["--single-user", "--log=trace"], &|_| {}).await;
+    let begun = flows.begin(NOTES, "").await;
+    assert_eq!(flows.send(honest(&begun)).await.status, 303);
+    assert_eq!(flows.send(honest(&begun)).await.status, 409);
+    let begun = flows.begin(NOTES, "").await;
+    let denied = format!("error=access_denied&error_description=%3Cscript%3ESECRET&state={}", begun.state);
+    assert_eq!(flows.send(with_query(&begun, &denied)).await.status, 400);
+    assert!(flows.world.cimd.process.output().contains("\"TRACE\""));
+    flows.finish().await;
+}
+
 #[tokio::test]
 async fn flows_that_are_over() {
     let flows = Flows::start().await;
