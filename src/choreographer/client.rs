@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::{
-    Code, ConnectError, Status,
+    Code, ConnectError, Status, TimeoutExpired,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
@@ -211,17 +211,21 @@ impl Choreographer for Client {
     }
 }
 
-/// Only a failed connection proves that nothing was sent.
+/// Only a failed connection proves that nothing was sent. (A code says less: a connection that breaks is `CANCELLED`,
+/// as a deadline is.)
 fn refusal(status: &Status) -> Refusal {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.is::<ConnectError>() {
             return Refusal::ChoreographerUnavailable;
         }
+        if error.is::<TimeoutExpired>() {
+            return Refusal::Timeout;
+        }
         source = error.source();
     }
     match status.code() {
-        Code::DeadlineExceeded | Code::Cancelled => Refusal::Timeout,
+        Code::DeadlineExceeded => Refusal::Timeout,
         _ => Refusal::ChoreographerFailed,
     }
 }

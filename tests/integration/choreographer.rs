@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
@@ -20,12 +21,15 @@ use envoy_cimd::proto::{
     complete_refusal::Reason,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, UnixListener},
     runtime::{Builder, Runtime},
     sync::Notify,
 };
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, ServerTlsConfig},
+};
 
 /// What it does with the next calls.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,35 +85,71 @@ struct Inner {
     authorize: Mutex<Option<String>>,
 }
 
+/// Where it listens, and how.
+#[derive(Clone, Debug)]
+pub enum Place {
+    Tcp(SocketAddr),
+    Tls(SocketAddr, Box<ServerTlsConfig>),
+    Unix(PathBuf),
+}
+
+fn bind(address: SocketAddr) -> (SocketAddr, TcpListenerStream) {
+    let listener = std::net::TcpListener::bind(address).expect("a port");
+    listener.set_nonblocking(true).expect("a listener");
+    let address = listener.local_addr().expect("an address");
+    (address, TcpListenerStream::new(TcpListener::from_std(listener).expect("a listener")))
+}
+
 /// The running fake.
 #[derive(Debug)]
 pub struct Fake {
     inner: Arc<Inner>,
-    address: SocketAddr,
+    place: Place,
     /// Of its own, so that it can die with everything in flight.
     runtime: Option<Runtime>,
 }
 
 impl Fake {
     pub fn start() -> Self {
-        Self::on(SocketAddr::from(([127, 0, 0, 1], 0)), Arc::default())
+        Self::at(Place::Tcp(SocketAddr::from(([127, 0, 0, 1], 0))))
     }
 
-    fn on(address: SocketAddr, inner: Arc<Inner>) -> Self {
-        let listener = std::net::TcpListener::bind(address).expect("a port");
-        listener.set_nonblocking(true).expect("a listener");
-        let address = listener.local_addr().expect("an address");
+    pub fn at(place: Place) -> Self {
+        Self::run(place, Arc::default())
+    }
+
+    fn run(place: Place, inner: Arc<Inner>) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        let router = Server::builder().add_service(AuthorizationChoreographerServer::new(Service(Arc::clone(&inner))));
-        runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).expect("a listener");
-            router.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("it serves");
-        });
-        Self { inner, address, runtime: Some(runtime) }
+        let service = AuthorizationChoreographerServer::new(Service(Arc::clone(&inner)));
+        let guard = runtime.enter();
+        let place = match place {
+            Place::Unix(path) => {
+                let incoming = UnixListenerStream::new(UnixListener::bind(&path).expect("a socket"));
+                runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+                Place::Unix(path)
+            }
+            Place::Tcp(address) => {
+                let (address, incoming) = bind(address);
+                runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+                Place::Tcp(address)
+            }
+            Place::Tls(address, config) => {
+                let (address, incoming) = bind(address);
+                let mut server = Server::builder().tls_config((*config).clone()).expect("certificates");
+                runtime.spawn(server.add_service(service).serve_with_incoming(incoming));
+                Place::Tls(address, config)
+            }
+        };
+        drop(guard);
+        Self { inner, place, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match &self.place {
+            Place::Tcp(address) => format!("http://{address}"),
+            Place::Tls(address, _) => format!("https://localhost:{}", address.port()),
+            Place::Unix(path) => format!("unix:{}", path.display()),
+        }
     }
 
     /// Ends it at once, calls in flight and all; its flows are kept for [`Self::restart`].
@@ -120,7 +160,7 @@ impl Fake {
     }
 
     pub fn restart(&mut self) {
-        *self = Self::on(self.address, Arc::clone(&self.inner));
+        *self = Self::run(self.place.clone(), Arc::clone(&self.inner));
     }
 
     pub fn set(&self, mood: Mood) {

@@ -9,6 +9,7 @@ use envoy_cimd::{
         begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
         complete_refusal::Reason,
     },
+    secret::generate_key_line,
     user::User,
 };
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
     stack::{Certificates, Choreographer},
+    store::Redis,
     world::{Wish, World, executable},
 };
 
@@ -437,6 +439,54 @@ async fn a_pinned_authorization_server() {
     let outcome = party.begin("no-iss").await;
     assert!(refused(&outcome).1.contains("it does not announce `iss`"), "{outcome:?}");
     assert_eq!(party.stored(&["pinned", "no-iss"]).await.iter().flatten().count(), 1);
+}
+
+/// Two choreographers on one Redis: each of 50 flows is completed by four callbacks at once, two on either, and each
+/// code is redeemed once.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_gives_each_flow_to_one_of_two_choreographers() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+    let (store, keys) = (redis.url("redis", ""), keys.to_str().expect("text"));
+    let flags = ["--store", &store, "--encryption-keys", keys];
+    let party = Party::start(vec![Lie::none("good")], &flags).await;
+    let other = {
+        let certificates = ["--extra-ca", &party.ca, "--allow-host", HOST];
+        Choreographer::start(&executable(), &[&flags[..], &certificates[..]].concat()).await
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{}", other.address)).expect("an address");
+    let other_client = AuthorizationChoreographerClient::new(endpoint.connect().await.expect("a connection"));
+    let mut answers = Vec::new();
+    for _ in 0..50 {
+        let user = proto::Subject { issuer: "i".into(), subject: format!("user {}", answers.len() % 5) };
+        let user = Some(proto::User { kind: Some(proto::user::Kind::Subject(user)) });
+        let request = BeginAuthorizationRequest { user: user.clone(), ..party.request("good") };
+        let begin_authorization_response::Outcome::Begun(begun) = party.begin_with(request).await else {
+            panic!("it began")
+        };
+        answers.push(CompleteAuthorizationRequest { user, ..party.answer("good", &begun) });
+    }
+    let calls = answers.iter().flat_map(|answer| {
+        [&party.client, &other_client, &party.client, &other_client].map(|client| {
+            let (mut client, answer) = (client.clone(), answer.clone());
+            tokio::spawn(async move {
+                let outcome = client.complete_authorization(answer).await.expect("an answer").into_inner().outcome;
+                matches!(outcome, Some(complete_authorization_response::Outcome::Completed(_)))
+            })
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    let mut completed = 0;
+    for call in calls {
+        completed += usize::from(call.await.expect("it ends"));
+    }
+    let mut exchanges = party.servers.exchanges();
+    exchanges.sort();
+    exchanges.dedup();
+    assert_eq!((completed, party.servers.exchanges().len(), exchanges.len()), (50, 50, 50));
 }
 
 /// The whole way, in one process: Envoy, the filter, the embedded choreographer, the authorization server.

@@ -14,5 +14,6 @@ mod sources;
 #[path = "../stack/mod.rs"]
 #[expect(dead_code, reason = "the demo uses all of it")]
 mod stack;
+mod store;
 mod stream;
 mod world;
