@@ -111,6 +111,7 @@ fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Resu
                 .map(|(path, filters)| (quoted(&path.to_string()), filters)),
                 plain,
                 upstream: upstream.as_ref(),
+                landing: !plain && upstream.as_ref().is_none_or(|upstream| upstream.url.path() != "/"),
             }
             .render()?,
         );
@@ -221,6 +222,8 @@ struct Host<'a> {
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,
     upstream: Option<&'a Upstream>,
+    /// Whether the root is nobody else's.
+    landing: bool,
 }
 
 #[derive(Template)]

@@ -17,13 +17,13 @@ static PAGE_POLICY: LazyLock<String> = LazyLock::new(|| {
 });
 const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// A message, with at most one way on.
+/// A message, and the ways on.
 #[derive(Template)]
 #[template(path = "message.html")]
 pub struct Page {
     pub title: &'static str,
     pub message: &'static str,
-    pub link: Option<Link>,
+    pub links: Vec<Link>,
     /// Empty where the request has no name.
     pub request_id: String,
 }

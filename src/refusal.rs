@@ -148,7 +148,7 @@ impl Refusal {
                  address, and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or \
                  to say --single-user where only one person can get here."
             }
-            Self::CrossSite => "This form has to be sent from its own page.",
+            Self::CrossSite => "Another page tried to start this sign-in. It has to be started on its own page.",
             Self::Prefetch => "This address is not for fetching ahead.",
             Self::BadRequest(_)
             | Self::State(_)
@@ -156,30 +156,38 @@ impl Refusal {
             | Self::UnknownFlow
             | Self::IssuerMismatch
             | Self::AuthorizationError => NOT_CONNECTED,
-            Self::AlreadyUsed { .. } => "This sign-in was completed before. There is nothing left to do here.",
+            Self::AlreadyUsed { .. } => {
+                "This sign-in ended before, and can be used only once. If it worked, go on; if it did not, start again."
+            }
             Self::ExchangeFailed => "The authorization server did not give access.",
             Self::AuthorizationServerUnusable(_) => {
                 "No authorization server was found that can be used. The operator finds the reason in the log."
             }
             Self::TooManyFlows => "Too many sign-ins are going on. Try again in a few minutes.",
             Self::ChoreographerFailed => "The service that signs in failed, and the sign-in may be lost.",
-            Self::ChoreographerUnavailable => "The service that signs in cannot be reached at the moment.",
+            Self::ChoreographerUnavailable => {
+                "The service that signs in cannot be reached, and nothing is lost: reload this page in a moment."
+            }
             Self::Timeout => "The service that signs in took too long, and the sign-in may be lost.",
         }
     }
 
-    fn link(&self, audience: &Audience) -> Option<Link> {
+    /// The ways on, the likeliest first.
+    fn links(&self, audience: &Audience) -> Vec<Link> {
+        let mut links = Vec::new();
         if let Self::AlreadyUsed { return_to } = self {
-            return Some(Link { text: "Go on", href: return_to.clone() });
+            links.push(Link { text: "Go on", href: return_to.clone() });
         }
-        let again = matches!(self.status(), 400 | 502 | 503 | 504);
-        let start = audience.start.clone().filter(|_| again)?;
-        Some(Link { text: "Start again", href: start })
+        let again = matches!(self.status(), 400 | 409 | 502 | 503 | 504) || *self == Self::CrossSite;
+        if let Some(start) = audience.start.clone().filter(|_| again) {
+            links.push(Link { text: "Start again", href: start });
+        }
+        links
     }
 
     fn title(&self) -> &'static str {
         match self.status() {
-            409 => "Already connected",
+            409 => "Already used",
             500 | 502..=504 => "Something went wrong",
             _ => "Not connected",
         }
@@ -190,7 +198,7 @@ impl Refusal {
         let reply = Reply::new(self.status(), self.code());
         let mut reply = if audience.html {
             let request_id = audience.request_id.clone().unwrap_or_default();
-            let page = Page { title: self.title(), message: self.message(), link: self.link(audience), request_id };
+            let page = Page { title: self.title(), message: self.message(), links: self.links(audience), request_id };
             pages::page(reply, &page)
         } else {
             let body = Body { error: self.public_code(), message: self.message() };

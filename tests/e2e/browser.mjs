@@ -292,7 +292,7 @@ async function runFlows(check) {
     const callback = page.waitForRequest((request) => new URL(request.url()).pathname === CALLBACK);
     await follow(page, () => allow(page));
     await hasLanded(page, '/mcp?from=again');
-    await isRefused(page, await page.goto((await callback).url()), 409, 'Already connected');
+    await isRefused(page, await page.goto((await callback).url()), 409, 'Already used');
     await follow(page, () => goOn(page));
     await hasLanded(page, '/mcp?from=again');
   });
@@ -302,7 +302,7 @@ async function runFlows(check) {
     await follow(page, () => allow(page));
     await page.goBack();
     isAtServer(page);
-    await isRefused(page, await follow(page, () => allow(page)), 409, 'Already connected');
+    await isRefused(page, await follow(page, () => allow(page)), 409, 'Already used');
     await follow(page, () => goOn(page));
     await hasLanded(page, '/mcp');
   });

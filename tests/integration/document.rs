@@ -101,7 +101,7 @@ fn table(etag: &str) -> Vec<(&'static str, Call, Expect)> {
         ("two slashes", at("//.well-known/mcp-client-metadata.json"), PassedThrough),
         ("another case of the path", at("/.well-known/MCP-client-metadata.json"), PassedThrough),
         ("a path parameter", at(&format!("{DOCUMENT};x")), PassedThrough),
-        ("another path", at("/"), PassedThrough),
+        ("another path", at("/other"), PassedThrough),
     ]
 }
 
@@ -251,9 +251,11 @@ async fn the_rest_of_a_route() {
     assert_eq!((mcp.status, mcp.text()), (200, "the upstream"));
     assert_eq!(mcp.all("content-security-policy"), ["sandbox"]);
     assert_eq!(world.upstream.seen(), ["POST /mcp?session=1"]);
-    for path in ["/mcp/../admin", "/mcp/", "/other", "/"] {
+    for path in ["/mcp/../admin", "/mcp/", "/other"] {
         assert_eq!(send(Call::get("notes.localhost", path)).await.expect("an answer").status, 404, "{path}");
     }
+    let landing = send(Call::get("notes.localhost", "/")).await.expect("an answer");
+    assert!(landing.status == 200 && landing.text().contains("MCP server"), "{landing:?}");
     let worker = send(Call::get("notes.localhost", "/mcp").header("service-worker", "script")).await;
     assert_eq!(worker.expect("an answer").status, 403);
     assert_eq!(world.upstream.seen().len(), 1, "only the MCP request went on");
