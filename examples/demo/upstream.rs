@@ -1,40 +1,134 @@
-//! An MCP server that can say who it is, and nothing else.
+//! An MCP server that can say who it is, to whoever has a token of its authorization server for it, and nothing else.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use axum::{
     Router,
     body::Bytes,
-    http::{StatusCode, header::CONTENT_TYPE},
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::post,
+    routing::get,
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 
-/// Starts it on a free port; the URL of its MCP endpoint. It runs as long as the demo does.
-pub async fn start(name: &'static str) -> io::Result<String> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}/mcp", listener.local_addr()?);
-    let app = Router::new().route("/mcp", post(move |body: Bytes| async move { answer(name, &body) }));
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    Ok(url)
+use crate::{
+    authorization_server::{AuthorizationServer, Grants},
+    pages::{self, Endpoint},
+};
+
+/// One that has its address, but does not answer yet.
+pub struct Upstream {
+    name: &'static str,
+    url: String,
+    metadata_url: String,
+    listener: TcpListener,
 }
 
-/// Answers a JSON-RPC message.
-fn answer(name: &str, body: &[u8]) -> Response {
-    let message: Value = serde_json::from_slice(body).unwrap_or_default();
+#[derive(Clone)]
+struct Shared {
+    name: &'static str,
+    url: String,
+    metadata_url: String,
+    issuer: String,
+    grants: Arc<Grants>,
+}
+
+impl Upstream {
+    /// Takes a free port.
+    pub async fn bind(name: &'static str) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let origin = format!("http://{}", listener.local_addr()?);
+        let metadata_url = format!("{origin}/.well-known/oauth-protected-resource/mcp");
+        Ok(Self { name, url: format!("{origin}/mcp"), metadata_url, listener })
+    }
+
+    /// Its MCP endpoint, which is also what it calls itself in OAuth.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Answers until the demo ends, to whoever has a token of this authorization server.
+    pub fn serve(self, server: &AuthorizationServer, servers: &mut JoinSet<String>) {
+        let Self { name, url, metadata_url, listener } = self;
+        let ended = format!("the {name} MCP server");
+        let shared = Shared { name, url, metadata_url, issuer: server.issuer().to_owned(), grants: server.grants() };
+        let app = Router::new()
+            .route("/mcp", get(stream_or_page).post(message))
+            .route("/.well-known/oauth-protected-resource/mcp", get(metadata))
+            .with_state(shared);
+        servers.spawn(async move {
+            // It has no end, not even one with an error.
+            let _ = axum::serve(listener, app).await;
+            ended
+        });
+    }
+}
+
+/// RFC 9728.
+async fn metadata(State(server): State<Shared>) -> Response {
+    json_answer(&json!({
+        "resource": server.url,
+        "authorization_servers": [server.issuer],
+        "bearer_methods_supported": ["header"],
+        "resource_name": format!("{} MCP server", server.name),
+    }))
+}
+
+/// A program that gets here wants a stream, which this server has for nobody. A person is told what this is: it is
+/// where the demo's connect pages send people on to.
+async fn stream_or_page(State(server): State<Shared>, headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accepts.contains("text/html") {
+        let clients = server.grants.clients();
+        let page = Endpoint { name: server.name, resource: &server.url, issuer: &server.issuer, clients: &clients };
+        return pages::page(StatusCode::OK, &page);
+    }
+    match server.challenge(&headers) {
+        Some(challenge) => challenge,
+        None => (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response(),
+    }
+}
+
+/// A JSON-RPC message.
+async fn message(State(server): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
+    if let Some(challenge) = server.challenge(&headers) {
+        return challenge;
+    }
+    let message: Value = serde_json::from_slice(&body).unwrap_or_default();
     let id = &message["id"];
-    let reply = match message["method"].as_str() {
+    json_answer(&match message["method"].as_str() {
         Some("initialize") => json!({"jsonrpc": "2.0", "id": id, "result": {
             "protocolVersion": "2025-11-25",
             "capabilities": {},
-            "serverInfo": {"name": name, "version": env!("CARGO_PKG_VERSION")},
+            "serverInfo": {"name": server.name, "version": env!("CARGO_PKG_VERSION")},
         }}),
         // A notification, which has no answer.
         Some(_) if id.is_null() => return StatusCode::ACCEPTED.into_response(),
         Some(_) => json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "Method not found"}}),
         None => json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32600, "message": "Invalid Request"}}),
-    };
-    ([(CONTENT_TYPE, "application/json")], reply.to_string()).into_response()
+    })
+}
+
+impl Shared {
+    /// What a request without a token that is good here gets (RFC 6750, section 3; RFC 9728, section 5.1).
+    fn challenge(&self, headers: &HeaderMap) -> Option<Response> {
+        let credentials = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let token = credentials
+            .and_then(|credentials| credentials.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim());
+        let error = match token {
+            Some(token) if self.grants.accept(token, &self.url) => return None,
+            Some(_) => "error=\"invalid_token\", ",
+            None => "",
+        };
+        let challenge = format!("Bearer {error}resource_metadata=\"{}\"", self.metadata_url);
+        Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
+    }
+}
+
+fn json_answer(body: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }

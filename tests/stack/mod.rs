@@ -20,6 +20,9 @@ use tokio::{
     process::{Child, Command},
     sync::watch,
 };
+use url::{Position, Url};
+
+pub mod tls_listener;
 
 /// How long anything here may take before the test or demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,6 +93,11 @@ impl Process {
         self.lines.lock().expect("lines").join("\n")
     }
 
+    /// Its lines from the first on, those to come too.
+    pub fn lines(&self) -> Lines {
+        Lines { lines: Arc::clone(&self.lines), news: self.news.clone(), next: 0 }
+    }
+
     /// Waits for a line in which `find` finds something. Fails, with the output, if the process ends before.
     pub async fn line<T>(&mut self, find: impl Fn(&str) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
@@ -137,6 +145,29 @@ impl Process {
             self.signal("-TERM");
         }
         self.ended().await
+    }
+}
+
+/// A reader of what a process prints.
+#[derive(Debug)]
+pub struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    news: watch::Receiver<usize>,
+    next: usize,
+}
+
+impl Lines {
+    /// The next line, once there is one; none after the last.
+    pub async fn next(&mut self) -> Option<String> {
+        loop {
+            self.news.borrow_and_update();
+            let line = self.lines.lock().expect("lines").get(self.next).cloned();
+            if line.is_some() {
+                self.next += 1;
+                return line;
+            }
+            self.news.changed().await.ok()?;
+        }
     }
 }
 
@@ -273,7 +304,7 @@ pub struct Call {
     pub authority: String,
     pub path: String,
     pub headers: Vec<(&'static str, String)>,
-    pub body: &'static str,
+    pub body: String,
 }
 
 impl Call {
@@ -284,8 +315,15 @@ impl Call {
             authority: host.to_owned(),
             path: path.to_owned(),
             headers: Vec::new(),
-            body: "",
+            body: String::new(),
         }
+    }
+
+    /// A GET of a URL, as most programs send it.
+    pub fn url(url: &Url) -> Self {
+        let authority = &url[Position::BeforeHost..Position::AfterPort];
+        let path = &url[Position::BeforePath..Position::AfterQuery];
+        Self::get(url.host_str().unwrap_or_default(), path).authority(authority)
     }
 
     pub fn method(mut self, method: &'static str) -> Self {
@@ -300,6 +338,11 @@ impl Call {
 
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<String>) -> Self {
+        self.body = body.into();
         self
     }
 }
@@ -340,6 +383,11 @@ impl Client {
         Self { address, roots: Some(Arc::new(roots)) }
     }
 
+    /// The same client for another address.
+    pub fn at(&self, address: SocketAddr) -> Self {
+        Self { address, ..self.clone() }
+    }
+
     pub async fn send(&self, version: http::Version, call: Call) -> Result<Answered, String> {
         tokio::time::timeout(PATIENCE, self.exchange(version, call))
             .await
@@ -377,7 +425,7 @@ where
     for (name, value) in &call.headers {
         request = request.header(*name, value);
     }
-    let body = Full::new(Bytes::from_static(call.body.as_bytes()));
+    let body = Full::new(Bytes::from(call.body));
     let io = TokioIo::new(stream);
     let response = if version == http::Version::HTTP_2 {
         let request = request.uri(format!("{scheme}://{}{}", call.authority, call.path));

@@ -1,0 +1,54 @@
+//! The MCP server behind a route, as an MCP client finds it through Envoy.
+
+use serde_json::Value;
+
+use crate::{
+    client_document::same,
+    running::Route,
+    stack::Answered,
+    web::{Web, parse},
+};
+
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"demo","version":"1"}}}"#;
+
+/// Without a token it names its metadata (RFC 9728), and that its authorization server.
+pub async fn challenge(web: &Web, route: &Route) -> Result<(), String> {
+    let answer = initialize(web, route, None).await?;
+    same(answer.status, 401)?;
+    let challenge = answer.all("www-authenticate").join(", ");
+    let address = challenge.split('"').skip_while(|part| !part.ends_with("resource_metadata=")).nth(1);
+    let address = address.ok_or("its challenge names no metadata")?;
+    let answer = web.send(&parse(address)?, |call| call.header("accept", "application/json")).await?;
+    same(answer.status, 200)?;
+    let metadata: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    same(&metadata["resource"], &route.upstream.as_str().into())?;
+    same(&metadata["authorization_servers"][0], &route.issuer.as_str().into())
+}
+
+/// With a token it says who it is.
+pub async fn initialized(web: &Web, route: &Route, token: &str) -> Result<(), String> {
+    let answer = initialize(web, route, Some(token)).await?;
+    same(answer.status, 200)?;
+    let reply: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+    same(&reply["result"]["serverInfo"]["name"], &route.name.into())
+}
+
+/// With a token that is not for it, it is as without.
+pub async fn refused(web: &Web, route: &Route, token: &str) -> Result<(), String> {
+    same(initialize(web, route, Some(token)).await?.status, 401)
+}
+
+async fn initialize(web: &Web, route: &Route, token: Option<&str>) -> Result<Answered, String> {
+    web.send(&parse(&route.mcp())?, |call| {
+        let call = call
+            .method("POST")
+            .header("content-type", "application/json")
+            .header("accept", "application/json, text/event-stream")
+            .body(INITIALIZE);
+        match token {
+            Some(token) => call.header("authorization", format!("Bearer {token}")),
+            None => call,
+        }
+    })
+    .await
+}

@@ -1,0 +1,54 @@
+//! What is in envoy-cimd's store, and what it is good for.
+
+use std::{ffi::OsString, path::Path};
+
+use anyhow::bail;
+use envoy_cimd::{
+    choreographer::{Embedded, TokenRecord},
+    cli::{self, Task},
+    user::User,
+};
+
+use super::{Checks, mcp};
+use crate::{client_document::same, running::Route, web::Web};
+
+/// Looks into the store, which no process may have open, and calls each MCP server with what is there.
+pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_dir: &Path) {
+    let [one, other] = routes;
+    checks.about(&state_dir.display().to_string());
+    let opened = checks.note("opens with its keys", store(state_dir).await.map_err(|error| format!("{error:#}")));
+    let Some(store) = opened else { return };
+    let [one_token, other_token] = [token(checks, &store, one).await, token(checks, &store, other).await];
+    let (Some(one_token), Some(other_token)) = (one_token, other_token) else { return };
+    let differ = one_token.access_token != other_token.access_token;
+    checks.note("has two tokens that differ", if differ { Ok(()) } else { Err("they are the same".to_owned()) });
+    for (route, own, foreign) in [(one, &one_token, &other_token), (other, &other_token, &one_token)] {
+        checks.about(&route.mcp());
+        let initialized = mcp::initialized(web, route, &own.access_token).await;
+        checks.note("answers initialize to the route's own token (200)", initialized);
+        let refused = mcp::refused(web, route, &foreign.access_token).await;
+        checks.note("refuses the other route's token (401)", refused);
+    }
+}
+
+async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<TokenRecord> {
+    let found = store.token(&User::Single, &route.client_id(), &route.upstream).await;
+    let checked = found.map_err(|refusal| refusal.code().to_owned()).and_then(|token| {
+        let token = token.ok_or("there is none")?;
+        same(&token.issuer, &route.issuer)?;
+        same(&token.resource, &route.upstream)?;
+        Ok(token)
+    });
+    checks.note(&format!("has a token for {}, of its own authorization server", route.origin.host()), checked)
+}
+
+/// The store as envoy-cimd itself would open it.
+async fn store(state_dir: &Path) -> anyhow::Result<Embedded> {
+    let args = ["envoy-cimd".into(), "choreographer".into(), "--state-dir".into(), OsString::from(state_dir)];
+    let Task::Choreographer(settings) = cli::parse(args)?.task else {
+        bail!("these are no settings of a choreographer")
+    };
+    let store = Embedded::new(&settings.exchange)?;
+    store.check().await?;
+    Ok(store)
+}

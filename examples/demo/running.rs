@@ -1,0 +1,194 @@
+//! All that runs: how it starts, what a route of it is, how it ends.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use envoy_cimd::origin::Origin;
+use tempfile::TempDir;
+use tokio::{process::Command, task::JoinSet};
+
+use crate::{
+    authorization_server::{self, AuthorizationServer},
+    needs,
+    stack::{Certificates, Cimd, Envoy, Process},
+    upstream::Upstream,
+    web::Web,
+};
+
+const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
+const CALLBACK: &str = "/.pomerium/oauth/callback";
+const START: &str = "/.pomerium/oauth/start";
+/// Where people go on to once they are connected: the MCP server has a page for them at its own address.
+pub const RETURN_TO: &str = "/mcp";
+
+const NAMES: [&str; 2] = ["notes", "tickets"];
+
+/// What is dropped without [`Running::stop`] is killed, and its folder removed.
+pub struct Running {
+    pub envoy: Envoy,
+    pub cimd: Cimd,
+    pub routes: [Route; 2],
+    pub certificates: Certificates,
+    pub web: Web,
+    pub envoy_version: String,
+    pub folder: TempDir,
+    /// The demo's own servers. Each gives its name, should it ever end.
+    servers: JoinSet<String>,
+}
+
+/// A route of Envoy's: where the world finds it, the MCP server behind it, and that one's authorization server.
+pub struct Route {
+    pub name: &'static str,
+    pub origin: Origin,
+    pub upstream: String,
+    pub issuer: String,
+}
+
+impl Running {
+    /// Starts everything, after a look at what a person can mend.
+    pub async fn start(port: u16) -> anyhow::Result<Self> {
+        needs::refuse_settings()?;
+        let executable = needs::executable()?;
+        let envoy_version = needs::envoy_version().await?;
+        let port = needs::free_port(port)?;
+
+        let folder = tempfile::Builder::new().prefix("envoy-cimd-demo-").tempdir().context("a folder for its files")?;
+        let hosts: Vec<String> = NAMES.iter().flat_map(|name| [host(name), authorization_server::host(name)]).collect();
+        let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+        let certificates = Certificates::make(folder.path(), &hosts);
+        let web = Web::new(&certificates.ca);
+        let mut servers = JoinSet::new();
+        let mut route = async |name| Route::start(name, port, &certificates, &web, &mut servers).await;
+        let routes = [route(NAMES[0]).await?, route(NAMES[1]).await?];
+        let cimd = start_cimd(&executable, &state_dir(folder.path()), &certificates.ca).await?;
+        let config = envoy_config(&executable, port, &routes, &certificates, &cimd.ext_proc).await?;
+        let envoy = Envoy::start(folder.path(), &config).await;
+        Ok(Self { envoy, cimd, routes, certificates, web, envoy_version, folder, servers })
+    }
+
+    /// What envoy-cimd keeps.
+    pub fn state_dir(&self) -> PathBuf {
+        state_dir(self.folder.path())
+    }
+
+    /// Waits until a part ends, which none should, and says which.
+    pub async fn one_ended(&mut self) {
+        let (name, process, code) = tokio::select! {
+            code = self.envoy.process.exited() => ("Envoy", &self.envoy.process, code),
+            code = self.cimd.process.exited() => ("envoy-cimd", &self.cimd.process, code),
+            Some(server) = self.servers.join_next() => {
+                let server = server.unwrap_or_else(|error| error.to_string());
+                eprintln!("\ndemo: {server} ended by itself");
+                return;
+            }
+        };
+        let how = code.map_or("a signal killed it".to_owned(), |code| format!("exit code {code}"));
+        eprintln!("\ndemo: {name} ended by itself ({how})\n");
+        print_output_end(name, process);
+    }
+
+    /// The end of what the processes printed, for whoever looks for a reason.
+    pub fn print_output_ends(&self) {
+        print_output_end("Envoy", &self.envoy.process);
+        print_output_end("envoy-cimd", &self.cimd.process);
+    }
+
+    /// Ends everything, and says so.
+    pub async fn stop(mut self) -> anyhow::Result<String> {
+        self.envoy.process.stop().await;
+        self.cimd.process.stop().await;
+        let path = self.folder.path().display().to_string();
+        self.folder.close().with_context(|| format!("{path} cannot be removed"))?;
+        Ok(format!("Stopped: no process is left, and {path} is removed."))
+    }
+}
+
+impl Route {
+    async fn start(
+        name: &'static str,
+        port: u16,
+        certificates: &Certificates,
+        web: &Web,
+        servers: &mut JoinSet<String>,
+    ) -> anyhow::Result<Self> {
+        let origin = format!("https://{}:{port}", host(name)).parse()?;
+        let upstream = Upstream::bind(name).await.with_context(|| format!("the {name} MCP server"))?;
+        let server = AuthorizationServer::bind(name, upstream.url(), port, certificates, web).await;
+        let server = server.with_context(|| format!("the authorization server of {name}"))?;
+        let route = Self { name, origin, upstream: upstream.url().to_owned(), issuer: server.issuer().to_owned() };
+        upstream.serve(&server, servers);
+        server.serve(servers);
+        Ok(route)
+    }
+
+    pub fn client_id(&self) -> String {
+        format!("{}{DOCUMENT}", self.origin)
+    }
+
+    pub fn redirect_uri(&self) -> String {
+        format!("{}{CALLBACK}", self.origin)
+    }
+
+    pub fn connect_page(&self) -> String {
+        format!("{}{START}?return_to={RETURN_TO}", self.origin)
+    }
+
+    /// The MCP server, through Envoy.
+    pub fn mcp(&self) -> String {
+        format!("{}/mcp", self.origin)
+    }
+}
+
+fn host(name: &str) -> String {
+    format!("{name}.localhost")
+}
+
+fn state_dir(folder: &Path) -> PathBuf {
+    folder.join("state")
+}
+
+/// Starts envoy-cimd for one person, whoever that is, with the demo's authorization servers allowed: they are on
+/// loopback, and their certificates are from the demo's own authority.
+async fn start_cimd(executable: &Path, state_dir: &Path, ca: &Path) -> anyhow::Result<Cimd> {
+    let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()));
+    let (state_dir, ca) = (text(state_dir)?, text(ca)?);
+    let hosts = NAMES.map(authorization_server::host);
+    let mut flags = vec!["--single-user", "--state-dir", &state_dir, "--extra-ca", &ca];
+    for host in &hosts {
+        flags.extend(["--allow-host", host]);
+    }
+    Ok(Cimd::start(executable, &flags).await)
+}
+
+/// The configuration as the program itself prints it.
+async fn envoy_config(
+    executable: &Path,
+    port: u16,
+    routes: &[Route],
+    certificates: &Certificates,
+    processor: &str,
+) -> anyhow::Result<String> {
+    let mut command = Command::new(executable);
+    command.args(["envoy-config", "--processor", processor]);
+    command.args(["--https-listen", &format!("127.0.0.1:{port}")]);
+    command.args(["--http-listen", "127.0.0.1:0", "--envoy-admin", "127.0.0.1:0"]);
+    command.arg("--downstream-cert").arg(&certificates.cert).arg("--downstream-key").arg(&certificates.key);
+    for Route { origin, upstream, .. } in routes {
+        command.arg("--route").arg(format!("from={origin},to={upstream}"));
+    }
+    let output = command.output().await.with_context(|| executable.display().to_string())?;
+    if !output.status.success() {
+        bail!("no configuration for Envoy: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    String::from_utf8(output.stdout).context("the configuration for Envoy")
+}
+
+fn print_output_end(name: &str, process: &Process) {
+    let output = process.output();
+    let lines: Vec<&str> = output.lines().collect();
+    eprintln!("The end of what {name} printed:");
+    for line in &lines[lines.len().saturating_sub(15)..] {
+        eprintln!("  {line}");
+    }
+    eprintln!();
+}
