@@ -19,7 +19,7 @@ NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(NEEDS_ENVOY) ## two MCP routes behind a real Envoy on this machine; ARGS=--once checks them and ends
+demo: $(NEEDS_ENVOY) ## two MCP routes, and authorization servers to connect them to; ARGS=--once connects, checks and ends
 	@cargo build --quiet --bin envoy-cimd --example demo
 	@exec $(BUILD)/debug/examples/demo $(ARGS)
 

@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
-    path::Path,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use axum::{
@@ -17,14 +14,12 @@ use axum::{
     routing::{get, post},
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio::net::TcpListener;
 use url::Url;
 
-use crate::stack::Certificates;
+use crate::stack::{Certificates, tls_listener::TlsListener};
 
 pub const HOST: &str = "as.localhost";
 
@@ -90,8 +85,8 @@ impl Servers {
             .route("/{name}/token", post(token))
             .route("/{name}/stolen", post(stolen))
             .with_state(Arc::clone(&shared));
-        let listener = TlsListener::bind(&certificates.cert, &certificates.key).await;
-        let issuer = format!("https://{HOST}:{}", listener.tcp.local_addr().expect("an address").port());
+        let listener = TlsListener::bind(certificates).await.expect("a port");
+        let issuer = format!("https://{HOST}:{}", listener.address().expect("an address").port());
         tokio::spawn(async move { axum::serve(listener, server).await });
         let upstream = Router::new()
             .route("/{name}/mcp", get(challenge))
@@ -234,44 +229,4 @@ async fn token(
 /// Where a token endpoint redirects to: nobody may come here, and one more exchange shows that somebody did.
 async fn stolen(State(shared): State<Arc<Shared>>) {
     shared.exchanges.lock().expect("exchanges").push("stolen".to_owned());
-}
-
-/// Accepts TLS; a client that does not speak it is dropped.
-struct TlsListener {
-    tcp: TcpListener,
-    acceptor: TlsAcceptor,
-}
-
-impl TlsListener {
-    async fn bind(cert: &Path, key: &Path) -> Self {
-        let chain = vec![CertificateDer::from_pem_file(cert).expect("a certificate")];
-        let key = PrivateKeyDer::from_pem_file(key).expect("a key");
-        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a certificate");
-        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        Self { tcp, acceptor: TlsAcceptor::from(Arc::new(config)) }
-    }
-}
-
-impl axum::serve::Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
-        loop {
-            let Ok((stream, address)) = self.tcp.accept().await else { continue };
-            let accepted = tokio::time::timeout(Duration::from_secs(5), self.acceptor.accept(stream)).await;
-            if let Ok(Ok(stream)) = accepted {
-                return (stream, address);
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
 }
