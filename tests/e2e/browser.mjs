@@ -3,22 +3,19 @@
 // https://notes.localhost, tickets.localhost and E2E_LONG_HOST are routes of the Envoy at 127.0.0.1:E2E_ENVOY_PORT.
 // other.localhost is one of the Envoy at E2E_NAMELESS_PORT, where nobody says who the person is. E2E_NEIGHBOUR is the
 // origin of the authorization server, called E2E_ISSUER in its answers, and of a handle on the choreographer behind all
-// of them. Pictures of all pages go to E2E_SCREENSHOTS, or beside this file. Chromium is $CHROMIUM or on the PATH.
+// of them. Pictures of all pages go to E2E_SCREENSHOTS, or beside this file.
 
 import assert from 'node:assert/strict';
-import { accessSync, constants, mkdirSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-import { chromium } from 'playwright-core';
+import {
+  CALLBACK, NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, press, scenarios, start,
+  startAgain, until,
+} from './person.mjs';
 
-const START = '/.pomerium/oauth/start';
-const CALLBACK = '/.pomerium/oauth/callback';
-const NOTES = 'https://notes.localhost';
-const TICKETS = 'https://tickets.localhost';
 const NAMELESS = 'https://other.localhost';
-/** How long anything may take, in ms. */
-const PATIENCE = 10_000;
 
 const { E2E_ENVOY_PORT, E2E_NAMELESS_PORT, E2E_NEIGHBOUR, E2E_ISSUER, E2E_LONG_HOST, E2E_SCREENSHOTS } = process.env;
 for (const [name, value] of Object.entries({
@@ -30,24 +27,6 @@ const LONG = `https://${E2E_LONG_HOST}`;
 const OURS = [NOTES, TICKETS, NAMELESS, LONG];
 const pictures = E2E_SCREENSHOTS || fileURLToPath(new URL('screenshots', import.meta.url));
 mkdirSync(pictures, { recursive: true });
-
-const start = (origin, returnTo) =>
-  `${origin}${START}${returnTo ? `?return_to=${encodeURIComponent(returnTo)}` : ''}`;
-
-function findChromium() {
-  const names = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'];
-  const folders = (process.env.PATH ?? '').split(path.delimiter);
-  const found = names.flatMap((name) => folders.map((folder) => path.join(folder, name))).find((file) => {
-    try {
-      accessSync(file, constants.X_OK);
-      return true;
-    } catch {
-      return false;
-    }
-  });
-  assert.ok(found, 'no Chromium on the PATH; set CHROMIUM');
-  return found;
-}
 
 // ---- the choreographer ----
 
@@ -71,63 +50,10 @@ async function set(mood) {
   assert.equal(answer.status, 200, mood);
 }
 
-/** Asks again and again, since nothing tells when it is so. */
-async function until(what, holds) {
-  const end = Date.now() + PATIENCE;
-  while (!(await holds())) {
-    assert.ok(Date.now() < end, `waited in vain: ${what}`);
-  }
-}
-
 // ---- a person at a browser ----
 
-/**
- * A profile of its own. What its pages do that ours never do is added to `complaints`: a script, a request for
- * something on a page, a message on the console.
- */
-async function profile(browser, complaints, options) {
-  const context = await browser.newContext({
-    // Whether the certificate is trusted is the client's business, and tested elsewhere.
-    ignoreHTTPSErrors: true,
-    viewport: { width: 1280, height: 800 },
-    ...options,
-  });
-  context.setDefaultTimeout(PATIENCE);
-  if (complaints) {
-    context.on('weberror', (error) => complaints.push(`an error on a page: ${error.error().message}`));
-    context.on('console', (message) => {
-      // A refusal is a page with a status that says so, and Chromium notes that status.
-      const status = message.text().startsWith('Failed to load resource: the server responded with a status of');
-      if (!status || new URL(message.location().url).pathname === '/favicon.ico') {
-        complaints.push(`on the console: ${message.text()}`);
-      }
-    });
-    context.on('request', (request) => {
-      const { origin } = new URL(request.url());
-      if (request.resourceType() !== 'document' || ![...OURS, E2E_NEIGHBOUR].includes(origin)) {
-        complaints.push(`a request: ${request.resourceType()} ${request.url()}`);
-      }
-    });
-  }
-  return context;
-}
-
-/** Does what leads to another page, waits for that page, and gives the answer that it came with. */
-async function follow(page, act) {
-  const final = (response) =>
-    response.request().isNavigationRequest() &&
-    response.frame() === page.mainFrame() &&
-    (response.status() < 300 || response.status() >= 400);
-  const [response] = await Promise.all([page.waitForEvent('response', final), page.waitForEvent('load'), act()]);
-  return response;
-}
-
-const press = (page) => page.getByRole('button', { name: 'Connect' }).click();
 const allow = (page) => page.getByRole('button', { name: 'Allow' }).click();
 const deny = (page) => page.getByRole('link', { name: 'Deny' }).click();
-const goOn = (page) => page.getByRole('link', { name: 'Go on' }).click();
-const startAgain = (page) => page.getByRole('link', { name: 'Start again' }).click();
-const heading = (page) => page.getByRole('heading', { level: 1 }).innerText();
 
 /** A tab on the page of the authorization server, a flow begun. */
 async function begun(context, returnTo, origin = NOTES) {
@@ -152,55 +78,7 @@ async function wayBack(page) {
   return location;
 }
 
-async function isRefused(page, response, status, title) {
-  assert.equal(response.status(), status);
-  assert.equal(await heading(page), title);
-}
-
-/** Where a person wanted to go, with nothing of the flow in its address, and nothing that it could know of it. */
-async function hasLanded(page, returnTo, origin = NOTES) {
-  assert.equal(page.url(), `${origin}${returnTo}`);
-  assert.equal(await heading(page), 'The upstream');
-  assert.equal(await page.evaluate(() => document.referrer), '', 'the upstream learns no address of ours');
-}
-
-// ---- the scenarios ----
-
-let passed = 0;
-let failed = 0;
-
-/**
- * Runs a scenario, which must make the choreographer do exactly what `expected` counts. `open` gives a profile whose
- * pages are all ours, `openAnywhere` one that also visits others.
- */
-async function scenario(browser, name, expected, body) {
-  const contexts = [];
-  const complaints = [];
-  const opener = (watch) => async (options) => {
-    const context = await profile(browser, watch, options);
-    contexts.push(context);
-    return context;
-  };
-  try {
-    const before = await counts();
-    await body({ open: opener(complaints), openAnywhere: opener() });
-    const after = await counts();
-    const done = Object.fromEntries(Object.keys(before).map((what) => [what, after[what] - before[what]]));
-    assert.deepEqual(done, expected);
-    assert.deepEqual(complaints, []);
-    passed += 1;
-    console.log(`ok - ${name}`);
-  } catch (error) {
-    failed += 1;
-    // The first line of a message: what follows is Playwright's log.
-    const { generatedMessage, actual, expected: wanted } = error;
-    const values = generatedMessage && `${JSON.stringify(actual)}, not ${JSON.stringify(wanted)}`;
-    console.log(`not ok - ${name} (${values || String(error.message).split('\n', 1)[0]})`);
-    console.error(error.stack);
-  } finally {
-    await Promise.all(contexts.map((context) => context.close()));
-  }
-}
+// ---- the scenarios, and what each makes the choreographer do ----
 
 const NOTHING = { begins: 0, completions: 0, exchanges: 0 };
 const ONE = { begins: 1, completions: 1, exchanges: 1 };
@@ -513,22 +391,13 @@ async function takePictures(page, name) {
   }
 }
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM || findChromium(),
-  args: [
-    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-    '--disable-background-networking', '--disable-component-update', '--disable-sync',
-    // The first that fits.
-    `--host-resolver-rules=${[
-      `MAP other.localhost:443 127.0.0.1:${E2E_NAMELESS_PORT}`,
-      `MAP *:443 127.0.0.1:${E2E_ENVOY_PORT}`,
-      `MAP *:8443 127.0.0.1:${E2E_ENVOY_PORT}`,
-    ]}`,
-  ],
-});
+const browser = await launch([
+  `MAP other.localhost:443 127.0.0.1:${E2E_NAMELESS_PORT}`,
+  `MAP *:443 127.0.0.1:${E2E_ENVOY_PORT}`,
+  `MAP *:8443 127.0.0.1:${E2E_ENVOY_PORT}`,
+]);
+const { check, finish } = scenarios(browser, { counts, origins: [...OURS, E2E_NEIGHBOUR] });
 try {
-  console.log(`Chromium ${browser.version()}`);
-  const check = (...args) => scenario(browser, ...args);
   await runFlows(check);
   await runAttacks(check);
   await runPages(check);
@@ -536,5 +405,4 @@ try {
   await browser.close();
 }
 console.log(`pictures of all pages are in ${pictures}`);
-console.log(`${passed} passed, ${failed} failed`);
-process.exitCode = failed === 0 ? 0 : 1;
+finish();

@@ -15,16 +15,17 @@ import { fileURLToPath } from 'node:url';
 import Provider from 'oidc-provider';
 
 /**
- * Starts a provider on a port of its own. `ca` is PEM text; whatever else is given goes over the configuration below,
- * feature by feature. `fetches` grows by one record for each request the provider makes.
+ * Starts a provider on a port of its own, over https as `tls.host` where `tls` is given. `ca` and
+ * the certificate and key of `tls` are PEM text; whatever else is given goes over the configuration below, feature by feature. `fetches` grows by one
+ * record for each request the provider makes.
  */
-export async function startProvider({ ca, envoyPort, features, ...config }) {
+export async function startProvider({ ca, envoyPort, tls, features, ...config }) {
   // The provider's notices go to console.info, and standard output belongs to the results.
   console.info = console.error;
 
-  const server = http.createServer().listen(0, '127.0.0.1');
+  const server = (tls ? https.createServer(tls) : http.createServer()).listen(0, '127.0.0.1');
   await once(server, 'listening');
-  const issuer = `http://127.0.0.1:${server.address().port}`;
+  const issuer = `${tls ? `https://${tls.host}` : 'http://127.0.0.1'}:${server.address().port}`;
   const fetches = [];
 
   const provider = new Provider(issuer, {

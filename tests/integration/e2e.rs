@@ -1,35 +1,43 @@
 //! With programs that nobody here wrote: an authorization server and a browser. `make e2e` runs these.
 
 use std::{
-    collections::HashSet,
-    path::Path,
+    collections::{BTreeMap, HashSet},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use axum::{
     Router,
     extract::{Path as Segment, RawQuery, State},
-    http::{StatusCode, header::LOCATION},
-    response::{Html, IntoResponse},
-    routing::{get, post},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{ACCEPT, HOST, LOCATION, WWW_AUTHENTICATE},
+    },
+    response::{Html, IntoResponse, Response},
+    routing::{get, post, put},
 };
-use envoy_cimd::secret::generate_key_line;
+use envoy_cimd::{choreographer::Embedded, cli, secret::generate_key_line, user::User};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use url::{Url, form_urlencoded};
 
 use crate::{
     choreographer::{Call, Fake, ISSUER, Mood},
-    world::{Wish, World, metadata, virtual_hosts},
+    stack::{self, Certificates},
+    world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
 };
 
-/// Runs a script of `tests/e2e` beside its modules, with what it must know of the world.
+/// Runs a script of `tests/e2e`, all of which go beside their modules, with what it must know of the world.
 async fn node(script: &str, world: &World, variables: &[(&str, String)]) {
-    let modules = std::env::var("E2E_MODULES").expect("`make e2e` sets E2E_MODULES");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e").join(script);
-    let copy = Path::new(&modules).join(script);
-    std::fs::copy(source, &copy).expect("the script");
+    let modules = PathBuf::from(std::env::var_os("E2E_MODULES").expect("`make e2e` sets E2E_MODULES"));
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e")).expect("the scripts") {
+        let file = file.expect("a script");
+        if file.path().extension().is_some_and(|extension| extension == "mjs") {
+            std::fs::copy(file.path(), modules.join(file.file_name())).expect("a script");
+        }
+    }
     let status = tokio::process::Command::new("node")
-        .arg(copy)
+        .arg(modules.join(script))
         .env("E2E_CA", &world.certificates.ca)
         .env("E2E_ENVOY_PORT", world.envoy.https.port().to_string())
         .envs(variables.iter().map(|(name, value)| (*name, value)))
@@ -158,13 +166,7 @@ impl Neighbour {
     /// Puts it behind Envoy as the upstream, though the routes go on naming one such as people have, and puts a
     /// hostile page on every host.
     fn join(&self, config: &mut Value) {
-        let port = Url::parse(&self.origin).expect("a URL").port();
-        for cluster in config["static_resources"]["clusters"].as_array_mut().expect("clusters") {
-            if cluster["name"] != "envoy-cimd" {
-                let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
-                endpoint["address"]["socket_address"]["port_value"] = json!(port);
-            }
-        }
+        lead_to(config, &self.origin);
         for host in virtual_hosts(config) {
             let html = json!({
                 "header": {"key": "content-type", "value": "text/html"},
@@ -182,6 +184,17 @@ impl Neighbour {
                 let name = if long { LONG } else { "mcp.example" };
                 of["to"] = json!(format!("https://{name}{WORKSPACE}"));
             }
+        }
+    }
+}
+
+/// Makes Envoy send to this origin on loopback what is for the upstreams.
+fn lead_to(config: &mut Value, origin: &str) {
+    let port = Url::parse(origin).expect("a URL").port();
+    for cluster in config["static_resources"]["clusters"].as_array_mut().expect("clusters") {
+        if cluster["name"] != "envoy-cimd" {
+            let endpoint = &mut cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+            endpoint["address"]["socket_address"]["port_value"] = json!(port);
         }
     }
 }
@@ -262,4 +275,175 @@ fn parameters<const N: usize>(query: &str, names: [&str; N]) -> [String; N] {
         let found = form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name);
         found.unwrap_or_else(|| panic!("{name} in {query}")).1.into_owned()
     })
+}
+
+/// Where the authorization server of the whole flow is.
+const AS_HOST: &str = "as.localhost";
+
+/// Nothing is faked here: the choreographer is the one in the process, and the token is oidc-provider's.
+#[tokio::test]
+#[ignore = "needs Node.js and Chromium: make e2e"]
+async fn e2e_the_whole_flow() {
+    let upstream = Protected::start().await;
+    let dir = tempfile::tempdir().expect("a folder");
+    // Of another authority than Envoy's, so that `--extra-ca` vouches for the authorization server alone.
+    let certificates = Certificates::make(dir.path(), &[AS_HOST]);
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let (ca, state) = (path(&certificates.ca), path(&dir.path().join("state")));
+    let flags = ["--single-user", "--extra-ca", &ca, "--allow-host", AS_HOST, "--state-dir", &state, "--log=trace"];
+    let hosts = ["https://notes.localhost", "https://tickets.localhost", "https://other.localhost"];
+    let routes = hosts.map(|from| format!("from={from}"));
+    let mut world = World::start(Wish {
+        routes: &routes.each_ref().map(String::as_str),
+        cimd: &flags,
+        edit: &|config| upstream.join(config),
+        ..Wish::default()
+    })
+    .await;
+
+    let variables = [
+        ("E2E_UPSTREAM", upstream.url.clone()),
+        ("E2E_AS_HOST", AS_HOST.to_owned()),
+        ("E2E_AS_CERT", path(&certificates.cert)),
+        ("E2E_AS_KEY", path(&certificates.key)),
+    ];
+    node("whole_flow.mjs", &world, &variables).await;
+
+    let admin = world.cimd.admin.parse().expect("an address");
+    let (_, metrics) = stack::get(admin, "/metrics").await.expect("metrics");
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    let report = upstream.report();
+    let kept = kept(&flags, &hosts, &upstream.url).await;
+    let [granted] = &report.granted[..] else { panic!("one was granted") };
+    assert_eq!(granted.client_id, format!("{}{DOCUMENT}", hosts[0]));
+    // Who denied, and whose answer had another `iss`, have nothing, though all routes lead to the same upstream.
+    let expected = (granted.access_token.clone(), Some(granted.refresh_token.clone()));
+    assert!(kept == [Some(expected), None, None], "the token of the first route and no other is kept");
+
+    let counts: Vec<_> = report.secrets.iter().map(|(kind, values)| (kind.as_str(), values.len())).collect();
+    assert_eq!(
+        counts,
+        [
+            ("access_token", 1),
+            ("code", 2),
+            ("code_verifier", 1),
+            ("cookie", 3),
+            ("error_description", 1),
+            ("refresh_token", 1),
+            ("state", 3),
+        ]
+    );
+    let log = world.cimd.process.output();
+    assert!(log.contains(r#""level":"TRACE""#) && log.contains(&report.issuer), "it says all that it can:\n{log}");
+    let metrics = String::from_utf8(metrics.to_vec()).expect("text");
+    assert!(metrics.contains(r#"outcome="issuer_mismatch"} 1"#), "{metrics}");
+    for (name, text) in [("log", log), ("metrics", metrics), ("Envoy", world.envoy.process.output())] {
+        assert!(!text.is_empty(), "{name}");
+        for (kind, value) in report.secrets.iter().flat_map(|(kind, values)| values.iter().map(move |v| (kind, v))) {
+            assert!(!text.contains(value), "{name} has a {kind}, {value}:\n{text}");
+        }
+    }
+}
+
+/// The access and the refresh token that a stopped process with these flags keeps for each route, which must be of
+/// this resource.
+async fn kept(flags: &[&str], hosts: &[&str], upstream: &str) -> Vec<Option<(String, Option<String>)>> {
+    let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
+    let cli::Task::Serve(settings) = cli::parse(args).expect("good flags").task else { panic!("serve") };
+    let embedded = Embedded::new(&settings.exchange).expect("good settings");
+    let mut kept = Vec::new();
+    for host in hosts {
+        let found = embedded.token(&User::Single, &format!("{host}{DOCUMENT}"), upstream).await.expect("a store");
+        kept.push(found.map(|token| {
+            assert_eq!(token.resource, upstream);
+            (token.access_token.clone(), token.refresh_token.clone())
+        }));
+    }
+    kept
+}
+
+/// What a script says in the end.
+#[derive(Deserialize)]
+struct Report {
+    issuer: String,
+    granted: Vec<Granted>,
+    /// By what they are.
+    secrets: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct Granted {
+    client_id: String,
+    access_token: String,
+    refresh_token: String,
+}
+
+/// An MCP server that wants a token, and has a page for people. A script tells it who gives out tokens.
+struct Protected {
+    url: String,
+    told: Arc<Told>,
+}
+
+#[derive(Default)]
+struct Told {
+    issuer: Mutex<String>,
+    report: Mutex<Option<Report>>,
+}
+
+/// Where it describes itself.
+const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
+
+impl Protected {
+    async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
+        let told: Arc<Told> = Arc::default();
+        let app = Router::new()
+            .route("/mcp", get(page_or_challenge))
+            .route(RESOURCE_METADATA, get(resource_metadata))
+            .route("/issuer", put(set_issuer))
+            .route("/report", put(set_report))
+            .with_state(Arc::clone(&told));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { url, told }
+    }
+
+    /// Puts it behind Envoy, on every route.
+    fn join(&self, config: &mut Value) {
+        lead_to(config, &self.url);
+        for host in virtual_hosts(config) {
+            if host.get("metadata").is_some() {
+                metadata(host)["to"] = json!(self.url);
+            }
+        }
+    }
+
+    fn report(&self) -> Report {
+        self.told.report.lock().expect("the report").take().expect("it was told")
+    }
+}
+
+/// The page to a browser, the challenge to anybody else.
+async fn page_or_challenge(headers: HeaderMap, query: RawQuery) -> Response {
+    let header = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().expect("text"));
+    if header(ACCEPT).is_some_and(|accept| accept.contains("text/html")) {
+        return upstream(query).await.into_response();
+    }
+    let host = header(HOST).expect("a host");
+    let challenge = format!(r#"Bearer scope="mcp", resource_metadata="http://{host}{RESOURCE_METADATA}""#);
+    (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, challenge)]).into_response()
+}
+
+async fn resource_metadata(State(told): State<Arc<Told>>, headers: HeaderMap) -> String {
+    let host = headers[HOST].to_str().expect("text");
+    let issuer = &*told.issuer.lock().expect("the issuer");
+    json!({"resource": format!("http://{host}/mcp"), "authorization_servers": [issuer]}).to_string()
+}
+
+async fn set_issuer(State(told): State<Arc<Told>>, issuer: String) {
+    *told.issuer.lock().expect("the issuer") = issuer;
+}
+
+async fn set_report(State(told): State<Arc<Told>>, report: String) {
+    *told.report.lock().expect("the report") = Some(serde_json::from_str(&report).expect("a report"));
 }

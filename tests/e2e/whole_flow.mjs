@@ -1,0 +1,217 @@
+// The whole flow with nothing faked between a person and a token: Chromium, Envoy, envoy-cimd with its own
+// choreographer, and oidc-provider as the authorization server.
+//
+// https://notes.localhost, tickets.localhost and other.localhost are routes of the Envoy at 127.0.0.1:E2E_ENVOY_PORT,
+// whose certificate E2E_CA vouches for. All lead to the upstream E2E_UPSTREAM. The provider is E2E_AS_HOST on a port of
+// its own, with E2E_AS_CERT and E2E_AS_KEY. Two addresses beside the upstream take a PUT: /issuer, from then on its
+// authorization server, and /report, what was given out and must have been kept, and what nobody may have said.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+
+import { callback, clientId, startProvider } from './oidc_provider.mjs';
+import {
+  NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, press, scenarios, start, startAgain,
+  until,
+} from './person.mjs';
+
+const OTHER = 'https://other.localhost';
+const LOGIN = 'somebody';
+
+const { E2E_CA, E2E_ENVOY_PORT, E2E_UPSTREAM, E2E_AS_HOST, E2E_AS_CERT, E2E_AS_KEY } = process.env;
+for (const [name, value] of Object.entries({
+  E2E_CA, E2E_ENVOY_PORT, E2E_UPSTREAM, E2E_AS_HOST, E2E_AS_CERT, E2E_AS_KEY,
+})) {
+  assert.ok(value, `${name} must be set`);
+}
+
+async function tell(what, body) {
+  const answer = await fetch(new URL(what, E2E_UPSTREAM), { method: 'PUT', body });
+  assert.equal(answer.status, 200, what);
+}
+
+// ---- the authorization server ----
+
+const { issuer, provider, server, close } = await startProvider({
+  ca: readFileSync(E2E_CA, 'utf8'),
+  envoyPort: Number(E2E_ENVOY_PORT),
+  tls: { host: E2E_AS_HOST, cert: readFileSync(E2E_AS_CERT, 'utf8'), key: readFileSync(E2E_AS_KEY, 'utf8') },
+});
+
+/** The answers of the token endpoint, each with the client that it was for. */
+const granted = [];
+provider.on('grant.success', ({ oidc: { client, params }, body: { access_token, refresh_token } }) => {
+  granted.push({ client_id: client.clientId, access_token, refresh_token });
+  keep({ ...params, access_token, refresh_token });
+});
+
+/** All requests for tokens, refused ones too. */
+let tokenRequests = 0;
+server.on('request', ({ url }) => {
+  if (new URL(url, issuer).pathname === '/token') {
+    tokenRequests += 1;
+  }
+});
+
+const counts = () => ({ tokenRequests, grants: granted.length });
+const ONE = { tokenRequests: 1, grants: 1 };
+const NONE = { tokenRequests: 0, grants: 0 };
+
+// ---- what must be in no log ----
+
+const secrets = {
+  code: new Set(), state: new Set(), cookie: new Set(), code_verifier: new Set(), error_description: new Set(),
+  access_token: new Set(), refresh_token: new Set(),
+};
+
+function keep(parameters) {
+  for (const [name, values] of Object.entries(secrets)) {
+    if (parameters[name]) {
+      values.add(parameters[name]);
+    }
+  }
+}
+
+async function keepCookies(context) {
+  for (const { name, value } of await context.cookies()) {
+    if (name.startsWith('__Host-envoy_cimd_')) {
+      keep({ cookie: value });
+    }
+  }
+}
+
+// ---- a person at the authorization server ----
+
+async function signIn(page) {
+  assert.equal(await heading(page), 'Sign-in');
+  await page.getByPlaceholder('Enter any login').fill(LOGIN);
+  await page.getByPlaceholder('and password').fill('anything');
+  await follow(page, () => page.getByRole('button', { name: 'Sign-in' }).click());
+}
+
+const consent = (page) => page.getByRole('button', { name: 'Continue' }).click();
+const cancel = (page) => page.getByRole('link', { name: '[ Cancel ]' }).click();
+
+function isAtServer(page) {
+  const url = new URL(page.url());
+  assert.equal(url.origin, issuer);
+  assert.match(url.pathname, /^\/interaction\//);
+}
+
+/** A tab on the page that asks for consent. */
+async function begun(context, origin, returnTo) {
+  const page = await context.newPage();
+  const shown = await page.goto(start(origin, returnTo));
+  assert.equal(shown.status(), 200);
+  await follow(page, () => press(page));
+  isAtServer(page);
+  await signIn(page);
+  isAtServer(page);
+  assert.equal(await heading(page), 'Authorize');
+  return page;
+}
+
+/** Decides on that page, and gives the address that the person comes back to, and the answer that ends there. */
+async function decide(page, origin, act) {
+  const [request, response] = await Promise.all([
+    page.waitForRequest((sent) => sent.url().startsWith(`${callback(origin)}?`)),
+    follow(page, () => act(page)),
+  ]);
+  const url = new URL(request.url());
+  keep(Object.fromEntries(url.searchParams));
+  await keepCookies(page.context());
+  return { url, response };
+}
+
+// ---- what the provider holds of what it gave out ----
+
+async function isGood({ client_id, access_token, refresh_token }) {
+  const access = await provider.AccessToken.find(access_token);
+  const refresh = await provider.RefreshToken.find(refresh_token);
+  const { kind, isValid, aud, scope, clientId: client, accountId } = access ?? {};
+  assert.deepEqual({ kind, isValid, aud, scope, client, accountId }, {
+    kind: 'AccessToken', isValid: true, aud: E2E_UPSTREAM, scope: 'mcp', client: client_id, accountId: LOGIN,
+  });
+  assert.deepEqual([refresh?.isValid, refresh?.resource, refresh?.clientId], [true, E2E_UPSTREAM, client_id]);
+  assert.ok(await provider.Grant.find(access.grantId), 'the grant was not revoked');
+}
+
+// ---- the scenarios, and what each makes the token endpoint do ----
+
+async function run(check) {
+  await check('a person connects, and a token is given out for the upstream', ONE, async ({ openAnywhere }) => {
+    const context = await openAnywhere();
+    const page = await context.newPage();
+    await page.goto(start(NOTES, '/mcp?tab=1'));
+    assert.equal(await heading(page), 'Connect notes.localhost?');
+    const main = page.locator('main');
+    assert.ok((await main.innerText()).includes(E2E_UPSTREAM), 'the page names the upstream');
+    await until('the page names the authorization server', async () => {
+      await page.reload();
+      return (await main.innerText()).includes(issuer);
+    });
+
+    const consenting = await begun(context, NOTES, '/mcp?tab=1');
+    const asked = await consenting.locator('.login-card').innerText();
+    for (const part of [`${E2E_UPSTREAM}:`, 'mcp', 'offline access']) {
+      assert.ok(asked.includes(part), `the consent is for ${part}: ${asked}`);
+    }
+    const { url } = await decide(consenting, NOTES, consent);
+    assert.equal(url.searchParams.get('iss'), issuer);
+    await hasLanded(consenting, '/mcp?tab=1');
+    assert.deepEqual(granted.map(({ client_id }) => client_id), [clientId(NOTES)]);
+
+    // The code must not come twice: the provider would revoke all that it gave for it.
+    await isRefused(consenting, await consenting.goto(url.href), 409, 'Already used');
+    await follow(consenting, () => goOn(consenting));
+    await hasLanded(consenting, '/mcp?tab=1');
+    await isGood(granted[0]);
+  });
+
+  await check('who cancels is told so, and nothing is asked for', NONE, async ({ openAnywhere }) => {
+    const page = await begun(await openAnywhere(), TICKETS, '/mcp?tab=2');
+    const { url, response } = await decide(page, TICKETS, cancel);
+    assert.deepEqual([url.searchParams.get('error'), url.searchParams.get('iss')], ['access_denied', issuer]);
+    await isRefused(page, response, 400, 'Not connected');
+    const words = url.searchParams.get('error_description');
+    assert.ok(words && !(await page.content()).includes(words), 'the server has no say in our page');
+    await follow(page, () => startAgain(page));
+    assert.equal(page.url(), `${TICKETS}${START}`);
+    assert.equal(await heading(page), 'Connect tickets.localhost?');
+    await isRefused(page, await page.goto(url.href), 409, 'Already used');
+  });
+
+  await check('another `iss` ends the flow, and the code goes nowhere', NONE, async ({ openAnywhere }) => {
+    const page = await begun(await openAnywhere(), OTHER, '/mcp?tab=3');
+    // What it gives to the event is what it then puts into the address.
+    provider.once('authorization.success', (_ctx, out) => {
+      out.iss = 'https://evil.example';
+    });
+    const { url, response } = await decide(page, OTHER, consent);
+    assert.equal(url.searchParams.get('iss'), 'https://evil.example');
+    await isRefused(page, response, 400, 'Not connected');
+
+    url.searchParams.set('iss', issuer);
+    await isRefused(page, await page.goto(url.href), 409, 'Already used');
+    const code = await provider.AuthorizationCode.find(url.searchParams.get('code'));
+    assert.equal(code?.isValid, true, 'nobody redeemed the code');
+  });
+}
+
+await tell('/issuer', issuer);
+const browser = await launch([
+  `MAP *.localhost:443 127.0.0.1:${E2E_ENVOY_PORT}`,
+  'MAP *.localhost 127.0.0.1',
+  // The provider's pages ask for a font from elsewhere.
+  'MAP * ~NOTFOUND',
+]);
+const { check, finish } = scenarios(browser, { counts, origins: [] });
+try {
+  await run(check);
+} finally {
+  await browser.close();
+}
+await close();
+const listed = Object.entries(secrets).map(([kind, values]) => [kind, [...values]]);
+await tell('/report', JSON.stringify({ issuer, granted, secrets: Object.fromEntries(listed) }));
+finish();
