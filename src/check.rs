@@ -26,8 +26,8 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(check_listen(&settings.listen, &settings.process))?;
-    let choreographer = runtime.block_on(serve::choreographer(&settings))?;
-    let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), choreographer)?;
+    let exchange = runtime.block_on(serve::exchange(&settings))?;
+    let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     for spec in &file.routes {

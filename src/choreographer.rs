@@ -7,11 +7,18 @@ use crate::{refusal::Refusal, state::FlowId, user::User};
 mod client;
 pub mod command;
 mod embedded;
+mod oauth;
 mod service;
+mod tokens;
+mod tokens_listener;
+mod tokens_service;
 
 pub use client::{ChoreographerUrl, Client, ClientSettings};
 pub use embedded::{Embedded, TokenRecord};
 pub use service::Service;
+pub use tokens::{AccessToken, TokenError};
+pub use tokens_listener::TokensListener;
+pub use tokens_service::TokensService;
 
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
 #[async_trait]

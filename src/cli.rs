@@ -126,6 +126,18 @@ pub struct ExchangeArgs {
     /// The keys that seal what is kept, one a line as `keygen` prints; by default beside the file store, made when needed.
     #[arg(long, env = "ENVOY_CIMD_ENCRYPTION_KEYS", value_name = "FILE")]
     pub encryption_keys: Option<PathBuf>,
+    /// Where tokens are handed out: `unix:/path`, or `host:port` with mTLS. Whoever reaches it may have every user's token.
+    #[arg(long, env = "ENVOY_CIMD_TOKENS_LISTEN", value_name = "ADDR")]
+    pub tokens_listen: Option<ListenAddr>,
+    /// Our certificate chain for --tokens-listen, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// The authority that the certificates of callers must be from, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
     /// A host that discovered URLs may name though its address is special-use; never link-local. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub allow_host: Vec<AllowHost>,

@@ -12,7 +12,10 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     service::Routes,
-    transport::{Server, server::TcpIncoming},
+    transport::{
+        Server, ServerTlsConfig,
+        server::{Router, TcpIncoming},
+    },
 };
 use tonic_health::ServingStatus;
 
@@ -35,6 +38,17 @@ pub struct Process<'a> {
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
     pub calls: TaskTracker,
+    /// A second gRPC listener, for other callers.
+    pub second: Option<Second>,
+}
+
+/// A gRPC listener beside the main one, which starts and drains with it.
+pub struct Second {
+    pub name: &'static str,
+    pub flag: &'static str,
+    pub address: ListenAddr,
+    pub tls: Option<ServerTlsConfig>,
+    pub routes: Routes,
 }
 
 impl Process<'_> {
@@ -45,6 +59,17 @@ impl Process<'_> {
     pub async fn run(self, routes: Routes, mut tasks: Tasks) -> anyhow::Result<()> {
         let mut stop = StopSignals::new()?;
         let grpc = self.listen.bind().await.with_context(|| cannot_listen("listen", self.listen))?;
+        let second = match self.second {
+            Some(Second { name, flag, address, tls, routes }) => {
+                let mut server = Server::builder();
+                if let Some(tls) = tls {
+                    server = server.tls_config(tls).context("--tls-cert, --tls-key, --client-ca")?;
+                }
+                let listener = address.bind().await.with_context(|| cannot_listen(flag, &address))?;
+                Some((name, listener, server.add_routes(routes)))
+            }
+            None => None,
+        };
         let admin = self.admin_listen.bind().await.with_context(|| cannot_listen("admin-listen", self.admin_listen))?;
 
         let readiness = Arc::new(Readiness::default());
@@ -55,7 +80,12 @@ impl Process<'_> {
         let address = grpc.address()?;
         let drained = CancellationToken::new();
         let mut serving = Tasks::default();
-        serving.spawn("the gRPC listener", serve_grpc(grpc, routes.add_service(health_service), drained.clone()));
+        let router = Server::builder().add_routes(routes.add_service(health_service));
+        serving.spawn("the gRPC listener", serve_grpc(grpc, router, drained.clone()));
+        if let Some((name, listener, router)) = second {
+            log_ready(name, &listener.address()?);
+            serving.spawn(name, serve_grpc(listener, router, drained.clone()));
+        }
         readiness.ready();
         // Last, so that whoever reads it finds it true.
         log_ready(self.name, &address);
@@ -118,8 +148,7 @@ fn log_ready(listener: &'static str, address: &str) {
     tracing::info!(listener, address, "ready");
 }
 
-async fn serve_grpc(listener: Listener, routes: Routes, drained: CancellationToken) -> anyhow::Result<()> {
-    let router = Server::builder().add_routes(routes);
+async fn serve_grpc(listener: Listener, router: Router, drained: CancellationToken) -> anyhow::Result<()> {
     match listener {
         Listener::Tcp(listener) => {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

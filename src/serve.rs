@@ -15,12 +15,12 @@ use tonic::service::Routes;
 use zeroize::Zeroizing;
 
 use crate::{
-    choreographer::{Choreographer, Client, Embedded},
+    choreographer::{Choreographer, Client, Embedded, command},
     cli::{LoadedFile, Serve, setting_keys},
     config_file::ConfigFile,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
-    process::{Process, Tasks, check_listen},
+    process::{Process, Second, Tasks, check_listen},
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
     route::RouteTable,
@@ -29,36 +29,49 @@ use crate::{
     store::StoreUrl,
 };
 
-/// The choreographer that the settings ask for: another process, or the one in this.
+/// The choreographer that the settings ask for, and what goes with it.
+pub struct Exchange {
+    pub choreographer: Arc<dyn Choreographer>,
+    /// What goes on when its caller goes away, and what shutdown waits for.
+    pub calls: TaskTracker,
+    /// The listener of the tokens.
+    pub second: Option<Second>,
+}
+
+/// Another process, or the choreographer in this.
 ///
 /// # Errors
 /// Where a setting is wrong, or the store that is there cannot be used.
-pub async fn choreographer(settings: &Serve) -> anyhow::Result<Arc<dyn Choreographer>> {
+pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
     if shared && settings.state_keys.is_none() {
         bail!(
             "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
         );
     }
-    Ok(match settings.client() {
-        Some(client) => Arc::new(Client::new(&client)?),
-        None => {
-            let embedded = Embedded::new(&settings.exchange)?;
-            embedded.check().await?;
-            Arc::new(embedded)
+    if let Some(client) = settings.client() {
+        if settings.exchange.tokens_listen.is_some() {
+            bail!(
+                "--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one"
+            );
         }
-    })
+        return Ok(Exchange {
+            choreographer: Arc::new(Client::new(&client)?),
+            calls: TaskTracker::new(),
+            second: None,
+        });
+    }
+    let embedded = Embedded::new(&settings.exchange)?;
+    let second = command::tokens(&settings.exchange, &embedded)?;
+    embedded.check().await?;
+    Ok(Exchange { calls: embedded.calls.clone(), choreographer: Arc::new(embedded), second })
 }
 
 /// What `serve` and `check` agree is good.
 ///
 /// # Errors
 /// The first setting that is not, by name.
-pub fn endpoints(
-    settings: &Serve,
-    file: Option<&LoadedFile>,
-    choreographer: Arc<dyn Choreographer>,
-) -> anyhow::Result<Endpoints> {
+pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchange) -> anyhow::Result<Endpoints> {
     let routes = match file {
         Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
         None => RouteTable::default(),
@@ -71,11 +84,11 @@ pub fn endpoints(
         dynamic_metadata: settings.routes.dynamic_metadata,
         users: settings.users()?,
         state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
-        choreographer,
+        choreographer: Arc::clone(&exchange.choreographer),
         clock: system_clock,
         metrics: Arc::default(),
         refusals: Arc::default(),
-        calls: TaskTracker::new(),
+        calls: exchange.calls.clone(),
     })
 }
 
@@ -85,8 +98,8 @@ pub fn endpoints(
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
     check_listen(&settings.listen, &settings.process).await?;
-    let choreographer = choreographer(&settings).await?;
-    let endpoints = Arc::new(endpoints(&settings, file.as_ref(), choreographer)?);
+    let exchange = exchange(&settings).await?;
+    let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
     warn_of(&settings);
     let mut tasks = Tasks::default();
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
@@ -104,6 +117,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
         args: &settings.process,
         metrics: Arc::clone(&endpoints.metrics),
         calls: endpoints.calls.clone(),
+        second: exchange.second,
     };
     let routes = Routes::new(ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints))));
     let result = process.run(routes, tasks).await;

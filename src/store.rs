@@ -42,6 +42,16 @@ pub trait Store: Send + Sync {
     /// The token that a route's index points at, with its key.
     async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError>;
 
+    /// Stores a token in the place of one that is there. False where there is none: somebody forgot it meanwhile.
+    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError>;
+
+    /// Claims the right to refresh a token, for at most `seconds`. False where another has it: of all processes that
+    /// share the store, one at a time refreshes, and one that dies is waited for no longer than that.
+    async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError>;
+
+    /// Gives a claim up, where this holder still has it.
+    async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError>;
+
     /// Forgets a token, and the route's index where it points at that token.
     async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError>;
 }
@@ -52,6 +62,9 @@ pub type FlowKey = [u8; 32];
 pub type TokenKey = [u8; 32];
 /// The hash of (user, client_id, upstream).
 pub type RouteKey = [u8; 32];
+
+/// The random name of one attempt to refresh.
+pub type Holder = [u8; 16];
 
 /// A flow as it is kept.
 #[derive(Clone, Debug, PartialEq)]

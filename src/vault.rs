@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     cli::ExchangeArgs,
-    store::{OpenError, Opened, StoreUrl},
+    store::{OpenError, Opened, StoreUrl, UnsealError},
 };
 
 /// The file store's name in the state directory.
@@ -93,15 +93,19 @@ impl Opened {
         self.sealer.seal(purpose, key, &plaintext).ok()
     }
 
-    /// A value that was sealed for this purpose and this key. None, and a line in the log, where it does not open.
-    pub fn unseal<T: DeserializeOwned>(&self, purpose: &str, key: &[u8; 32], sealed: &[u8]) -> Option<T> {
-        match self.sealer.open(purpose, key, sealed) {
-            Ok(unsealed) => serde_json::from_slice(&unsealed.plaintext).ok(),
-            Err(error) => {
-                tracing::error!(purpose, %error, "a stored record cannot be used");
-                None
-            }
-        }
+    /// A value that was sealed for this purpose and this key, and whether it should be sealed anew.
+    ///
+    /// # Errors
+    /// Where it does not open, or holds another kind of value.
+    pub fn unseal<T: DeserializeOwned>(
+        &self,
+        purpose: &str,
+        key: &[u8; 32],
+        sealed: &[u8],
+    ) -> Result<(T, bool), UnsealError> {
+        let unsealed = self.sealer.open(purpose, key, sealed)?;
+        let value = serde_json::from_slice(&unsealed.plaintext).map_err(|_| UnsealError::Malformed)?;
+        Ok((value, unsealed.stale))
     }
 }
 

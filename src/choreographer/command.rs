@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
-use super::{Embedded, Service};
+use super::{Embedded, Service, TokensListener, TokensService};
 use crate::{
-    cli::ChoreographerCommand,
+    cli::{ChoreographerCommand, ExchangeArgs},
     metrics::Metrics,
-    process::{Process, Tasks, check_listen},
-    proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
+    process::{Process, Second, Tasks, check_listen},
+    proto::{
+        authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
+        upstream_tokens_server::UpstreamTokensServer,
+    },
 };
 
 /// Serves until SIGTERM or SIGINT.
@@ -21,7 +23,8 @@ pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
     check_listen(&settings.listen, &settings.process).await?;
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
-    let calls = TaskTracker::new();
+    let second = tokens(&settings.exchange, &embedded)?;
+    let calls = embedded.calls.clone();
     let process = Process {
         name: "choreographer",
         service: SERVICE_NAME,
@@ -30,7 +33,23 @@ pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
         args: &settings.process,
         metrics: Arc::new(Metrics::default()),
         calls: calls.clone(),
+        second,
     };
     let service = Service::new(Arc::new(embedded), calls);
     process.run(Routes::new(AuthorizationChoreographerServer::new(service)), Tasks::default()).await
+}
+
+/// The listener that tokens are handed out on, where the settings ask for one.
+///
+/// # Errors
+/// As [`TokensListener::new`].
+pub fn tokens(settings: &ExchangeArgs, embedded: &Embedded) -> anyhow::Result<Option<Second>> {
+    let service = UpstreamTokensServer::new(TokensService(embedded.clone()));
+    Ok(TokensListener::new(settings)?.map(|TokensListener { address, tls }| Second {
+        name: "tokens",
+        flag: "tokens-listen",
+        address,
+        tls,
+        routes: Routes::new(service),
+    }))
 }

@@ -7,25 +7,30 @@ use std::{
 
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use moka::future::Cache;
 use oauth2::{
-    AsyncHttpClient, AuthUrl, AuthorizationCode, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl,
-    Scope, TokenResponse, TokenUrl,
-    basic::{BasicClient, BasicTokenResponse, BasicTokenType},
+    AuthUrl, AuthorizationCode, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenUrl,
+    basic::{BasicClient, BasicTokenResponse},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
-use super::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream};
+use super::{
+    AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream,
+    oauth::{OAuthHttp, said, usable},
+    tokens::TokenError,
+};
 use crate::{
     audit,
     cli::ExchangeArgs,
     discovery::{AuthorizationServer, Discovery},
     endpoint::system_clock,
-    outgoing::{FetchError, Outgoing, OutgoingSettings},
+    outgoing::{Outgoing, OutgoingSettings},
     refusal::Refusal,
     secret::{random, tagged_hash},
     state::{FlowId, MAX_LIFETIME},
-    store::{Flow, FlowKey, FlowLimits, Opened, RouteKey, StoreError, Taken, TokenKey},
+    store::{Flow, FlowKey, FlowLimits, Opened, RouteKey, StoreError, Taken, TokenKey, UnsealError},
     user::User,
     vault::Vault,
 };
@@ -36,6 +41,9 @@ const DEADLINE: Duration = Duration::from_secs(8);
 const PENDING_OF_USER: usize = 20;
 const PENDING_OF_SINGLE_USER: usize = 1000;
 const PENDING_IN_ALL: usize = 100_000;
+/// How many refreshes may be remembered, and for how long what one came to stands.
+const REFRESHES: u64 = 10_000;
+const REFRESH_STANDS: Duration = Duration::from_secs(1);
 
 /// Runs the exchange in this process.
 #[derive(Clone)]
@@ -47,6 +55,10 @@ pub struct Embedded {
     pub require_iss: bool,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    /// What goes on when its caller goes away, and what shutdown waits for.
+    pub calls: TaskTracker,
+    /// The refreshes under way in this process, each of which many may wait for.
+    pub(super) refreshes: Cache<TokenKey, Result<(), TokenError>>,
 }
 
 /// What it takes to complete a flow. It is only ever stored sealed.
@@ -67,10 +79,12 @@ struct FlowRecord {
 }
 
 /// A token as it is kept, sealed. It has no `Debug`.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct TokenRecord {
     pub access_token: String,
     pub refresh_token: Option<String>,
+    /// Seconds since 1970.
+    pub issued_at: u64,
     /// Seconds since 1970; none where the server did not say.
     pub expires_at: Option<u64>,
     pub scope: Option<String>,
@@ -131,6 +145,8 @@ impl Embedded {
             vault: Arc::new(Vault::new(settings)?),
             require_iss: settings.require_iss,
             clock: system_clock,
+            calls: TaskTracker::new(),
+            refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(REFRESH_STANDS).build(),
         })
     }
 
@@ -140,20 +156,6 @@ impl Embedded {
     /// As [`Vault::check`].
     pub async fn check(&self) -> anyhow::Result<()> {
         self.vault.check().await
-    }
-
-    /// The token that a user has for an upstream through a route, as it was stored: it may have expired.
-    ///
-    /// # Errors
-    /// [`Refusal::ChoreographerUnavailable`] or [`Refusal::ChoreographerFailed`] where the store cannot say.
-    pub async fn token(&self, user: &User, client_id: &str, upstream: &str) -> Result<Option<TokenRecord>, Refusal> {
-        let open = self.open().await?;
-        let found =
-            open.store.token(route_key(user, client_id, upstream)).await.map_err(|error| store_failed(&error))?;
-        match found {
-            Some((key, sealed)) => open.unseal("token", &key, &sealed).map(Some).ok_or(Refusal::ChoreographerFailed),
-            None => Ok(None),
-        }
     }
 
     async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), Refusal> {
@@ -209,7 +211,7 @@ impl Embedded {
     }
 
     /// Where nothing can be opened, nothing was done, and the same request may be tried again.
-    async fn open(&self) -> Result<&Opened, Refusal> {
+    pub(super) async fn open(&self) -> Result<&Opened, Refusal> {
         self.vault.open().await.map_err(|error| {
             tracing::error!(%error, "the store cannot be opened");
             Refusal::ChoreographerUnavailable
@@ -223,11 +225,11 @@ impl Embedded {
         let open = self.open().await?;
         let taken = open.store.take_flow(key, context, (self.clock)()).await.map_err(|error| store_failed(&error))?;
         match taken {
-            Taken::Flow(sealed) => open.unseal("flow", &key, &sealed).ok_or(Refusal::ChoreographerFailed),
+            Taken::Flow(sealed) => unsealed(open.unseal("flow", &key, &sealed)),
             Taken::WrongContext => Err(Refusal::WrongContext),
             Taken::Unknown => Err(Refusal::UnknownFlow),
             Taken::Used(tombstone) => {
-                let return_to = open.unseal("tombstone", &key, &tombstone).ok_or(Refusal::ChoreographerFailed)?;
+                let return_to = unsealed(open.unseal("tombstone", &key, &tombstone))?;
                 Err(Refusal::AlreadyUsed { return_to })
             }
         }
@@ -271,19 +273,14 @@ impl Embedded {
             .request_async(&http)
             .await
             .map_err(|error| failed(said(&error)))?;
-        if !matches!(response.token_type(), BasicTokenType::Bearer) {
-            return Err(failed("the token is no bearer token".to_owned()));
-        }
-        if response.access_token().secret().is_empty() {
-            return Err(failed("the token is empty".to_owned()));
-        }
-        let scope =
-            response.scopes().map(|scopes| scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" "));
+        let token = usable(&response).map_err(|reason| failed(reason.to_owned()))?;
+        let now = (self.clock)();
         Ok(TokenRecord {
-            access_token: response.access_token().secret().clone(),
-            refresh_token: response.refresh_token().map(|token| token.secret().clone()),
-            expires_at: response.expires_in().map(|lifetime| (self.clock)().saturating_add(lifetime.as_secs())),
-            scope: scope.or_else(|| record.scope.clone()),
+            access_token: token.access_token,
+            refresh_token: token.refresh_token,
+            issued_at: now,
+            expires_at: token.expires_in.map(|lifetime| now.saturating_add(lifetime)),
+            scope: token.scope.or_else(|| record.scope.clone()),
             issuer: record.issuer.clone(),
             token_endpoint: record.token_endpoint.clone(),
             revocation_endpoint: record.revocation_endpoint.clone(),
@@ -318,31 +315,17 @@ fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: Pkc
     Some(url.into())
 }
 
-/// `oauth2`'s requests, through the client that keeps our rules.
-struct OAuthHttp(Outgoing);
-
-impl<'c> AsyncHttpClient<'c> for OAuthHttp {
-    type Error = FetchError;
-    type Future = futures_util::future::BoxFuture<'c, Result<oauth2::HttpResponse, FetchError>>;
-
-    fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
-        Box::pin(self.0.send(request, None))
-    }
-}
-
-/// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
-fn said<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<FetchError, T>) -> String {
-    match error {
-        oauth2::RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
-        oauth2::RequestTokenError::Request(error) => error.to_string(),
-        oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is no token".to_owned(),
-        oauth2::RequestTokenError::Other(_) => "the token endpoint's answer has another form than JSON".to_owned(),
-    }
-}
-
 fn store_failed(error: &StoreError) -> Refusal {
     tracing::error!(%error, "the store failed");
     Refusal::ChoreographerFailed
+}
+
+/// A record that does not open is lost to whoever asked for it.
+fn unsealed<T>(record: Result<(T, bool), UnsealError>) -> Result<T, Refusal> {
+    record.map(|(value, _)| value).map_err(|error| {
+        tracing::error!(%error, "a stored record cannot be opened");
+        Refusal::ChoreographerFailed
+    })
 }
 
 fn flow_key(flow_id: &FlowId) -> FlowKey {
@@ -353,11 +336,11 @@ fn context(redirect_uri: &str, user: &User, browser_hash: &[u8; 32]) -> [u8; 32]
     hash("envoy-cimd context", &(redirect_uri, user, BASE64_URL_SAFE_NO_PAD.encode(browser_hash)))
 }
 
-fn route_key(user: &User, client_id: &str, upstream: &str) -> RouteKey {
+pub(super) fn route_key(user: &User, client_id: &str, upstream: &str) -> RouteKey {
     hash("envoy-cimd route", &(user, client_id, upstream))
 }
 
-fn token_key(user: &User, client_id: &str, issuer: &str, resource: &str) -> TokenKey {
+pub(super) fn token_key(user: &User, client_id: &str, issuer: &str, resource: &str) -> TokenKey {
     hash("envoy-cimd token", &(user, client_id, issuer, resource))
 }
 

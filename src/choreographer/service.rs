@@ -132,11 +132,11 @@ fn trace<T>(request: &Request<T>) -> Trace {
     Trace { parent: text("traceparent"), state: text("tracestate") }
 }
 
-fn upstream(url: String, authorization_server: String) -> Upstream {
+pub(super) fn upstream(url: String, authorization_server: String) -> Upstream {
     Upstream { url, authorization_server: Some(authorization_server).filter(|issuer| !issuer.is_empty()) }
 }
 
-fn person(user: Option<proto::User>) -> Result<User, Status> {
+pub(super) fn person(user: Option<proto::User>) -> Result<User, Status> {
     match user.and_then(|user| user.kind) {
         Some(user::Kind::SingleUser(_)) => Ok(User::Single),
         Some(user::Kind::Subject(proto::Subject { issuer, subject })) if !issuer.is_empty() && !subject.is_empty() => {

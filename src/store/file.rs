@@ -1,10 +1,12 @@
 //! A store in one file (redb), for one process.
 
 use std::{
+    collections::HashMap,
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -15,7 +17,7 @@ use redb::{
 use subtle::ConstantTimeEq;
 
 use super::{
-    Flow, FlowKey, FlowLimits, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey,
+    Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey,
     keys::{self, KeysError},
     open::blocking,
 };
@@ -47,6 +49,8 @@ struct Inner {
     path: PathBuf,
     /// None after a failure of the disk: redb then does nothing more until the file is opened anew.
     database: RwLock<Option<Database>>,
+    /// Who refreshes which token, and until when at most. One process has the file, so its memory will do.
+    claims: Mutex<HashMap<TokenKey, (Holder, Instant)>>,
 }
 
 impl FileStore {
@@ -113,6 +117,42 @@ impl Store for FileStore {
             Ok::<_, redb::Error>(sealed.map(|sealed| (key, sealed)))
         })
         .await
+    }
+
+    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            let there = {
+                let mut tokens = transaction.open_table(TOKENS)?;
+                let there = tokens.get(&key)?.is_some();
+                if there {
+                    tokens.insert(&key, sealed.as_slice())?;
+                }
+                there
+            };
+            transaction.commit()?;
+            Ok::<_, redb::Error>(there)
+        })
+        .await
+    }
+
+    async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        let mut claims = self.0.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.retain(|_, (_, until)| *until > now);
+        if claims.contains_key(&key) {
+            return Ok(false);
+        }
+        claims.insert(key, (holder, now + Duration::from_secs(seconds)));
+        Ok(true)
+    }
+
+    async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError> {
+        let mut claims = self.0.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        if claims.get(&key).is_some_and(|(other, _)| *other == holder) {
+            claims.remove(&key);
+        }
+        Ok(())
     }
 
     async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
@@ -322,7 +362,14 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
     if let Some(record) = record {
         set_up(&database, &record).map_err(failed)?;
     }
-    Ok((FileStore(Arc::new(Inner { path: path.to_owned(), database: RwLock::new(Some(database)) })), sealer))
+    Ok((
+        FileStore(Arc::new(Inner {
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
+            claims: Mutex::default(),
+        })),
+        sealer,
+    ))
 }
 
 fn open_database(path: &Path) -> Result<Database, StoreError> {

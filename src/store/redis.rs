@@ -27,8 +27,8 @@ use tokio::{sync::Mutex, time::timeout};
 use zeroize::Zeroizing;
 
 use super::{
-    Flow, FlowKey, FlowLimits, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey, keys, open::blocking,
-    url::RedisUrl,
+    Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey, keys,
+    open::blocking, url::RedisUrl,
 };
 
 /// How long an operation may take, with the connection where there is none.
@@ -63,6 +63,9 @@ struct Scripts {
     put_token: Script,
     token: Script,
     remove_token: Script,
+    replace_token: Script,
+    claim: Script,
+    release: Script,
 }
 
 impl RedisStore {
@@ -228,6 +231,21 @@ impl Store for RedisStore {
         Ok(Some((key, sealed)))
     }
 
+    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError> {
+        let mut step = self.scripts.replace_token.key(token_key(&key));
+        self.run(step.arg(sealed)).await
+    }
+
+    async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError> {
+        let mut step = self.scripts.claim.key(claim_key(&key));
+        self.run(step.arg(&holder[..]).arg(seconds)).await
+    }
+
+    async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError> {
+        let mut step = self.scripts.release.key(claim_key(&key));
+        self.run::<i64>(step.arg(&holder[..])).await.map(drop)
+    }
+
     async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
         let mut step = self.scripts.remove_token.key(token_key(&key));
         step.key(route_key(&route)).arg(text(&key));
@@ -250,6 +268,9 @@ impl Scripts {
             put_token: Script::new(include_str!("redis/put_token.lua")),
             token: Script::new(include_str!("redis/token.lua")),
             remove_token: Script::new(include_str!("redis/remove_token.lua")),
+            replace_token: Script::new(include_str!("redis/replace_token.lua")),
+            claim: Script::new(include_str!("redis/claim.lua")),
+            release: Script::new(include_str!("redis/release.lua")),
         }
     }
 }
@@ -272,6 +293,10 @@ fn token_prefix() -> String {
 
 fn token_key(key: &TokenKey) -> String {
     token_prefix() + &text(key)
+}
+
+fn claim_key(key: &TokenKey) -> String {
+    format!("{NAMESPACE}:claim:{}", text(key))
 }
 
 fn route_key(route: &RouteKey) -> String {

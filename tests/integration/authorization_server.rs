@@ -2,7 +2,7 @@
 //! other. For the honest whole flow, `make e2e` has one that nobody here wrote.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
 };
 
@@ -32,6 +32,18 @@ pub struct Lie {
     /// The protected resource metadata of its upstream, changed.
     pub resource: fn(&mut Value),
     pub token: Token,
+    pub refresh: Refresh,
+}
+
+/// What its token endpoint answers with to a refresh token.
+#[derive(Clone, Copy)]
+pub enum Refresh {
+    /// A new one each time; the old one is over.
+    Rotates,
+    /// The old one stays, and is not named again.
+    Keeps,
+    Status(u16, &'static str),
+    Hangs,
 }
 
 /// What its token endpoint answers with to a request that is right in every way.
@@ -50,7 +62,7 @@ pub enum Token {
 
 impl Lie {
     pub fn none(name: &'static str) -> Self {
-        Self { name, metadata: |_| {}, resource: |_| {}, token: Token::Honest }
+        Self { name, metadata: |_| {}, resource: |_| {}, token: Token::Honest, refresh: Refresh::Rotates }
     }
 }
 
@@ -67,6 +79,10 @@ struct Shared {
     upstream: Mutex<String>,
     codes: Mutex<HashMap<String, HashMap<String, String>>>,
     exchanges: Mutex<Vec<String>>,
+    /// The refresh tokens that came, and those that are still good.
+    refreshes: Mutex<Vec<String>>,
+    good: Mutex<HashSet<String>>,
+    revoked: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
 }
 
@@ -78,12 +94,16 @@ impl Servers {
             upstream: Mutex::default(),
             codes: Mutex::default(),
             exchanges: Mutex::default(),
+            refreshes: Mutex::default(),
+            good: Mutex::default(),
+            revoked: Mutex::default(),
             fetches: Mutex::default(),
         });
         let server = Router::new()
             .route("/.well-known/oauth-authorization-server/{name}", get(metadata))
             .route("/{name}/token", post(token))
             .route("/{name}/stolen", post(stolen))
+            .route("/{name}/revoke", post(revoke))
             .with_state(Arc::clone(&shared));
         let listener = TlsListener::bind(certificates).await.expect("a port");
         let issuer = format!("https://{HOST}:{}", listener.address().expect("an address").port());
@@ -125,6 +145,21 @@ impl Servers {
         self.shared.exchanges.lock().expect("exchanges").clone()
     }
 
+    /// The refresh tokens that were sent, in order.
+    pub fn refreshes(&self) -> Vec<String> {
+        self.shared.refreshes.lock().expect("refreshes").clone()
+    }
+
+    /// The tokens that were revoked, in order.
+    pub fn revoked(&self) -> Vec<String> {
+        self.shared.revoked.lock().expect("revoked").clone()
+    }
+
+    /// Ends every refresh token, behind everybody's back.
+    pub fn forget_grants(&self) {
+        self.shared.good.lock().expect("grants").clear();
+    }
+
     /// The metadata addresses that were asked for.
     pub fn fetches(&self) -> Vec<String> {
         self.shared.fetches.lock().expect("fetches").clone()
@@ -158,6 +193,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Stri
         "issuer": issuer,
         "authorization_endpoint": format!("{issuer}/authorize"),
         "token_endpoint": format!("{issuer}/token"),
+        "revocation_endpoint": format!("{issuer}/revoke"),
         "response_types_supported": ["code"],
         "grant_types_supported": ["authorization_code", "refresh_token"],
         "code_challenge_methods_supported": ["S256"],
@@ -180,6 +216,9 @@ async fn token(
     body: String,
 ) -> Response {
     let sent: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    if let Some(token) = sent.get("refresh_token") {
+        return refresh(&shared, shared.lies[name.as_str()].refresh, token).await;
+    }
     let code = sent["code"].clone();
     shared.exchanges.lock().expect("exchanges").push(code.clone());
     let asked = shared.codes.lock().expect("codes").remove(&code);
@@ -201,6 +240,7 @@ async fn token(
         "token_type": "bEaReR",
         "expires_in": 3600,
     });
+    shared.good.lock().expect("grants").insert(format!("SECRET-refresh-of-{code}"));
     match shared.lies[name.as_str()].token {
         Token::Honest => axum_json(&answer),
         Token::Json(change) => {
@@ -224,6 +264,41 @@ async fn token(
             ([(header::CONTENT_TYPE, "application/json")], axum::body::Body::from_stream(body)).into_response()
         }
     }
+}
+
+async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
+    shared.refreshes.lock().expect("refreshes").push(token.to_owned());
+    let number = shared.refreshes.lock().expect("refreshes").len();
+    let mut answer =
+        json!({"access_token": format!("SECRET-access-{number}"), "token_type": "Bearer", "expires_in": 3600});
+    match how {
+        Refresh::Status(status, body) => {
+            return (
+                StatusCode::from_u16(status).expect("a status"),
+                [(header::CONTENT_TYPE, "application/json")],
+                body,
+            )
+                .into_response();
+        }
+        Refresh::Hangs => return std::future::pending().await,
+        Refresh::Keeps | Refresh::Rotates => {}
+    }
+    let mut good = shared.good.lock().expect("grants");
+    if !good.contains(token) {
+        return (StatusCode::BAD_REQUEST, axum_json(&json!({"error": "invalid_grant"}))).into_response();
+    }
+    if matches!(how, Refresh::Rotates) {
+        good.remove(token);
+        good.insert(format!("SECRET-refresh-{number}"));
+        answer["refresh_token"] = json!(format!("SECRET-refresh-{number}"));
+    }
+    axum_json(&answer)
+}
+
+async fn revoke(State(shared): State<Arc<Shared>>, body: String) {
+    let sent: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    shared.good.lock().expect("grants").remove(&sent["token"]);
+    shared.revoked.lock().expect("revoked").push(sent["token"].clone());
 }
 
 /// Where a token endpoint redirects to: nobody may come here, and one more exchange shows that somebody did.

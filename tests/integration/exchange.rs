@@ -23,20 +23,20 @@ use crate::{
     world::{Wish, World, executable},
 };
 
-const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
+pub const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
 const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
 
 /// A choreographer in a process of its own, and the servers that it finds.
-struct Party {
-    servers: Servers,
-    process: Choreographer,
+pub struct Party {
+    pub servers: Servers,
+    pub process: Choreographer,
     client: AuthorizationChoreographerClient<Channel>,
-    ca: String,
-    dir: TempDir,
+    pub ca: String,
+    pub dir: TempDir,
 }
 
 impl Party {
-    async fn start(lies: Vec<Lie>, flags: &[&str]) -> Self {
+    pub async fn start(lies: Vec<Lie>, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let certificates = Certificates::make(dir.path(), &[HOST]);
         let servers = Servers::start(&certificates, lies).await;
@@ -56,7 +56,7 @@ impl Party {
         self.begin_with(self.request(name)).await
     }
 
-    fn request(&self, name: &str) -> BeginAuthorizationRequest {
+    pub fn request(&self, name: &str) -> BeginAuthorizationRequest {
         BeginAuthorizationRequest {
             client_id: CLIENT.to_owned(),
             redirect_uri: CALLBACK.to_owned(),
@@ -68,7 +68,7 @@ impl Party {
         }
     }
 
-    async fn begin_with(&self, request: BeginAuthorizationRequest) -> begin_authorization_response::Outcome {
+    pub async fn begin_with(&self, request: BeginAuthorizationRequest) -> begin_authorization_response::Outcome {
         let answer = self.client.clone().begin_authorization(request).await.expect("an answer");
         answer.into_inner().outcome.expect("an outcome")
     }
@@ -80,7 +80,7 @@ impl Party {
         }
     }
 
-    async fn complete(&self, request: CompleteAuthorizationRequest) -> Result<String, (Reason, String)> {
+    pub async fn complete(&self, request: CompleteAuthorizationRequest) -> Result<String, (Reason, String)> {
         let answer = self.client.clone().complete_authorization(request).await.expect("an answer").into_inner();
         match answer.outcome.expect("an outcome") {
             complete_authorization_response::Outcome::Completed(completed) => Ok(completed.return_to),
@@ -89,7 +89,7 @@ impl Party {
     }
 
     /// What an honest browser comes back with.
-    fn answer(&self, name: &str, begun: &proto::Begun) -> CompleteAuthorizationRequest {
+    pub fn answer(&self, name: &str, begun: &proto::Begun) -> CompleteAuthorizationRequest {
         CompleteAuthorizationRequest {
             flow_id: begun.flow_id.clone(),
             redirect_uri: CALLBACK.to_owned(),
@@ -101,10 +101,15 @@ impl Party {
     }
 
     /// Ends the process, and looks into its store: the access token of an upstream. Its log holds no secret.
-    async fn stored(&mut self, names: &[&str]) -> Vec<Option<String>> {
+    pub async fn stored(&mut self, names: &[&str]) -> Vec<Option<String>> {
         assert_eq!(self.process.process.stop().await, Some(0));
         let log = self.process.process.output();
         assert!(!log.contains("SECRET"), "{log}");
+        self.stored_now(names).await
+    }
+
+    /// The same, once the process has ended.
+    pub async fn stored_now(&self, names: &[&str]) -> Vec<Option<String>> {
         let state = self.dir.path().join("state");
         let args =
             ["envoy-cimd", "choreographer", "--extra-ca", &self.ca, "--state-dir", state.to_str().expect("text")];
@@ -113,14 +118,14 @@ impl Party {
         let embedded = Embedded::new(&settings.exchange).expect("good settings");
         let mut tokens = Vec::new();
         for name in names {
-            let token = embedded.token(&User::Single, CLIENT, &self.servers.upstream_of(name)).await.expect("a store");
-            tokens.push(token.map(|token| token.access_token.clone()));
+            let token = embedded.token(&User::Single, CLIENT, &self.servers.upstream_of(name)).await;
+            tokens.push(token.expect("a store").map(|token| token.access_token));
         }
         tokens
     }
 }
 
-fn single() -> proto::User {
+pub fn single() -> proto::User {
     proto::User { kind: Some(proto::user::Kind::SingleUser(proto::SingleUser {})) }
 }
 

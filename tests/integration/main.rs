@@ -16,4 +16,5 @@ mod sources;
 mod stack;
 mod store;
 mod stream;
+mod tokens;
 mod world;

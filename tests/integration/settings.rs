@@ -178,7 +178,11 @@ fn setting_row(command: &str, arg: &clap::Arg) -> Option<String> {
         [default] => format!("`{}`", default.to_str()?),
         _ => "none".to_owned(),
     };
-    let of = if arg.get_id().as_str().ends_with("listen") { format!(" (`{command}`)") } else { String::new() };
+    let of = if ["listen", "admin_listen"].contains(&arg.get_id().as_str()) {
+        format!(" (`{command}`)")
+    } else {
+        String::new()
+    };
     let help = arg.get_help()?.to_string();
     Some(format!("| `{flag}`{of} | `{variable}` | {default} | {} |", help.trim_end_matches('.')))
 }

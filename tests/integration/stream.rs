@@ -32,7 +32,8 @@ fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
     let parsed = cli::parse(args).expect("good flags");
     let Task::Serve(settings) = parsed.task else { panic!("serve") };
     let embedded = Embedded::new(&settings.exchange).expect("good settings");
-    Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), Arc::new(embedded)).expect("good settings"))
+    let exchange = serve::Exchange { calls: embedded.calls.clone(), choreographer: Arc::new(embedded), second: None };
+    Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
 }
 
 /// A client of a real server, over memory.

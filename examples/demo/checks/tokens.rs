@@ -33,7 +33,7 @@ pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_di
 
 async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<TokenRecord> {
     let found = store.token(&User::Single, &route.client_id(), &route.upstream).await;
-    let checked = found.map_err(|refusal| refusal.code().to_owned()).and_then(|token| {
+    let checked = found.map_err(|error| format!("{error:?}")).and_then(|token| {
         let token = token.ok_or("there is none")?;
         same(&token.issuer, &route.issuer)?;
         same(&token.resource, &route.upstream)?;

@@ -1,0 +1,332 @@
+//! Tokens handed out: fresh, once, and to nobody else.
+
+use envoy_cimd::{
+    proto::{
+        DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
+        upstream_tokens_client::UpstreamTokensClient, user::Kind,
+    },
+    secret::generate_key_line,
+};
+use serde_json::{Value, json};
+use tonic::{
+    Code,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::{
+    authorization_server::{HOST, Lie, Refresh, Token},
+    exchange::{CLIENT, Party, single},
+    stack::{Certificates, Choreographer, ready_address},
+    store::Redis,
+    world::{executable, run},
+};
+
+/// A lie whose tokens are over when they come, so that whoever wants one has to refresh it.
+fn over(name: &'static str, refresh: Refresh) -> Lie {
+    Lie { token: Token::Json(|answer| answer["expires_in"] = json!(1)), refresh, ..Lie::none(name) }
+}
+
+/// A choreographer that hands out tokens on a Unix socket.
+async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClient<Channel>) {
+    let dir = tempfile::tempdir().expect("a folder").keep();
+    let address = format!("unix:{}", dir.join("tokens.sock").display());
+    let party = Party::start(lies, &[&["--tokens-listen", &address], flags].concat()).await;
+    (party, client(&address).await)
+}
+
+async fn client(address: &str) -> UpstreamTokensClient<Channel> {
+    let endpoint = Endpoint::from_shared(address.to_owned()).expect("an address");
+    UpstreamTokensClient::new(endpoint.connect().await.expect("a connection"))
+}
+
+fn person(issuer: &str, subject: &str) -> User {
+    User { kind: Some(Kind::Subject(Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })) }
+}
+
+/// Takes a user through a flow, so that there is a token.
+async fn connect(party: &Party, name: &str, user: User, client_id: &str) {
+    let mut request = party.request(name);
+    (request.user, request.client_id) = (Some(user.clone()), client_id.to_owned());
+    let Outcome::Begun(begun) = party.begin_with(request).await else { panic!("it began") };
+    let mut answer = party.answer(name, &begun);
+    answer.user = Some(user);
+    party.complete(answer).await.expect("completed");
+}
+
+async fn token(
+    client: &UpstreamTokensClient<Channel>,
+    party: &Party,
+    name: &str,
+    user: User,
+    client_id: &str,
+) -> Result<String, Code> {
+    let request = GetUpstreamTokenRequest {
+        user: Some(user),
+        client_id: client_id.to_owned(),
+        upstream: party.servers.upstream_of(name),
+        authorization_server: String::new(),
+    };
+    client.clone().get_upstream_token(request).await.map(|token| token.into_inner().access_token).map_err(|s| s.code())
+}
+
+/// The outcomes of the audit log for an event, in order.
+fn audited(party: &Party, event: &str) -> Vec<String> {
+    let lines = party.process.process.output();
+    let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter(|line| line["target"] == "audit" && line["event"] == event)
+        .filter_map(|line| line["outcome"].as_str().map(str::to_owned))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_token_is_refreshed_when_it_is_over() {
+    let refused = r#"{"error":"invalid_grant"}"#;
+    let lies = vec![
+        Lie::none("fresh"),
+        over("rotates", Refresh::Rotates),
+        over("keeps", Refresh::Keeps),
+        over("busy", Refresh::Status(429, refused)),
+        over("broken", Refresh::Status(503, refused)),
+        over("hangs", Refresh::Hangs),
+        over("html", Refresh::Status(200, "<h1>SECRET</h1>")),
+        over("ended", Refresh::Status(400, refused)),
+        over("unauthorized", Refresh::Status(400, r#"{"error":"unauthorized_client"}"#)),
+        over("client", Refresh::Status(401, r#"{"error":"invalid_client"}"#)),
+        Lie {
+            token: Token::Json(|answer| {
+                answer["expires_in"] = json!(1);
+                answer.as_object_mut().expect("an object").remove("refresh_token");
+            }),
+            ..Lie::none("no-refresh")
+        },
+    ];
+    let (mut party, client) = party(lies, &[]).await;
+    for (name, first, second, refreshes) in [
+        ("fresh", Ok(()), Ok(()), 0),
+        ("rotates", Ok(()), Ok(()), 1),
+        ("keeps", Ok(()), Ok(()), 1),
+        // Nothing is lost: the old one is tried again, once what was just heard is a second old.
+        ("busy", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        ("broken", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        ("hangs", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        ("html", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        ("client", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        // It is over.
+        ("ended", Err(Code::NotFound), Err(Code::NotFound), 1),
+        ("unauthorized", Err(Code::NotFound), Err(Code::NotFound), 1),
+        ("no-refresh", Err(Code::NotFound), Err(Code::NotFound), 0),
+        ("never-connected", Err(Code::NotFound), Err(Code::NotFound), 0),
+    ] {
+        if name != "never-connected" {
+            connect(&party, name, single(), CLIENT).await;
+        }
+        let before = party.servers.refreshes().len();
+        for expected in [first, second] {
+            let got = token(&client, &party, name, single(), CLIENT).await;
+            assert_eq!(got.as_ref().map(drop), expected.as_ref().map(drop), "{name}");
+        }
+        assert_eq!(party.servers.refreshes().len(), before + refreshes, "{name}");
+    }
+    let lasting = ["rotates", "keeps", "busy", "broken", "hangs", "html", "client", "fresh"];
+    let stored = party.stored(&lasting).await;
+    assert!(stored.iter().all(Option::is_some), "none of these is lost: {stored:?}");
+    assert_eq!(party.stored_now(&["ended", "unauthorized", "no-refresh"]).await, [None, None, None]);
+    let audit = audited(&party, "refreshed");
+    let count = |outcome: &str| audit.iter().filter(|other| *other == outcome).count();
+    assert_eq!((count("ok"), count("failed"), count("ended")), (2, 5, 3), "{audit:?}");
+}
+
+/// A token that was revoked behind our back is over at the next refresh, and the user can connect again.
+#[tokio::test]
+async fn a_grant_that_ended_behind_our_back() {
+    let (party, client) = party(vec![over("rotates", Refresh::Rotates)], &[]).await;
+    connect(&party, "rotates", single(), CLIENT).await;
+    party.servers.forget_grants();
+    assert_eq!(token(&client, &party, "rotates", single(), CLIENT).await, Err(Code::NotFound));
+    connect(&party, "rotates", person("i", "other"), CLIENT).await;
+    assert!(token(&client, &party, "rotates", person("i", "other"), CLIENT).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_ask_and_one_refreshes() {
+    let (party, client) = party(vec![over("rotates", Refresh::Rotates)], &[]).await;
+    connect(&party, "rotates", single(), CLIENT).await;
+    let asked = (0..1000).map(|_| token(&client, &party, "rotates", single(), CLIENT));
+    let mut tokens = futures_util::future::join_all(asked).await;
+    tokens.dedup();
+    assert_eq!((tokens.len(), party.servers.refreshes().len()), (1, 1), "{tokens:?}");
+    assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_a_thousand_ask_two_replicas_and_one_refreshes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+    let (store, keys) = (redis.url("redis", ""), keys.to_str().expect("text"));
+    let flags = ["--store", &store, "--encryption-keys", keys];
+    let (party, one) = party(vec![over("rotates", Refresh::Rotates)], &flags).await;
+    let address = format!("unix:{}", dir.path().join("other.sock").display());
+    let more = ["--extra-ca", &party.ca, "--allow-host", HOST, "--tokens-listen", &address];
+    let _other = Choreographer::start(&executable(), &[&flags[..], &more[..]].concat()).await;
+    let other = client(&address).await;
+    connect(&party, "rotates", single(), CLIENT).await;
+    let asked = (0..1000).map(|number| {
+        let client = if number % 2 == 0 { &one } else { &other };
+        token(client, &party, "rotates", single(), CLIENT)
+    });
+    let mut tokens = futures_util::future::join_all(asked).await;
+    tokens.dedup();
+    assert_eq!((tokens.len(), party.servers.refreshes().len()), (1, 1), "{tokens:?}");
+    assert!(tokens.iter().all(Result::is_ok), "{tokens:?}");
+    // Forgotten in one is forgotten in the other.
+    disconnect(&one, &party, "rotates", single(), CLIENT).await;
+    assert_eq!(token(&other, &party, "rotates", single(), CLIENT).await, Err(Code::NotFound));
+}
+
+async fn disconnect(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str, user: User, client_id: &str) {
+    let request = DisconnectRequest {
+        user: Some(user),
+        client_id: client_id.to_owned(),
+        upstream: party.servers.upstream_of(name),
+    };
+    client.clone().disconnect(request).await.expect("disconnected");
+}
+
+#[tokio::test]
+async fn disconnecting_revokes_and_forgets() {
+    let no_revocation = Lie {
+        metadata: |document| drop(document.as_object_mut().expect("an object").remove("revocation_endpoint")),
+        ..Lie::none("no-revocation")
+    };
+    let (party, client) = party(vec![Lie::none("good"), no_revocation], &[]).await;
+    for name in ["good", "no-revocation"] {
+        connect(&party, name, single(), CLIENT).await;
+        connect(&party, name, person("i", "ann"), CLIENT).await;
+        disconnect(&client, &party, name, single(), CLIENT).await;
+        assert_eq!(token(&client, &party, name, single(), CLIENT).await, Err(Code::NotFound));
+        assert!(token(&client, &party, name, person("i", "ann"), CLIENT).await.is_ok(), "nobody else is disconnected");
+        disconnect(&client, &party, name, single(), CLIENT).await;
+    }
+    assert_eq!(party.servers.revoked(), ["SECRET-refresh-of-SECRET-code-0"]);
+    assert_eq!(audited(&party, "revoked"), ["ok", "not_offered"]);
+}
+
+/// Users, clients, issuers and upstreams: whatever differs, there is nothing.
+#[tokio::test]
+async fn nothing_of_one_is_reachable_from_another() {
+    let (party, client) = party(vec![Lie::none("one"), Lie::none("two")], &[]).await;
+    let clients = [CLIENT, "https://tickets.localhost/.well-known/mcp-client-metadata.json"];
+    let users = [person("i", "s"), person("j", "s"), person("i", "t"), person("", "i s"), single()];
+    let mut combinations = Vec::new();
+    for user in &users {
+        for client_id in clients {
+            for name in ["one", "two"] {
+                combinations.push((user.clone(), client_id, name));
+            }
+        }
+    }
+    // One at a time, so that each sees all others empty.
+    for (user, client_id, name) in &combinations {
+        let nobody = *user == person("", "i s");
+        if !nobody {
+            connect(&party, name, user.clone(), client_id).await;
+        }
+        for (other_user, other_client, other_name) in &combinations {
+            let got = token(&client, &party, other_name, other_user.clone(), other_client).await;
+            let same = (other_user, other_client, other_name) == (user, client_id, name);
+            match (same, nobody) {
+                _ if *other_user == person("", "i s") => assert_eq!(got, Err(Code::InvalidArgument)),
+                (true, false) => assert!(got.is_ok()),
+                _ => assert_eq!(got, Err(Code::NotFound), "{other_user:?} {other_client} {other_name}"),
+            }
+        }
+        if !nobody {
+            disconnect(&client, &party, name, user.clone(), client_id).await;
+        }
+    }
+    // A route that pins another authorization server than the token's own.
+    connect(&party, "one", single(), CLIENT).await;
+    for (issuer, found) in [(format!("{}/one", party.servers.issuer), true), ("https://evil.example".to_owned(), false)]
+    {
+        let request = GetUpstreamTokenRequest {
+            user: Some(single()),
+            client_id: CLIENT.to_owned(),
+            upstream: party.servers.upstream_of("one"),
+            authorization_server: issuer,
+        };
+        assert_eq!(client.clone().get_upstream_token(request).await.is_ok(), found);
+    }
+    assert!(audited(&party, "isolation_violation").is_empty());
+}
+
+/// A listener that anybody could reach is refused; with mTLS, so is who proves nothing.
+#[tokio::test]
+async fn only_a_unix_socket_or_mtls() {
+    for (flags, error) in [
+        (&["--tokens-listen", "127.0.0.1:0"][..], "whoever reaches it may have every user's token"),
+        (&["--tokens-listen", "127.0.0.1:0", "--insecure-grpc"], "whoever reaches it may have every user's token"),
+        (&["--tokens-listen", "127.0.0.1:0", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"], "--client-ca"),
+        (
+            &[
+                "--tokens-listen",
+                "127.0.0.1:0",
+                "--tls-cert",
+                "/nowhere",
+                "--tls-key",
+                "/nowhere",
+                "--client-ca",
+                "/nowhere",
+            ],
+            "--tls-cert /nowhere: No such file",
+        ),
+        (&["--tokens-listen", "unix:/dev/null/s", "--tls-cert", "/nowhere"], "are for a --tokens-listen of TCP"),
+    ] {
+        for command in ["serve", "choreographer"] {
+            let (code, _, stderr) = run(
+                &[&[command, "--state-dir=/dev/null/x", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"], flags]
+                    .concat(),
+                &[],
+            );
+            assert_eq!(code, Some(1), "{stderr}");
+            assert!(stderr.contains(error) && !stderr.contains("\"ready\""), "{stderr}");
+        }
+    }
+    let (ours, others) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let certificates = Certificates::make(ours.path(), &["localhost"]);
+    let strangers = Certificates::make(others.path(), &["localhost"]);
+    let text = |path: &std::path::Path| path.to_str().expect("text").to_owned();
+    let (cert, key, ca) = (text(&certificates.cert), text(&certificates.key), text(&certificates.ca));
+    let flags = ["--tokens-listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key, "--client-ca", &ca];
+    let mut process =
+        Choreographer::start(&executable(), &[&flags[..], &["--state-dir", "/dev/null/x"]].concat()).await;
+    let address = process.process.line(|line| ready_address(line, "tokens")).await;
+    let port = address.rsplit_once(':').expect("a port").1.to_owned();
+    let read = |path: &std::path::Path| std::fs::read(path).expect("a file");
+    for (client, good) in [(Some(&certificates), true), (None, false), (Some(&strangers), false)] {
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&certificates.ca)));
+        if let Some(client) = client {
+            tls = tls.identity(Identity::from_pem(read(&client.cert), read(&client.key)));
+        }
+        let endpoint = Endpoint::from_shared(format!("https://localhost:{port}")).expect("an address");
+        let channel = endpoint.tls_config(tls).expect("certificates").connect().await;
+        let answered = match channel {
+            Ok(channel) => {
+                UpstreamTokensClient::new(channel).get_upstream_token(GetUpstreamTokenRequest::default()).await
+            }
+            Err(error) => Err(tonic::Status::from_error(Box::new(error))),
+        };
+        // Who is let in is told what is wrong with the request.
+        let code = answered.expect_err("no token").code();
+        assert_eq!(code == Code::InvalidArgument, good, "{code:?}");
+    }
+    let plain = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("an address").connect().await;
+    let refused = match plain {
+        Ok(channel) => UpstreamTokensClient::new(channel).get_upstream_token(GetUpstreamTokenRequest::default()).await,
+        Err(error) => Err(tonic::Status::from_error(Box::new(error))),
+    };
+    assert_ne!(refused.expect_err("no token").code(), Code::InvalidArgument);
+}
