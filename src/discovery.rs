@@ -2,6 +2,7 @@
 //! own (RFC 8414, OpenID Connect Discovery), as the MCP specification orders them.
 
 use std::{
+    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,12 +14,17 @@ use url::Url;
 
 use crate::{
     choreographer::Upstream,
-    outgoing::{FetchError, Outgoing},
+    outgoing::{FetchError, Outgoing, cut, shown},
 };
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
+/// How long no second look-up is begun for who only looks: longer than one takes.
+const BEGUN: Duration = Duration::from_secs(20);
+/// The longest URL and the longest scope that are taken of a stranger, in bytes: both go into an address.
+const MAX_URL: usize = 2048;
+const MAX_SCOPE: usize = 4096;
 /// How many upstreams are remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -61,8 +67,12 @@ pub enum Problem {
     NoMetadata(String, StatusCode),
     #[error("{0} is no JSON metadata: {1}")]
     NotMetadata(String, String),
-    #[error("`{0}` is no URL")]
+    #[error("`{0}` is no well-formed URL of at most {MAX_URL} bytes")]
     NotUrl(&'static str),
+    #[error("`scopes_supported` takes more than {MAX_SCOPE} bytes")]
+    LongScope,
+    #[error("`authorization_endpoint` has a `{0}` of its own")]
+    OwnParameter(String),
     #[error("`resource` is {0}, which is neither the upstream's URL nor a prefix of it")]
     ForeignResource(String),
     #[error("it names no authorization server: `authorization_servers` is empty; pin one with `authorization_server`")]
@@ -106,6 +116,8 @@ struct ServerMetadata {
 pub struct Discovery {
     outgoing: Outgoing,
     found: Cache<(String, Option<String>), Found>,
+    /// The look-ups that nobody waits for, begun a short while ago.
+    begun: Cache<(String, Option<String>), ()>,
 }
 
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
@@ -113,7 +125,8 @@ type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
 impl Discovery {
     pub fn new(outgoing: Outgoing) -> Self {
         let found = Cache::builder().max_capacity(REMEMBERED).expire_after(BriefErrors).build();
-        Self { outgoing, found }
+        let begun = Cache::builder().max_capacity(REMEMBERED).time_to_live(BEGUN).build();
+        Self { outgoing, found, begun }
     }
 
     /// The authorization server of an upstream. Look-ups of one upstream at the same time are one look-up.
@@ -134,6 +147,16 @@ impl Discovery {
         }
     }
 
+    /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
+    pub async fn begin(&self, upstream: &Upstream) {
+        let key = (upstream.url.clone(), upstream.authorization_server.clone());
+        let (discovery, upstream) = (self.clone(), upstream.clone());
+        let begun = async move {
+            tokio::spawn(async move { discovery.find(&upstream).await.map(drop) });
+        };
+        self.begun.get_with(key, begun).await;
+    }
+
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
         let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
         let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
@@ -144,9 +167,11 @@ impl Discovery {
         let challenge = self.challenge(&url).await.map_err(|error| at_upstream(error.into()))?;
         let resource = self.resource(&url, &challenge).await.map_err(at_resource)?;
         let issuer = resource.authorization_servers.first().ok_or_else(|| at_resource(Problem::NoServer))?;
-        let scope = challenge
-            .scope
-            .or_else(|| resource.scopes_supported.map(|scopes| scopes.join(" ")).filter(|scope| !scope.is_empty()));
+        let listed = resource.scopes_supported.map(|scopes| scopes.join(" ")).filter(|scope| !scope.is_empty());
+        let scope = challenge.scope.or(listed);
+        if scope.as_ref().is_some_and(|scope| scope.len() > MAX_SCOPE) {
+            return Err(at_resource(Problem::LongScope));
+        }
         self.server(issuer, resource.resource, scope).await
     }
 
@@ -183,13 +208,13 @@ impl Discovery {
     /// The challenge's address where there is one, else the path's, else the root's (RFC 9728, section 3.1).
     async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
         let addresses = match &challenge.resource_metadata {
-            Some(address) => vec![Url::parse(address).map_err(|_| Problem::NotUrl("resource_metadata"))?],
+            Some(address) => vec![strangers_url("resource_metadata", address)?],
             None => well_known(upstream, "oauth-protected-resource"),
         };
         let metadata: ResourceMetadata = self.metadata(&addresses, Some(upstream)).await?;
-        let named = Url::parse(&metadata.resource).map_err(|_| Problem::NotUrl("resource"))?;
+        let named = strangers_url("resource", &metadata.resource)?;
         if !is_prefix(&named, upstream) {
-            return Err(Problem::ForeignResource(metadata.resource));
+            return Err(Problem::ForeignResource(shown(&named)));
         }
         Ok(metadata)
     }
@@ -200,8 +225,12 @@ impl Discovery {
         resource: String,
         scope: Option<String>,
     ) -> Result<AuthorizationServer, DiscoveryError> {
-        let of_server = |problem| DiscoveryError::Server(issuer.to_owned(), problem);
-        let url = Url::parse(issuer).map_err(|_| of_server(Problem::NotUrl("issuer")))?;
+        let of_server = |problem| DiscoveryError::Server(cut(issuer.to_owned()), problem);
+        let url = strangers_url("issuer", issuer).map_err(of_server)?;
+        // RFC 8414, section 2.
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(of_server(Problem::NotUrl("issuer")));
+        }
         let mut addresses = well_known(&url, "oauth-authorization-server").into_iter().take(1).collect::<Vec<_>>();
         addresses.extend(well_known(&url, "openid-configuration").into_iter().take(1));
         if url.path() != "/" {
@@ -221,7 +250,7 @@ impl Discovery {
         scope: Option<String>,
     ) -> Result<AuthorizationServer, Problem> {
         if metadata.issuer != issuer {
-            return Err(Problem::ForeignIssuer(metadata.issuer));
+            return Err(Problem::ForeignIssuer(cut(metadata.issuer)));
         }
         let has = |list: &Option<Vec<String>>, value: &str| {
             list.as_ref().is_some_and(|list| list.iter().any(|item| item == value))
@@ -241,12 +270,17 @@ impl Discovery {
             ));
         }
         let endpoint = |name, url: Option<String>| {
-            let url = Url::parse(&url.ok_or(Problem::Lacks(name))?).map_err(|_| Problem::NotUrl(name))?;
+            let url = strangers_url(name, &url.ok_or(Problem::Lacks(name))?)?;
             self.outgoing.check_url(&url, None)?;
             Ok::<_, Problem>(url)
         };
+        let authorization_endpoint = endpoint("authorization_endpoint", metadata.authorization_endpoint)?;
+        // Ours would come second, and it is not known which of two a server heeds.
+        if let Some((own, _)) = authorization_endpoint.query_pairs().find(|(name, _)| OURS.contains(&name.as_ref())) {
+            return Err(Problem::OwnParameter(own.into_owned()));
+        }
         Ok(AuthorizationServer {
-            authorization_endpoint: endpoint("authorization_endpoint", metadata.authorization_endpoint)?,
+            authorization_endpoint,
             token_endpoint: endpoint("token_endpoint", metadata.token_endpoint)?,
             revocation_endpoint: metadata
                 .revocation_endpoint
@@ -268,12 +302,36 @@ impl Discovery {
             let answer = self.outgoing.send(request(address, "application/json"), trusted).await?;
             if answer.status() == StatusCode::OK {
                 return serde_json::from_slice(answer.body())
-                    .map_err(|error| Problem::NotMetadata(address.to_string(), error.to_string()));
+                    .map_err(|error| Problem::NotMetadata(shown(address), cut(error.to_string())));
             }
-            last = Problem::NoMetadata(address.to_string(), answer.status());
+            last = Problem::NoMetadata(shown(address), answer.status());
         }
         Err(last)
     }
+}
+
+/// The parameters of an authorization request that are ours to give.
+const OURS: &[&str] = &[
+    "client_id",
+    "code_challenge",
+    "code_challenge_method",
+    "prompt",
+    "redirect_uri",
+    "resource",
+    "response_type",
+    "scope",
+    "state",
+];
+
+/// A URL that a stranger wrote: what a parser would have to mend is refused, since others would mend it otherwise.
+fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
+    let mended = Cell::new(false);
+    let note = |_| mended.set(true);
+    let url = (text.len() <= MAX_URL && text.is_ascii())
+        .then(|| Url::options().syntax_violation_callback(Some(&note)).parse(text).ok())
+        .flatten();
+    url.filter(|url| !mended.get() && url.username().is_empty() && url.password().is_none())
+        .ok_or(Problem::NotUrl(name))
 }
 
 /// What a 401 says, as far as it is read.

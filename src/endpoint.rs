@@ -25,6 +25,9 @@ use crate::{
     user::{User, Users},
 };
 
+/// How many calls of the choreographer may be under way: each holds a stream of Envoy's, for seconds.
+const MAX_CALLS: usize = 1000;
+
 /// What the endpoints of every route are built with.
 pub struct Endpoints {
     pub paths: Paths,
@@ -123,6 +126,9 @@ impl Endpoints {
                 let metrics = Arc::clone(&self.metrics);
                 Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
             }
+            Ok(Step::Call { .. }) if self.calls.len() >= MAX_CALLS => {
+                self.refuse(request, endpoint, name, &Refusal::TooManyFlows)
+            }
             Ok(Step::Call { flow, call }) => {
                 let report = Report {
                     endpoint,
@@ -133,13 +139,15 @@ impl Endpoints {
                 };
                 Answer::Later(report.on(&self.calls, flow, call))
             }
-            Err(refusal) => {
-                self.refusals.note(&refusal, name, request.id());
-                let reply = refusal.reply(&self.audience(request, endpoint));
-                self.metrics.answered(endpoint, reply.label);
-                Answer::Reply(reply)
-            }
+            Err(refusal) => self.refuse(request, endpoint, name, &refusal),
         }
+    }
+
+    fn refuse(&self, request: &Request<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Answer {
+        self.refusals.note(refusal, route, request.id());
+        let reply = refusal.reply(&self.audience(request, endpoint));
+        self.metrics.answered(endpoint, reply.label);
+        Answer::Reply(reply)
     }
 
     /// The first source that gives `from` wins whole.

@@ -144,9 +144,6 @@ struct Upstream {
 impl Upstream {
     fn new(route: &Route, paths: &Paths) -> anyhow::Result<Self> {
         let url = Url::parse(route.upstream()?)?;
-        if url.query().is_some() {
-            bail!("must not have a query: Envoy matches the path of an MCP endpoint");
-        }
         if paths.endpoint(url.path()).is_some() {
             bail!("is one of our own paths on the route");
         }
@@ -271,5 +268,9 @@ fn address(address: &ListenAddr) -> String {
 
 /// A value as JSON, which is YAML too, so that nothing in it can break out of its place.
 fn quoted<T: Serialize + ?Sized>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+    let json = serde_json::to_string(value).unwrap_or_default();
+    // What JSON takes as it is and YAML does not.
+    ['\u{7f}', '\u{85}', '\u{2028}', '\u{2029}', '\u{feff}']
+        .iter()
+        .fold(json, |json, char| json.replace(*char, &format!("\\u{:04x}", u32::from(*char))))
 }

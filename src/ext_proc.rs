@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, LazyLock},
+    sync::{Arc, LazyLock, Once},
     task::{Context, Poll, ready},
 };
 
@@ -106,8 +106,13 @@ impl Stream for Answers {
             }
             let message = match ready!(Pin::new(&mut self.messages).poll_next(context)) {
                 Some(Ok(message)) => message,
-                // Envoy resets a stream when the client goes away: nobody is left to tell.
-                Some(Err(_)) | None => return Poll::Ready(None),
+                // A message that cannot be read must not end the stream well: Envoy would take that for consent, and
+                // the request would go on. Where the stream was reset instead, nobody is left to be told.
+                Some(Err(status)) => {
+                    self.endpoints.metrics.broken_streams.inc();
+                    return Poll::Ready(Some(Err(status)));
+                }
+                None => return Poll::Ready(None),
             };
             if matches!(self.state, State::Replied) {
                 continue;
@@ -119,6 +124,12 @@ impl Stream for Answers {
             let Phase::RequestHeaders(headers) = phase else {
                 return Poll::Ready(Some(Ok(response(untouched(phase)))));
             };
+            // Envoy only watches, and heeds no answer: to redeem a code would use it up for nobody.
+            if message.observability_mode {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
+                return Poll::Ready(Some(Ok(response(untouched(phase)))));
+            }
             let sources = sources(&message, self.endpoints.users.source());
             let answer = self.endpoints.answer(&request(headers), &sources);
             return Poll::Ready(Some(Ok(match answer {

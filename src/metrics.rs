@@ -17,6 +17,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     pub passed_through: Counter,
     pub streams: Gauge,
+    pub broken_streams: Counter,
     reloads: Family<ReloadLabels, Counter>,
     reload_ok: Family<FileLabels, Gauge>,
 }
@@ -63,6 +64,7 @@ const OUTCOMES: [(Endpoint, &[&str]); 3] = [
             "issuer_mismatch",
             "as_error",
             "already_used",
+            "too_many_flows",
             "exchange_failed",
             "choreographer_failed",
             "choreographer_unavailable",
@@ -94,6 +96,7 @@ impl Default for Metrics {
         let requests = Family::default();
         let passed_through = Counter::<u64, AtomicU64>::default();
         let streams = Gauge::default();
+        let broken_streams = Counter::<u64, AtomicU64>::default();
         let reloads = Family::default();
         let reload_ok = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -104,13 +107,18 @@ impl Default for Metrics {
             passed_through.clone(),
         );
         registry.register("streams", "ext_proc streams open now", streams.clone());
+        registry.register(
+            "broken_streams",
+            "ext_proc streams that were reset, or brought a message that cannot be read",
+            broken_streams.clone(),
+        );
         registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
         registry.register(
             "reload_ok",
             "1 where the last reading of a file was good, 0 where the last good value is still used",
             reload_ok.clone(),
         );
-        let metrics = Self { registry, requests, passed_through, streams, reloads, reload_ok };
+        let metrics = Self { registry, requests, passed_through, streams, broken_streams, reloads, reload_ok };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for (endpoint, outcomes) in OUTCOMES {
             for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {

@@ -26,7 +26,7 @@ mod resolver;
 mod tls;
 
 pub use allow_host::AllowHost;
-pub use error::{FetchError, UrlFault};
+pub use error::{FetchError, UrlFault, cut, shown};
 pub use resolver::{Resolver, SystemResolver};
 
 /// The longest that a fetch may take: name look-up, connection, TLS, request and the whole answer.

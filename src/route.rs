@@ -87,8 +87,11 @@ impl Route {
     pub fn upstream(&self) -> Result<&str, RouteError> {
         let error = |problem| RouteError::Url { key: "to", problem };
         let to = self.to.as_deref().ok_or(error("is missing"))?;
-        http_url(to).map_err(error)?;
-        Ok(to)
+        // It is shown to people, and sent to the authorization server as the `resource`: no place for an API key.
+        match http_url(to).map_err(error)?.query() {
+            Some(_) => Err(error("must not have a query")),
+            None => Ok(to),
+        }
     }
 
     /// The issuer that the operator pins, if any. RFC 8414, section 2: https, no query, no fragment.
@@ -178,7 +181,12 @@ impl RouteTable {
         for (index, spec) in specs.iter().enumerate() {
             let route = spec.route().map_err(|error| RouteTableError::Route {
                 index,
-                from: spec.from.clone().unwrap_or_else(|| "no `from`".to_owned()),
+                // A text with an @ may hold a password.
+                from: match &spec.from {
+                    Some(from) if from.contains('@') => "a `from` with a user name".to_owned(),
+                    Some(from) => from.clone(),
+                    None => "no `from`".to_owned(),
+                },
                 error,
             })?;
             let route = Arc::new(route);

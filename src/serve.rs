@@ -34,6 +34,8 @@ pub struct Exchange {
     pub choreographer: Arc<dyn Choreographer>,
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
+    /// The one in this process.
+    pub embedded: Option<Embedded>,
     /// The listener of the tokens.
     pub second: Option<Second>,
 }
@@ -41,7 +43,7 @@ pub struct Exchange {
 /// Another process, or the choreographer in this.
 ///
 /// # Errors
-/// Where a setting is wrong, or the store that is there cannot be used.
+/// Where a setting is wrong.
 pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
     if shared && settings.state_keys.is_none() {
@@ -50,6 +52,16 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         );
     }
     if let Some(client) = settings.client() {
+        if let Some(address) = client.url.plain()
+            && !settings.process.insecure_grpc
+            // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
+            && !address.is_local().await.unwrap_or(false)
+        {
+            bail!(
+                "--choreographer http://{address}: codes and users would cross the network in the clear; \
+                 use https://, a Unix socket or loopback, or say --insecure-grpc"
+            );
+        }
         if settings.exchange.tokens_listen.is_some() {
             bail!(
                 "--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one"
@@ -58,13 +70,18 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         return Ok(Exchange {
             choreographer: Arc::new(Client::new(&client)?),
             calls: TaskTracker::new(),
+            embedded: None,
             second: None,
         });
     }
     let embedded = Embedded::new(&settings.exchange)?;
     let second = command::tokens(&settings.exchange, &embedded)?;
-    embedded.check().await?;
-    Ok(Exchange { calls: embedded.calls.clone(), choreographer: Arc::new(embedded), second })
+    Ok(Exchange {
+        calls: embedded.calls.clone(),
+        choreographer: Arc::new(embedded.clone()),
+        embedded: Some(embedded),
+        second,
+    })
 }
 
 /// What `serve` and `check` agree is good.
@@ -99,6 +116,9 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
     check_listen(&settings.listen, &settings.process).await?;
     let exchange = exchange(&settings).await?;
+    if let Some(embedded) = &exchange.embedded {
+        embedded.check().await?;
+    }
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
     warn_of(&settings);
     let mut tasks = Tasks::default();

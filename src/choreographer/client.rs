@@ -24,6 +24,7 @@ use tonic::{
 
 use super::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream};
 use crate::{
+    listen::ListenAddr,
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         begin_refusal, complete_authorization_request, complete_authorization_response, complete_refusal, user,
@@ -67,12 +68,22 @@ impl FromStr for ChoreographerUrl {
             return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(FORM) };
         }
         let url = url::Url::parse(text).map_err(|_| FORM)?;
-        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+        let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && !text.contains('@');
         match (url.scheme(), url.host_str(), url.port_or_known_default()) {
             (scheme @ ("http" | "https"), Some(host), Some(port)) if bare => {
                 Ok(Self::Tcp { tls: scheme == "https", host: host.to_owned(), port })
             }
             _ => Err(FORM),
+        }
+    }
+}
+
+impl ChoreographerUrl {
+    /// The address that would be called without encryption; none on a Unix socket, and with https.
+    pub fn plain(&self) -> Option<ListenAddr> {
+        match self {
+            Self::Tcp { tls: false, host, port } => Some(ListenAddr::Tcp { host: host.clone(), port: *port }),
+            Self::Tcp { tls: true, .. } | Self::Unix(_) => None,
         }
     }
 }

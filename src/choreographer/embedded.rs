@@ -101,8 +101,7 @@ impl Choreographer for Embedded {
         let known = self.discovery.known(&upstream).await;
         if known.is_none() {
             // The page does not wait; whoever presses its button finds the look-up done, or under way.
-            let discovery = self.discovery.clone();
-            tokio::spawn(async move { discovery.find(&upstream).await.map(drop) });
+            self.discovery.begin(&upstream).await;
         }
         Ok(known)
     }

@@ -45,6 +45,9 @@ pub struct Usable {
     pub scope: Option<String>,
 }
 
+/// The longest token that is kept, in bytes.
+const MAX_TOKEN: usize = 16 << 10;
+
 /// A token that can be used: a bearer token that is not empty.
 ///
 /// # Errors
@@ -55,6 +58,15 @@ pub fn usable(answer: &BasicTokenResponse) -> Result<Usable, &'static str> {
     }
     if answer.access_token().secret().is_empty() {
         return Err("the token is empty");
+    }
+    // RFC 6750, section 2.1: whoever carries it makes a header of it.
+    let secrets = [Some(answer.access_token().secret()), answer.refresh_token().map(|token| token.secret())];
+    if secrets
+        .iter()
+        .flatten()
+        .any(|secret| secret.len() > MAX_TOKEN || !secret.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        return Err("the token has characters that no token has, or is longer than 16 kB");
     }
     let join = |scopes: &Vec<oauth2::Scope>| scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
     Ok(Usable {

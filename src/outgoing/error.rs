@@ -73,7 +73,7 @@ fn missing(connected: bool) -> &'static str {
 const MAX_SHOWN: usize = 200;
 
 /// Of a URL what may be shown.
-pub(super) fn shown(url: &Url) -> String {
+pub fn shown(url: &Url) -> String {
     match url.scheme() {
         // In a URL of another scheme anything may be a secret, or a whole document.
         scheme @ ("http" | "https") => cut(format!("{scheme}://{}{}", authority(url), url.path())),
@@ -87,7 +87,7 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-pub(super) fn cut(mut text: String) -> String {
+pub fn cut(mut text: String) -> String {
     if text.len() > MAX_SHOWN {
         text.truncate(text.floor_char_boundary(MAX_SHOWN));
         text.push('…');

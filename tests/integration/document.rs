@@ -250,7 +250,14 @@ async fn the_rest_of_a_route() {
     let mcp = send(Call::get("notes.localhost", "/mcp?session=1").method("POST")).await.expect("an answer");
     assert_eq!((mcp.status, mcp.text()), (200, "the upstream"));
     assert_eq!(mcp.all("content-security-policy"), ["sandbox"]);
-    assert_eq!(world.upstream.seen(), ["POST /mcp?session=1"]);
+    // Of what the upstream would set, keep or learn on our origin, nothing passes.
+    for header in ["set-cookie", "nel", "report-to", "refresh"] {
+        assert!(mcp.all(header).is_empty(), "{header}: {mcp:?}");
+    }
+    let with_cookie = Call::get("notes.localhost", "/mcp").header("cookie", "session=1").header("accept", "*/*");
+    send(with_cookie).await.expect("an answer");
+    assert!(world.upstream.cookies().is_empty(), "no cookie of ours goes to it");
+    assert_eq!(world.upstream.seen(), ["POST /mcp?session=1", "GET /mcp"]);
     for path in ["/mcp/../admin", "/mcp/", "/other"] {
         assert_eq!(send(Call::get("notes.localhost", path)).await.expect("an answer").status, 404, "{path}");
     }
@@ -258,5 +265,5 @@ async fn the_rest_of_a_route() {
     assert!(landing.status == 200 && landing.text().contains("MCP server"), "{landing:?}");
     let worker = send(Call::get("notes.localhost", "/mcp").header("service-worker", "script")).await;
     assert_eq!(worker.expect("an answer").status, 403);
-    assert_eq!(world.upstream.seen().len(), 1, "only the MCP request went on");
+    assert_eq!(world.upstream.seen().len(), 2, "only the MCP requests went on");
 }

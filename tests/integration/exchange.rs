@@ -204,7 +204,12 @@ async fn metadata_that_lies() {
             |d| without(d, "authorization_endpoint"),
             "lacks `authorization_endpoint`"
         ),
-        ("bad-endpoint", metadata, |d| set(d, "token_endpoint", json!("nowhere")), "`token_endpoint` is no URL"),
+        (
+            "bad-endpoint",
+            metadata,
+            |d| set(d, "token_endpoint", json!("nowhere")),
+            "`token_endpoint` is no well-formed URL"
+        ),
         ("plain-endpoint", metadata, |d| set(d, "token_endpoint", json!("http://as.example/token")), "must be https"),
         ("plain-page", metadata, |d| set(d, "authorization_endpoint", json!("javascript:alert(1)")), "must be https"),
         ("loopback", metadata, |d| set(d, "token_endpoint", json!("https://127.0.0.1/token")), "127.0.0.1 is"),
@@ -252,7 +257,34 @@ async fn metadata_that_lies() {
             "--allow-host other.localhost would allow it"
         ),
         ("plain-server", resource, |d| set(d, "authorization_servers", json!(["http://as.example"])), "must be https"),
-        ("nowhere", resource, |d| set(d, "authorization_servers", json!(["nowhere"])), "is no URL"),
+        ("nowhere", resource, |d| set(d, "authorization_servers", json!(["nowhere"])), "is no well-formed URL"),
+        (
+            "long-issuer",
+            resource,
+            |d| set(d, "authorization_servers", json!([format!("https://as.example/{}", "x".repeat(3000))])),
+            "`issuer` is no well-formed URL of at most 2048 bytes"
+        ),
+        (
+            "issuer-query",
+            resource,
+            |d| set(d, "authorization_servers", json!(["https://as.example/?x"])),
+            "`issuer` is no well-formed URL"
+        ),
+        (
+            "mended-issuer",
+            resource,
+            |d| set(d, "authorization_servers", json!([" https://as.example"])),
+            "`issuer` is no well-formed URL"
+        ),
+        (
+            "own-parameter",
+            metadata,
+            |d| {
+                let page = format!("{}?client_id=theirs", d["authorization_endpoint"].as_str().expect("text"));
+                set(d, "authorization_endpoint", json!(page))
+            },
+            "`authorization_endpoint` has a `client_id` of its own"
+        ),
     ];
     let mut party = Party::start(lies, &[]).await;
     for (name, words) in rows {
@@ -290,6 +322,8 @@ async fn token_endpoints_that_lie() {
         token("mac", Token::Json(|d| d["token_type"] = json!("mac"))),
         token("no-token", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("access_token")))),
         token("empty-token", Token::Json(|d| d["access_token"] = json!(""))),
+        token("a-header", Token::Json(|d| d["access_token"] = json!("a\r\nx: y"))),
+        token("too-long", Token::Json(|d| d["access_token"] = json!("x".repeat(17_000)))),
         token("negative", Token::Json(|d| d["expires_in"] = json!(-1))),
         token("a-string", Token::Json(|d| d["expires_in"] = json!("soon"))),
     ];

@@ -78,6 +78,10 @@ fn bad_settings_are_named() {
         ("routes: [{from: 'http://a.example'}]\n", "routes[0] (http://a.example): `from` must be https"),
         ("routes: [{to: 'https://a.example'}]\n", "routes[0] (no `from`): no source gives `from`"),
         ("routes: [{from: 'https://a.example'}, {from: 'https://a.example:443'}]\n", "is there twice"),
+        (
+            "routes: [{from: 'https://user:hunter2@a.example'}]\n",
+            "routes[0] (a `from` with a user name): `from` must not have",
+        ),
         ("routes: [{from: 'https://a.example', name: x}]\n", "unknown field `name`"),
         ("routes: {}\n", "expected sequence start at line 1, column 9"),
         ("- a\n", "line 1"),
@@ -100,6 +104,12 @@ fn bad_settings_are_named() {
         (&["serve", "--config", "/nowhere.yaml"], &[], 1, "/nowhere.yaml: No such file"),
         (&["serve", "--listen", "nowhere"], &[], 2, "is written `host:port` or `unix:/path`"),
         (&["serve"], &[("ENVOY_CIMD_DRAIN_TIMEOUT", "soon")], 2, "invalid value 'soon' for '--drain-timeout"),
+        (
+            &["serve", "--choreographer", "http://192.0.2.1:9003", "--state-keys", "/dev/null"],
+            &[],
+            1,
+            "would cross the network in the clear",
+        ),
         (&["choreographer", "--store", "redis://127.0.0.1:1"], &[], 1, "a store in Redis needs --encryption-keys"),
         (&["choreographer", "--state-keys", "x"], &[], 2, "unexpected argument '--state-keys'"),
         (&["serve", "--unknown"], &[], 2, "unexpected argument '--unknown'"),

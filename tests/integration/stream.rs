@@ -13,16 +13,19 @@ use envoy_types::pb::{
     envoy::{
         config::core::v3::{HeaderMap, HeaderValue},
         service::ext_proc::v3::{
-            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest,
+            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
             external_processor_client::ExternalProcessorClient, external_processor_server::ExternalProcessorServer,
             processing_request::Request as Phase, processing_response::Response,
         },
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
+use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use prost_types::FieldDescriptorProto;
 use tonic::{Code, Status, transport::Channel};
+use tonic_prost::ProstCodec;
 
 use crate::world::DOCUMENT;
 
@@ -32,12 +35,17 @@ fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
     let parsed = cli::parse(args).expect("good flags");
     let Task::Serve(settings) = parsed.task else { panic!("serve") };
     let embedded = Embedded::new(&settings.exchange).expect("good settings");
-    let exchange = serve::Exchange { calls: embedded.calls.clone(), choreographer: Arc::new(embedded), second: None };
+    let exchange = serve::Exchange {
+        calls: embedded.calls.clone(),
+        choreographer: Arc::new(embedded),
+        embedded: None,
+        second: None,
+    };
     Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
 }
 
-/// A client of a real server, over memory.
-pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {
+/// A connection to a real server, over memory.
+async fn channel(endpoints: Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
     let server = tonic::transport::Server::builder().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
     tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
@@ -47,7 +55,11 @@ pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channe
         async move { io }
     });
     let endpoint = tonic::transport::Endpoint::from_static("http://envoy-cimd");
-    ExternalProcessorClient::new(endpoint.connect_with_connector(connector).await.expect("a connection"))
+    endpoint.connect_with_connector(connector).await.expect("a connection")
+}
+
+pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {
+    ExternalProcessorClient::new(channel(endpoints).await)
 }
 
 pub fn attribute(of: &str, key: &str) -> String {
@@ -174,6 +186,34 @@ async fn an_unknown_message_is_unimplemented() {
     let (responses, _) = exchange(&mut client, vec![document_of("https://a.example")]).await;
     assert_eq!(immediate(&responses).status.expect("a status").code, 200, "the connection lives on");
     assert_eq!(endpoints.metrics.streams.get(), 0, "no stream is left open");
+}
+
+/// In observability mode Envoy heeds no answer, so nothing may happen.
+#[tokio::test]
+async fn an_envoy_that_only_watches_gets_nothing_done() {
+    let endpoints = endpoints(&[]);
+    let mut client = client(Arc::clone(&endpoints)).await;
+    let watched = ProcessingRequest { observability_mode: true, ..document_of("https://a.example") };
+    let (responses, _) = exchange(&mut client, vec![watched]).await;
+    assert!(matches!(&responses[..], [Response::RequestHeaders(_)]), "{responses:?}");
+}
+
+/// A message that cannot be read ends the stream with an error: to end it well would be to let the request go on.
+#[tokio::test]
+async fn a_message_that_cannot_be_read_is_an_error() {
+    let endpoints = endpoints(&[]);
+    let mut raw = tonic::client::Grpc::new(channel(Arc::clone(&endpoints)).await);
+    raw.ready().await.expect("ready");
+    // A message of another type, whose third field is a number where the filter's is a message.
+    let message = FieldDescriptorProto { number: Some(1), ..FieldDescriptorProto::default() };
+    let codec = ProstCodec::<FieldDescriptorProto, ProcessingResponse>::default();
+    let path = PathAndQuery::from_static("/envoy.service.ext_proc.v3.ExternalProcessor/Process");
+    let ended = match raw.streaming(tonic::Request::new(tokio_stream::once(message)), path, codec).await {
+        Ok(answers) => answers.into_inner().message().await.err(),
+        Err(status) => Some(status),
+    };
+    assert!(ended.is_some(), "it did not end well");
+    assert_eq!(endpoints.metrics.broken_streams.get(), 1);
 }
 
 #[tokio::test]

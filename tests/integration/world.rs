@@ -153,20 +153,36 @@ pub fn http_filters(config: &mut Value) -> &mut Vec<Value> {
 pub struct Upstream {
     pub url: String,
     seen: Arc<Mutex<Vec<String>>>,
+    cookies: Arc<Mutex<Vec<String>>>,
 }
 
 impl Upstream {
     async fn start() -> Self {
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-        let keep = Arc::clone(&seen);
+        let cookies: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (keep, taste) = (Arc::clone(&seen), Arc::clone(&cookies));
         let app = Router::new().fallback(any(move |request: Request| async move {
             keep.lock().expect("requests").push(format!("{} {}", request.method(), request.uri()));
-            "the upstream"
+            let cookie = request.headers().get("cookie").and_then(|cookie| cookie.to_str().ok());
+            taste.lock().expect("cookies").extend(cookie.map(str::to_owned));
+            // What an upstream that wants the browser for itself would send.
+            let reach = [
+                ("set-cookie", "__Host-envoy_cimd_x=y; Secure; Path=/"),
+                ("nel", r#"{"report_to":"e","max_age":60}"#),
+                ("report-to", r#"{"group":"e","max_age":60,"endpoints":[{"url":"https://evil.example"}]}"#),
+                ("refresh", "1;url=/.pomerium/oauth/callback?code=x"),
+            ];
+            (reach, "the upstream")
         }));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { url, seen }
+        Self { url, seen, cookies }
+    }
+
+    /// The cookies that reached it.
+    pub fn cookies(&self) -> Vec<String> {
+        self.cookies.lock().expect("cookies").clone()
     }
 
     /// The requests that reached it, as `METHOD path`.
