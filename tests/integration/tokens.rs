@@ -5,9 +5,11 @@ use envoy_cimd::{
         DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
         upstream_tokens_client::UpstreamTokensClient, user::Kind,
     },
-    secret::generate_key_line,
+    secret::{generate_key_line, tagged_hash},
+    store::{Opened, StoreUrl},
 };
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tonic::{
     Code,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -261,6 +263,118 @@ async fn nothing_of_one_is_reachable_from_another() {
         assert_eq!(client.clone().get_upstream_token(request).await.is_ok(), found);
     }
     assert!(audited(&party, "isolation_violation").is_empty());
+}
+
+/// What a test needs of a store that outlives the process: its place, its keys, and the flags that name both.
+struct Kept {
+    url: StoreUrl,
+    keys: std::path::PathBuf,
+    dir: TempDir,
+}
+
+impl Kept {
+    fn new(dir: TempDir, url: Option<String>) -> Self {
+        let keys = dir.path().join("keys");
+        std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+        let url = url.unwrap_or_else(|| format!("file:{}", dir.path().join("store.redb").display()));
+        Self { url: url.parse().expect("a URL"), keys, dir }
+    }
+
+    fn flags(&self) -> Vec<String> {
+        let keys = self.keys.to_str().expect("text").to_owned();
+        vec!["--store".to_owned(), self.url.to_string(), "--encryption-keys".to_owned(), keys]
+    }
+
+    async fn open(&self) -> Opened {
+        self.url.open(Some(&self.keys), None).await.expect("a store")
+    }
+
+    /// A process on this store, and a client of its tokens.
+    async fn again(&self, party: &Party) -> (Choreographer, UpstreamTokensClient<Channel>) {
+        let address = format!("unix:{}", self.dir.path().join("again.sock").display());
+        let flags = self.flags();
+        let mut all: Vec<&str> = flags.iter().map(String::as_str).collect();
+        all.extend(["--extra-ca", &party.ca, "--allow-host", HOST, "--tokens-listen", &address]);
+        let process = Choreographer::start(&executable(), &all).await;
+        (process, client(&address).await)
+    }
+}
+
+/// The key of a route's index, as the choreographer makes it.
+fn route_key(user: &envoy_cimd::user::User, upstream: &str) -> [u8; 32] {
+    tagged_hash("envoy-cimd route", &serde_json::to_vec(&(user, CLIENT, upstream)).expect("JSON"))
+}
+
+/// Somebody who can write to the store moves one user's record to another: it does not open there, or is not of there.
+async fn moved_records(kept: Kept) {
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (mut party, _) = party(vec![Lie::none("good")], &flags).await;
+    for subject in ["ann", "bob", "eve"] {
+        connect(&party, "good", person("i", subject), CLIENT).await;
+    }
+    assert_eq!(party.process.process.stop().await, Some(0));
+    let upstream = party.servers.upstream_of("good");
+    let route = |subject: &str| {
+        let user = envoy_cimd::user::User::Subject { issuer: "i".to_owned(), subject: subject.to_owned() };
+        route_key(&user, &upstream)
+    };
+    let opened = kept.open().await;
+    let store = &opened.store;
+    let (anns, sealed) = store.token(route("ann")).await.expect("a store").expect("a token");
+    let (bobs, _) = store.token(route("bob")).await.expect("a store").expect("a token");
+    // Ann's record where Bob's was, and Eve's index at Ann's record.
+    store.put_token(bobs, route("bob"), sealed.clone()).await.expect("moved");
+    store.put_token(anns, route("eve"), sealed).await.expect("moved");
+    drop(opened);
+    let (again, client) = kept.again(&party).await;
+    for (subject, found) in [("ann", true), ("bob", false), ("eve", false)] {
+        let got = token(&client, &party, "good", person("i", subject), CLIENT).await;
+        assert_eq!(got.is_ok(), found, "{subject}: {got:?}");
+        assert!(found || got == Err(Code::NotFound), "{subject}: {got:?}");
+    }
+    let log = again.process.output();
+    assert_eq!(log.matches("isolation_violation").count(), 2, "{log}");
+    assert!(!log.contains("SECRET"));
+}
+
+#[tokio::test]
+async fn a_record_that_was_moved_is_nobodys() {
+    moved_records(Kept::new(tempfile::tempdir().expect("a folder"), None)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_a_record_that_was_moved_is_nobodys() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    moved_records(Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")))).await;
+}
+
+/// A record under an older key is sealed anew when it is read, so that the older key can go.
+#[tokio::test]
+async fn encryption_keys_rotate() {
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (mut party, _) = party(vec![Lie::none("good")], &flags).await;
+    connect(&party, "good", single(), CLIENT).await;
+    assert_eq!(party.process.process.stop().await, Some(0));
+    let old = std::fs::read_to_string(&kept.keys).expect("the keys");
+    let new = generate_key_line().expect("a key");
+    for keys in [format!("{new}\n{old}\n"), new.clone()] {
+        std::fs::write(&kept.keys, keys).expect("the keys");
+        let (mut again, client) = kept.again(&party).await;
+        assert!(token(&client, &party, "good", single(), CLIENT).await.is_ok());
+        assert_eq!(again.process.stop().await, Some(0));
+    }
+    // The old key alone is another store's now, and the error names the file.
+    std::fs::write(&kept.keys, old).expect("the keys");
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (code, _, stderr) =
+        run(&[&["choreographer", "--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0"], &flags[..]].concat(), &[]);
+    assert!(code == Some(1) && stderr.contains(kept.keys.to_str().expect("text")), "{stderr}");
 }
 
 /// A listener that anybody could reach is refused; with mTLS, so is who proves nothing.
