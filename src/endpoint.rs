@@ -110,7 +110,11 @@ impl Endpoints {
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
             Ok(route) => match endpoint {
                 Endpoint::Document => self.document(request, query, route),
-                Endpoint::Start => check(request, route, start::METHODS).and_then(|()| start::start(visit(route))),
+                // A route that cannot connect is misconfigured for every request of its connect page.
+                Endpoint::Start => start::upstream(route).and_then(|upstream| {
+                    check(request, route, start::METHODS)?;
+                    start::start(visit(route), upstream)
+                }),
                 Endpoint::Callback => {
                     check(request, route, callback::METHODS).and_then(|()| callback::callback(visit(route)))
                 }

@@ -13,22 +13,29 @@ use crate::{
     refusal::Refusal,
     reply::Reply,
     return_to::ReturnTo,
+    route::Route,
     secret::NoRandomness,
 };
 
 /// What the endpoint answers to.
 pub const METHODS: &str = "GET, POST";
 
+/// What a route connects to.
+///
+/// # Errors
+/// [`Refusal::MisconfiguredRoute`] where its `to` or `authorization_server` is missing or wrong.
+pub fn upstream(route: &Route) -> Result<Upstream, Refusal> {
+    let url = route.upstream().map_err(Refusal::MisconfiguredRoute)?.to_owned();
+    let issuer = route.pinned_issuer().map_err(Refusal::MisconfiguredRoute)?;
+    Ok(Upstream { url, authorization_server: issuer.map(str::to_owned) })
+}
+
 /// Checks a request for the page, or from its button.
 ///
 /// # Errors
 /// Everything that is refused before the choreographer is called.
-pub fn start(visit: Visit<'_>) -> Result<Step, Refusal> {
+pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     let Visit { endpoints, request, query, route, user } = visit;
-    let upstream = Upstream {
-        url: route.upstream().map_err(Refusal::MisconfiguredRoute)?.to_owned(),
-        authorization_server: route.pinned_issuer().map_err(Refusal::MisconfiguredRoute)?.map(str::to_owned),
-    };
     let begins = request.method() == "POST";
     if begins && !browser::is_same_origin(request, &route.origin) {
         return Err(Refusal::CrossSite);

@@ -15,7 +15,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use crate::{
     choreographer::{Call as Recorded, Fake, ISSUER, Mood, Place},
     stack::{Answered, Call, Certificates, Cimd, get},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, executable, http_filters},
+    world::{CALLBACK, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
 };
 
 const CODE: &str = "SECRET-the-code";
@@ -446,6 +446,31 @@ async fn start() {
     // The button, where a browser has no Fetch Metadata.
     let begun = flows.begin_as(bare("").header("origin", "https://notes.localhost")).await;
     assert_eq!(flows.send(honest(&begun)).await.all("location"), ["/"]);
+    flows.finish().await;
+}
+
+/// A route that leads nowhere has a document, and no connect page, whatever else is wrong with the request.
+#[tokio::test]
+async fn a_route_without_an_upstream() {
+    let edit = |config: &mut Value| {
+        for host in virtual_hosts(config) {
+            match host["name"].as_str() {
+                Some(NOTES) => drop(metadata(host).as_object_mut().expect("metadata").remove("to")),
+                Some(TICKETS) => metadata(host)["to"] = "https://u.example/mcp?key=SECRET".into(),
+                _ => {}
+            }
+        }
+    };
+    let flows = Flows::with(&["--single-user"], &edit).await;
+    for host in [NOTES, TICKETS] {
+        for call in [Call::get(host, START), press(host, ""), Call::get(host, START).method("PUT")] {
+            let answer = flows.send(call).await;
+            assert_eq!(answer.status, 500, "{answer:?}");
+            assert!(!answer.text().contains("SECRET"));
+        }
+        assert_eq!(flows.send(Call::get(host, DOCUMENT)).await.status, 200);
+    }
+    assert_eq!(flows.fake.begins(), 0);
     flows.finish().await;
 }
 
