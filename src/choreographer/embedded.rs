@@ -123,7 +123,7 @@ impl Choreographer for Embedded {
         let record =
             taken.inspect_err(|refusal| audit::event("refused", &user, "", "", Some(&flow_id), refusal.code()))?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let result = timeout(left, self.finish(complete, &record)).await.unwrap_or(Err(Refusal::Timeout));
+        let result = self.finish(complete, &record, left).await;
         let outcome = result.as_ref().map_or_else(Refusal::code, |()| "ok");
         audit::event("completed", &user, &record.client_id, &record.issuer, Some(&flow_id), outcome);
         result.map(|()| record.return_to)
@@ -234,8 +234,9 @@ impl Embedded {
         }
     }
 
-    /// What follows once the flow is taken. `iss` is looked at first, on errors too (MCP; RFC 9207, section 2.4).
-    async fn finish(&self, complete: Complete, record: &FlowRecord) -> Result<(), Refusal> {
+    /// What follows once the flow is taken, with this much time left for the exchange. `iss` is looked at first, on
+    /// errors too (MCP; RFC 9207, section 2.4).
+    async fn finish(&self, complete: Complete, record: &FlowRecord, left: Duration) -> Result<(), Refusal> {
         match &complete.iss {
             Some(iss) if *iss != record.issuer => return Err(Refusal::IssuerMismatch),
             None if record.sends_iss || self.require_iss => return Err(Refusal::IssuerMismatch),
@@ -245,7 +246,8 @@ impl Embedded {
             AuthorizationAnswer::Code(code) => code,
             AuthorizationAnswer::Error { .. } => return Err(Refusal::AuthorizationError),
         };
-        let token = self.exchange(code, record).await?;
+        // Only the exchange is cut off: a token that came is stored, however late it is.
+        let token = timeout(left, self.exchange(code, record)).await.unwrap_or(Err(Refusal::Timeout))?;
         let route = route_key(&record.user, &record.client_id, &record.upstream);
         let key = token_key(&record.user, &record.client_id, &record.issuer, &record.resource);
         let open = self.open().await?;
