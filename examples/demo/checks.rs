@@ -2,6 +2,7 @@
 
 pub mod connecting;
 pub mod documents;
+pub mod handing_out;
 pub mod mcp;
 pub mod tokens;
 

@@ -24,6 +24,7 @@ pub fn introduce(running: &Running) {
     row(&format!("http://{}", running.envoy.admin), "Envoy's admin interface");
     row(&running.cimd.ext_proc, "envoy-cimd, which Envoy asks (ext_proc)");
     row(&format!("http://{}", running.cimd.admin), "envoy-cimd's health and metrics");
+    row(&running.tokens, "where envoy-cimd hands out tokens (UpstreamTokens)");
     row(&running.folder.path().display().to_string(), "the demo's files: envoy.yaml, certificates, state");
 }
 

@@ -112,10 +112,12 @@ async fn look(running: &Running, checks: &mut Checks) -> Option<String> {
     checks::documents::check(checks, &running.web, &running.routes).await
 }
 
-/// Connects both routes, then looks at what envoy-cimd has kept of that.
+/// Connects both routes, asks for their tokens, then looks at what envoy-cimd has kept.
 async fn connect(running: &mut Running, checks: &mut Checks) {
     println!("\nConnected, as a person with a browser would");
     checks::connecting::check(checks, &running.web, &running.routes).await;
+    println!("\nHanded out, to whoever carries MCP traffic");
+    checks::handing_out::check(checks, &running.web, &running.routes, &running.tokens).await;
     println!("\nFound in envoy-cimd's store, once envoy-cimd has ended");
     // The store is one process's at a time.
     let ended = running.cimd.process.stop().await;

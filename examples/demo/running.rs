@@ -27,6 +27,8 @@ const NAMES: [&str; 2] = ["notes", "tickets"];
 pub struct Running {
     pub envoy: Envoy,
     pub cimd: Cimd,
+    /// Where envoy-cimd hands out tokens: a socket in the folder, which is this user's alone.
+    pub tokens: String,
     pub routes: [Route; 2],
     pub certificates: Certificates,
     pub web: Web,
@@ -60,10 +62,11 @@ impl Running {
         let mut servers = JoinSet::new();
         let mut route = async |name| Route::start(name, port, &certificates, &web, &mut servers).await;
         let routes = [route(NAMES[0]).await?, route(NAMES[1]).await?];
-        let cimd = start_cimd(&executable, &state_dir(folder.path()), &certificates.ca).await?;
+        let tokens = format!("unix:{}", folder.path().join("tokens.sock").display());
+        let cimd = start_cimd(&executable, &state_dir(folder.path()), &tokens, &certificates.ca).await?;
         let config = envoy_config(&executable, port, &routes, &certificates, &cimd.ext_proc).await?;
         let envoy = Envoy::start(folder.path(), &config).await;
-        Ok(Self { envoy, cimd, routes, certificates, web, envoy_version, folder, servers })
+        Ok(Self { envoy, cimd, tokens, routes, certificates, web, envoy_version, folder, servers })
     }
 
     /// What envoy-cimd keeps.
@@ -149,11 +152,11 @@ fn state_dir(folder: &Path) -> PathBuf {
 
 /// Starts envoy-cimd for one person, whoever that is, with the demo's authorization servers allowed: they are on
 /// loopback, and their certificates are from the demo's own authority.
-async fn start_cimd(executable: &Path, state_dir: &Path, ca: &Path) -> anyhow::Result<Cimd> {
+async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path) -> anyhow::Result<Cimd> {
     let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()));
     let (state_dir, ca) = (text(state_dir)?, text(ca)?);
     let hosts = NAMES.map(authorization_server::host);
-    let mut flags = vec!["--single-user", "--state-dir", &state_dir, "--extra-ca", &ca];
+    let mut flags = vec!["--single-user", "--state-dir", &state_dir, "--tokens-listen", tokens, "--extra-ca", &ca];
     for host in &hosts {
         flags.extend(["--allow-host", host]);
     }

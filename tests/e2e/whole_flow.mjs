@@ -3,11 +3,13 @@
 //
 // https://notes.localhost, tickets.localhost and other.localhost are routes of the Envoy at 127.0.0.1:E2E_ENVOY_PORT,
 // whose certificate E2E_CA vouches for. All lead to the upstream E2E_UPSTREAM. The provider is E2E_AS_HOST on a port of
-// its own, with E2E_AS_CERT and E2E_AS_KEY. Two addresses beside the upstream take a PUT: /issuer, from then on its
-// authorization server, and /report, what was given out and must have been kept, and what nobody may have said.
+// its own, with E2E_AS_CERT and E2E_AS_KEY. Addresses beside the upstream take a PUT: /issuer, from then on its
+// authorization server; /token, the client_id of a route, to be answered with the token that envoy-cimd hands out for
+// it; /disconnect, the same, to disconnect it; and /report, what was given out and what nobody may have said.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { callback, clientId, startProvider } from './oidc_provider.mjs';
 import {
@@ -25,17 +27,35 @@ for (const [name, value] of Object.entries({
   assert.ok(value, `${name} must be set`);
 }
 
+const put = (what, body) => fetch(new URL(what, E2E_UPSTREAM), { method: 'PUT', body });
+
 async function tell(what, body) {
-  const answer = await fetch(new URL(what, E2E_UPSTREAM), { method: 'PUT', body });
+  const answer = await put(what, body);
   assert.equal(answer.status, 200, what);
 }
 
+/** The access token that envoy-cimd hands out for a route; none where it says that there is none. */
+async function handedOut(origin) {
+  const answer = await put('/token', clientId(origin));
+  const text = await answer.text();
+  assert.ok([200, 404].includes(answer.status), `GetUpstreamToken: ${text}`);
+  return answer.status === 200 ? text : undefined;
+}
+
 // ---- the authorization server ----
+
+/** What came of a refresh stands for a second, in ms; after this it does not. */
+const REFRESH_STOOD = 1500;
+/** In seconds, and so short that a token is over for envoy-cimd when it comes: whoever asks for it has it refreshed. */
+const SHORT = 5;
+const LONG = 600;
+let lifetime = LONG;
 
 const { issuer, provider, server, close } = await startProvider({
   ca: readFileSync(E2E_CA, 'utf8'),
   envoyPort: Number(E2E_ENVOY_PORT),
   tls: { host: E2E_AS_HOST, cert: readFileSync(E2E_AS_CERT, 'utf8'), key: readFileSync(E2E_AS_KEY, 'utf8') },
+  ttl: { AccessToken: () => lifetime },
 });
 
 /** The answers of the token endpoint, each with the client that it was for. */
@@ -45,17 +65,21 @@ provider.on('grant.success', ({ oidc: { client, params }, body: { access_token, 
   keep({ ...params, access_token, refresh_token });
 });
 
-/** All requests for tokens, refused ones too. */
+/** All requests for tokens, and to revoke them, refused ones too. */
 let tokenRequests = 0;
+let revocations = 0;
 server.on('request', ({ url }) => {
-  if (new URL(url, issuer).pathname === '/token') {
+  const { pathname } = new URL(url, issuer);
+  if (pathname === '/token') {
     tokenRequests += 1;
+  } else if (pathname === '/token/revocation') {
+    revocations += 1;
   }
 });
 
-const counts = () => ({ tokenRequests, grants: granted.length });
-const ONE = { tokenRequests: 1, grants: 1 };
-const NONE = { tokenRequests: 0, grants: 0 };
+const counts = () => ({ tokenRequests, grants: granted.length, revocations });
+const NONE = { tokenRequests: 0, grants: 0, revocations: 0 };
+const ONE = { ...NONE, tokenRequests: 1, grants: 1 };
 
 // ---- what must be in no log ----
 
@@ -123,6 +147,17 @@ async function decide(page, origin, act) {
   return { url, response };
 }
 
+/** A person connects a route; what the provider gave for it. */
+async function connect(context, origin) {
+  const before = granted.length;
+  const page = await begun(context, origin, '/mcp');
+  await decide(page, origin, consent);
+  await hasLanded(page, '/mcp', origin);
+  const [answer, ...more] = granted.slice(before);
+  assert.deepEqual([answer?.client_id, more.length], [clientId(origin), 0]);
+  return answer;
+}
+
 // ---- what the provider holds of what it gave out ----
 
 async function isGood({ client_id, access_token, refresh_token }) {
@@ -135,6 +170,9 @@ async function isGood({ client_id, access_token, refresh_token }) {
   assert.deepEqual([refresh?.isValid, refresh?.resource, refresh?.clientId], [true, E2E_UPSTREAM, client_id]);
   assert.ok(await provider.Grant.find(access.grantId), 'the grant was not revoked');
 }
+
+/** The grant that it gave tokens of. */
+const grantOf = async ({ refresh_token }) => (await provider.RefreshToken.find(refresh_token)).grantId;
 
 // ---- the scenarios, and what each makes the token endpoint do ----
 
@@ -179,6 +217,8 @@ async function run(check) {
     assert.equal(page.url(), `${TICKETS}${START}`);
     assert.equal(await heading(page), 'Connect tickets.localhost?');
     await isRefused(page, await page.goto(url.href), 409, 'Already used');
+    // Though a route to the same upstream has one.
+    assert.equal(await handedOut(TICKETS), undefined);
   });
 
   await check('another `iss` ends the flow, and the code goes nowhere', NONE, async ({ openAnywhere }) => {
@@ -195,6 +235,67 @@ async function run(check) {
     await isRefused(page, await page.goto(url.href), 409, 'Already used');
     const code = await provider.AuthorizationCode.find(url.searchParams.get('code'));
     assert.equal(code?.isValid, true, 'nobody redeemed the code');
+    assert.equal(await handedOut(OTHER), undefined);
+  });
+
+  const twice = { ...NONE, tokenRequests: 3, grants: 3 };
+  await check('a token that is over is refreshed, and its refresh token rotates', twice, async ({ openAnywhere }) => {
+    lifetime = SHORT;
+    const given = [await connect(await openAnywhere(), TICKETS)];
+    for (const [rotations, next] of [[1, SHORT], [2, LONG]]) {
+      lifetime = next;
+      const last = given.at(-1);
+      let token;
+      // Once what came of the last refresh does not stand any more.
+      await until('another token is handed out', async () => {
+        token = await handedOut(TICKETS);
+        assert.ok(token, 'there is a token all the time');
+        return token !== last.access_token;
+      });
+      const fresh = granted.at(-1);
+      assert.deepEqual([fresh.client_id, fresh.access_token], [clientId(TICKETS), token]);
+      await isGood(fresh);
+      assert.notEqual(fresh.refresh_token, last.refresh_token);
+      const [old, held] = await Promise.all([last, fresh].map((of) => provider.RefreshToken.find(of.refresh_token)));
+      assert.ok(old.consumed && !old.isValid, 'the refresh token was used');
+      assert.deepEqual([held.rotations, held.grantId], [rotations, old.grantId]);
+      given.push(fresh);
+    }
+    assert.equal(await handedOut(TICKETS), given.at(-1).access_token, 'it has time now');
+    // Another route's token of the same upstream is its own, and had time from the start.
+    assert.equal(await handedOut(NOTES), granted[0].access_token);
+  });
+
+  const revoked = { ...NONE, revocations: 1 };
+  await check('who disconnects has nothing left, at the provider neither', revoked, async () => {
+    const last = granted.at(-1);
+    await isGood(last);
+    const grant = await grantOf(last);
+    await tell('/disconnect', clientId(TICKETS));
+    assert.equal(await provider.RefreshToken.find(last.refresh_token), undefined);
+    assert.equal(await provider.AccessToken.find(last.access_token), undefined);
+    assert.equal(await provider.Grant.find(grant), undefined);
+    assert.equal(await handedOut(TICKETS), undefined);
+
+    assert.equal(await handedOut(NOTES), granted[0].access_token);
+    await isGood(granted[0]);
+  });
+
+  const again = { ...NONE, tokenRequests: 3, grants: 2 };
+  await check('what the provider ended is gone, and can be connected again', again, async ({ openAnywhere }) => {
+    lifetime = SHORT;
+    const ended = await connect(await openAnywhere(), OTHER);
+    const grant = await provider.Grant.find(await grantOf(ended));
+    await grant.destroy();
+    assert.equal(await handedOut(OTHER), undefined);
+    // Nothing is left to ask the provider with, and `tokenRequests` says that it is not asked.
+    await sleep(REFRESH_STOOD);
+    assert.equal(await handedOut(OTHER), undefined);
+
+    lifetime = LONG;
+    const anew = await connect(await openAnywhere(), OTHER);
+    assert.equal(await handedOut(OTHER), anew.access_token);
+    await isGood(anew);
   });
 }
 

@@ -16,13 +16,24 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post, put},
 };
-use envoy_cimd::{choreographer::Embedded, cli, secret::generate_key_line, user::User};
+use envoy_cimd::{
+    choreographer::Embedded,
+    cli,
+    proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    secret::generate_key_line,
+    user::User,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 use url::{Url, form_urlencoded};
 
 use crate::{
     choreographer::{Call, Fake, ISSUER, Mood},
+    exchange::single,
     stack::{self, Certificates},
     world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
 };
@@ -284,13 +295,15 @@ const AS_HOST: &str = "as.localhost";
 #[tokio::test]
 #[ignore = "needs Node.js and Chromium: make e2e"]
 async fn e2e_the_whole_flow() {
-    let upstream = Protected::start().await;
     let dir = tempfile::tempdir().expect("a folder");
+    let tokens = format!("unix:{}", dir.path().join("tokens.sock").display());
+    let upstream = Protected::start(&tokens).await;
     // Of another authority than Envoy's, so that `--extra-ca` vouches for the authorization server alone.
     let certificates = Certificates::make(dir.path(), &[AS_HOST]);
     let path = |path: &Path| path.to_str().expect("text").to_owned();
     let (ca, state) = (path(&certificates.ca), path(&dir.path().join("state")));
-    let flags = ["--single-user", "--extra-ca", &ca, "--allow-host", AS_HOST, "--state-dir", &state, "--log=trace"];
+    let mut flags = vec!["--single-user", "--state-dir", &state, "--tokens-listen", &tokens, "--log=trace"];
+    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST]);
     let hosts = ["https://notes.localhost", "https://tickets.localhost", "https://other.localhost"];
     let routes = hosts.map(|from| format!("from={from}"));
     let mut world = World::start(Wish {
@@ -314,23 +327,26 @@ async fn e2e_the_whole_flow() {
     assert_eq!(world.cimd.process.stop().await, Some(0));
     let report = upstream.report();
     let kept = kept(&flags, &hosts, &upstream.url).await;
-    let [granted] = &report.granted[..] else { panic!("one was granted") };
-    assert_eq!(granted.client_id, format!("{}{DOCUMENT}", hosts[0]));
-    // Who denied, and whose answer had another `iss`, have nothing, though all routes lead to the same upstream.
-    let expected = (granted.access_token.clone(), Some(granted.refresh_token.clone()));
-    assert!(kept == [Some(expected), None, None], "the token of the first route and no other is kept");
+    // What a route was given last. Nobody is left with the first route's token but that route, which refreshed nothing;
+    // the second was disconnected, and the third connected again.
+    let last = |host: &str| {
+        let of_host = |granted: &&Granted| granted.client_id == format!("{host}{DOCUMENT}");
+        let granted = report.granted.iter().rfind(of_host).expect("it was granted");
+        Some((granted.access_token.clone(), Some(granted.refresh_token.clone())))
+    };
+    assert!(kept == [last(hosts[0]), None, last(hosts[2])], "each route's own token is kept, and no other");
 
     let counts: Vec<_> = report.secrets.iter().map(|(kind, values)| (kind.as_str(), values.len())).collect();
     assert_eq!(
         counts,
         [
-            ("access_token", 1),
-            ("code", 2),
-            ("code_verifier", 1),
-            ("cookie", 3),
+            ("access_token", 6),
+            ("code", 5),
+            ("code_verifier", 4),
+            ("cookie", 6),
             ("error_description", 1),
-            ("refresh_token", 1),
-            ("state", 3),
+            ("refresh_token", 6),
+            ("state", 6),
         ]
     );
     let log = world.cimd.process.output();
@@ -378,14 +394,17 @@ struct Granted {
     refresh_token: String,
 }
 
-/// An MCP server that wants a token, and has a page for people. A script tells it who gives out tokens.
+/// An MCP server that wants a token, and has a page for people. A script tells it who gives out tokens, and has it ask
+/// envoy-cimd for them, as who carries MCP traffic does.
 struct Protected {
     url: String,
     told: Arc<Told>,
 }
 
-#[derive(Default)]
 struct Told {
+    url: String,
+    /// Where envoy-cimd hands out tokens.
+    tokens: Endpoint,
     issuer: Mutex<String>,
     report: Mutex<Option<Report>>,
 }
@@ -394,14 +413,21 @@ struct Told {
 const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource/mcp";
 
 impl Protected {
-    async fn start() -> Self {
+    async fn start(tokens: &str) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
-        let told: Arc<Told> = Arc::default();
+        let told = Arc::new(Told {
+            url: url.clone(),
+            tokens: Endpoint::from_shared(tokens.to_owned()).expect("an address"),
+            issuer: Mutex::default(),
+            report: Mutex::default(),
+        });
         let app = Router::new()
             .route("/mcp", get(page_or_challenge))
             .route(RESOURCE_METADATA, get(resource_metadata))
             .route("/issuer", put(set_issuer))
+            .route("/token", put(hand_out))
+            .route("/disconnect", put(disconnect))
             .route("/report", put(set_report))
             .with_state(Arc::clone(&told));
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -420,6 +446,12 @@ impl Protected {
 
     fn report(&self) -> Report {
         self.told.report.lock().expect("the report").take().expect("it was told")
+    }
+}
+
+impl Told {
+    async fn client(&self) -> UpstreamTokensClient<Channel> {
+        UpstreamTokensClient::new(self.tokens.connect().await.expect("a connection"))
     }
 }
 
@@ -442,6 +474,29 @@ async fn resource_metadata(State(told): State<Arc<Told>>, headers: HeaderMap) ->
 
 async fn set_issuer(State(told): State<Arc<Told>>, issuer: String) {
     *told.issuer.lock().expect("the issuer") = issuer;
+}
+
+/// The token of the route with this `client_id`.
+async fn hand_out(State(told): State<Arc<Told>>, client_id: String) -> Result<String, (StatusCode, String)> {
+    let request = GetUpstreamTokenRequest {
+        user: Some(single()),
+        client_id,
+        upstream: told.url.clone(),
+        authorization_server: String::new(),
+    };
+    let token = told.client().await.get_upstream_token(request).await.map_err(answer)?;
+    Ok(token.into_inner().access_token)
+}
+
+async fn disconnect(State(told): State<Arc<Told>>, client_id: String) -> Result<(), (StatusCode, String)> {
+    let request = DisconnectRequest { user: Some(single()), client_id, upstream: told.url.clone() };
+    told.client().await.disconnect(request).await.map(drop).map_err(answer)
+}
+
+/// What a script is told of a refusal.
+fn answer(status: Status) -> (StatusCode, String) {
+    let code = if status.code() == Code::NotFound { StatusCode::NOT_FOUND } else { StatusCode::BAD_GATEWAY };
+    (code, status.to_string())
 }
 
 async fn set_report(State(told): State<Arc<Told>>, report: String) {
