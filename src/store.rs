@@ -42,8 +42,9 @@ pub trait Store: Send + Sync {
     /// The token that a route's index points at, with its key.
     async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError>;
 
-    /// Stores a token in the place of one that is there. False where there is none: somebody forgot it meanwhile.
-    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError>;
+    /// Stores a token in the place of `old`, as it was read. False where that is not there any more: somebody forgot
+    /// it meanwhile, or connected anew.
+    async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError>;
 
     /// Claims the right to refresh a token, for at most `seconds`. False where another has it: of all processes that
     /// share the store, one at a time refreshes, and one that dies is waited for no longer than that.
@@ -52,8 +53,8 @@ pub trait Store: Send + Sync {
     /// Gives a claim up, where this holder still has it.
     async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError>;
 
-    /// Forgets a token, and the route's index where it points at that token.
-    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError>;
+    /// Forgets a token, and the route's index where it points at that token; only `old`, where one is given.
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError>;
 }
 
 /// The hash of a flow's id: who reads the store cannot complete a flow.

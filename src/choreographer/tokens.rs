@@ -53,6 +53,8 @@ pub enum TokenError {
 struct Stored {
     key: TokenKey,
     route: RouteKey,
+    /// As it was read, so that nothing newer is changed.
+    sealed: Vec<u8>,
     record: TokenRecord,
 }
 
@@ -138,14 +140,14 @@ impl Embedded {
     /// [`TokenError::Unavailable`] where the store cannot be reached: nothing was forgotten.
     pub async fn disconnect(&self, user: &User, client_id: &str, upstream: &Upstream) -> Result<(), TokenError> {
         let whose = Whose { user, client_id, route: route_key(user, client_id, &upstream.url) };
-        let Stored { key, route, record } = match self.stored(&whose).await {
+        let Stored { key, route, record, .. } = match self.stored(&whose).await {
             Ok(stored) => stored,
             Err(TokenError::NotFound) => return Ok(()),
             Err(error) => return Err(error),
         };
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         // First here, so that nobody is given a token that is being revoked.
-        open.store.remove_token(key, route).await.map_err(|error| unavailable(&error))?;
+        open.store.remove_token(key, route, None).await.map_err(|error| unavailable(&error))?;
         let outcome = match self.revoke(&record).await {
             None => "not_offered",
             Some(true) => "ok",
@@ -211,14 +213,14 @@ impl Embedded {
 
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
     async fn refresh(&self, whose: &Whose<'_>, stored: Stored) -> Result<(), TokenError> {
-        let Stored { key, route, record } = stored;
+        let Stored { key, route, sealed: old, record } = stored;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let audit = |outcome| audit::event("refreshed", whose.user, whose.client_id, &record.issuer, None, outcome);
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
-            open.store.remove_token(key, route).await.map_err(|error| unavailable(&error))?;
+            open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
             audit("ended");
-            return Err(TokenError::NotFound);
+            return self.stored(whose).await.map(drop);
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
         let client = BasicClient::new(ClientId::new(record.client_id.clone())).set_token_uri(token_url);
@@ -239,9 +241,9 @@ impl Embedded {
         let Usable { access_token, refresh_token: rotated, expires_in, scope } = match token {
             Ok(token) => token,
             Err((true, _)) => {
-                open.store.remove_token(key, route).await.map_err(|error| unavailable(&error))?;
+                open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
                 audit("ended");
-                return Err(TokenError::NotFound);
+                return self.stored(whose).await.map(drop);
             }
             Err((false, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = record.client_id, reason, "the refresh failed");
@@ -259,11 +261,11 @@ impl Embedded {
             ..record.clone()
         };
         let sealed = open.seal("token", &key, &fresh).ok_or(TokenError::Unavailable)?;
-        if !open.store.replace_token(key, sealed).await.map_err(|error| unavailable(&error))? {
-            // Somebody disconnected meanwhile: what came is not to stay valid.
+        if !open.store.replace_token(key, old, sealed).await.map_err(|error| unavailable(&error))? {
+            // Somebody disconnected meanwhile, or connected anew: what came is not to stay valid.
             let outcome = self.revoke(&fresh).await;
-            tracing::info!(issuer = record.issuer, revoked = outcome == Some(true), "disconnected while refreshing");
-            return Err(TokenError::NotFound);
+            tracing::info!(issuer = record.issuer, revoked = outcome == Some(true), "changed while refreshing");
+            return self.stored(whose).await.map(drop);
         }
         audit("ok");
         Ok(())
@@ -277,11 +279,14 @@ impl Embedded {
         let (key, sealed) = found.ok_or(TokenError::NotFound)?;
         match open.unseal::<TokenRecord>("token", &key, &sealed) {
             Ok((record, stale)) if self.is_of(&record, whose, &key) => {
+                let mut sealed = sealed;
                 if stale && let Some(anew) = open.seal("token", &key, &record) {
                     // Under the first key, so that the old one can go. If it fails, the next reading tries again.
-                    let _ = open.store.replace_token(key, anew).await;
+                    if let Ok(true) = open.store.replace_token(key, sealed.clone(), anew.clone()).await {
+                        sealed = anew;
+                    }
                 }
-                Ok(Stored { key, route, record })
+                Ok(Stored { key, route, sealed, record })
             }
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
                 audit::event("isolation_violation", whose.user, whose.client_id, "", None, "refused");

@@ -119,12 +119,12 @@ impl Store for FileStore {
         .await
     }
 
-    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError> {
+    async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
             let there = {
                 let mut tokens = transaction.open_table(TOKENS)?;
-                let there = tokens.get(&key)?.is_some();
+                let there = tokens.get(&key)?.is_some_and(|there| there.value() == old);
                 if there {
                     tokens.insert(&key, sealed.as_slice())?;
                 }
@@ -155,10 +155,17 @@ impl Store for FileStore {
         Ok(())
     }
 
-    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
-            transaction.open_table(TOKENS)?.remove(&key)?;
+            {
+                let mut tokens = transaction.open_table(TOKENS)?;
+                let other = |there: &[u8]| old.as_ref().is_some_and(|old| *old != there);
+                if tokens.get(&key)?.is_some_and(|there| other(there.value())) {
+                    return Ok(());
+                }
+                tokens.remove(&key)?;
+            }
             {
                 let mut routes = transaction.open_table(ROUTES)?;
                 if routes.get(&route)?.is_some_and(|pointed_at| *pointed_at.value() == key) {

@@ -231,9 +231,9 @@ impl Store for RedisStore {
         Ok(Some((key, sealed)))
     }
 
-    async fn replace_token(&self, key: TokenKey, sealed: Vec<u8>) -> Result<bool, StoreError> {
+    async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError> {
         let mut step = self.scripts.replace_token.key(token_key(&key));
-        self.run(step.arg(sealed)).await
+        self.run(step.arg(old).arg(sealed)).await
     }
 
     async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError> {
@@ -246,9 +246,10 @@ impl Store for RedisStore {
         self.run::<i64>(step.arg(&holder[..])).await.map(drop)
     }
 
-    async fn remove_token(&self, key: TokenKey, route: RouteKey) -> Result<(), StoreError> {
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {
         let mut step = self.scripts.remove_token.key(token_key(&key));
-        step.key(route_key(&route)).arg(text(&key));
+        // No sealed record is empty.
+        step.key(route_key(&route)).arg(text(&key)).arg(old.unwrap_or_default());
         self.run::<i64>(&step).await.map(drop)
     }
 }

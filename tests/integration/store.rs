@@ -46,6 +46,8 @@ on_both! {
     file_gives_each_flow_to_one_of_many, redis_gives_each_flow_to_one_of_many: gives_each_flow_to_one_of_many;
     file_keeps_limits_among_many, redis_keeps_limits_among_many: keeps_limits_among_many;
     file_finds_tokens_by_route, redis_finds_tokens_by_route: finds_tokens_by_route;
+    file_changes_only_what_was_read, redis_changes_only_what_was_read: changes_only_what_was_read;
+    file_lets_one_at_a_time_refresh, redis_lets_one_at_a_time_refresh: lets_one_at_a_time_refresh;
     file_keeps_large_values, redis_keeps_large_values: keeps_large_values;
     file_survives_reopening, redis_survives_reopening: survives_reopening;
     file_knows_its_keys, redis_knows_its_keys: knows_its_keys;
@@ -246,7 +248,7 @@ async fn finds_tokens_by_route(bed: &Bed) {
     let (key, other_key, route, other_route) = ([1; 32], [2; 32], [1; 32], [3; 32]);
     let found = async |route| there.token(route).await.expect("a store");
     assert_eq!(found(route).await, None);
-    here.remove_token(key, route).await.expect("nothing to do");
+    here.remove_token(key, route, None).await.expect("nothing to do");
 
     here.put_token(key, route, b"one".into()).await.expect("kept");
     assert_eq!(found(route).await, Some((key, b"one".into())));
@@ -260,16 +262,50 @@ async fn finds_tokens_by_route(bed: &Bed) {
     assert_eq!(found(route).await, Some((other_key, b"four".into())));
     assert_eq!(found(other_route).await, Some((key, b"three".into())));
 
-    here.remove_token(key, route).await.expect("removed");
+    here.remove_token(key, route, None).await.expect("removed");
     assert_eq!(found(other_route).await, None);
     assert_eq!(found(route).await, Some((other_key, b"four".into())), "the index points at another token");
     there.put_token(key, other_route, Vec::new()).await.expect("kept");
     assert_eq!(found(other_route).await, Some((key, Vec::new())));
-    there.remove_token(key, other_route).await.expect("removed");
-    here.remove_token(other_key, route).await.expect("removed");
+    there.remove_token(key, other_route, None).await.expect("removed");
+    here.remove_token(other_key, route, None).await.expect("removed");
     assert_eq!((found(route).await, found(other_route).await), (None, None));
     here.put_token(key, [9; 32], b"five".into()).await.expect("kept");
     assert_eq!(found(other_route).await, None, "the index went with the token");
+}
+
+async fn changes_only_what_was_read(bed: &Bed) {
+    let stores = bed.stores().await;
+    let (here, there) = (first(&stores), last(&stores));
+    let (key, route) = ([1; 32], [2; 32]);
+    let (old, new, other) = (b"old".to_vec(), b"new".to_vec(), b"other".to_vec());
+    assert!(!here.replace_token(key, old.clone(), new.clone()).await.expect("a store"), "there is none");
+    assert_eq!(there.token(route).await.expect("a store"), None);
+    here.put_token(key, route, old.clone()).await.expect("put");
+    assert!(!there.replace_token(key, other.clone(), new.clone()).await.expect("a store"));
+    assert!(there.replace_token(key, old.clone(), new.clone()).await.expect("a store"));
+    assert!(!here.replace_token(key, old.clone(), other).await.expect("a store"), "it was read before");
+    here.remove_token(key, route, Some(old)).await.expect("a store");
+    assert_eq!(there.token(route).await.expect("a store"), Some((key, new.clone())), "nor is another removed");
+    here.remove_token(key, route, Some(new)).await.expect("removed");
+    assert_eq!(there.token(route).await.expect("a store"), None);
+}
+
+async fn lets_one_at_a_time_refresh(bed: &Bed) {
+    let stores = bed.stores().await;
+    let (here, there) = (first(&stores), last(&stores));
+    let (key, one, two) = ([1; 32], [1; 16], [2; 16]);
+    assert!(here.claim(key, one, 60).await.expect("a store"));
+    assert!(!there.claim(key, two, 60).await.expect("a store"), "another has it");
+    assert!(there.claim([2; 32], two, 60).await.expect("a store"), "another token's is free");
+    there.release(key, two).await.expect("a store");
+    assert!(!there.claim(key, two, 60).await.expect("a store"), "it is not this one's to give up");
+    here.release(key, one).await.expect("a store");
+    assert!(there.claim(key, two, 1).await.expect("a store"));
+    // A holder that died is waited for until its claim ends, and no longer.
+    while !here.claim(key, one, 60).await.expect("a store") {
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn keeps_large_values(bed: &Bed) {
