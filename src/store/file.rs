@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
@@ -380,10 +380,32 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
 }
 
 fn open_database(path: &Path) -> Result<Database, StoreError> {
-    // redb would make the file as readable as the umask allows.
-    let made = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    made.map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+    if !path.exists() {
+        make(path).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+    }
     builder().create(path).map_err(|error| failed(path, &error.into()))
+}
+
+/// Makes the file elsewhere and moves it: one that a death left half made would never open again.
+fn make(path: &Path) -> Result<(), redb::Error> {
+    let dir = File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    // Whoever else makes it is waited for.
+    dir.lock()?;
+    if path.exists() {
+        return Ok(());
+    }
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".new");
+    // Of a crash, perhaps; its mode might be another.
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    // redb would make the file as readable as the umask allows.
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    drop(builder().create(&draft)?);
+    std::fs::rename(&draft, path)?;
+    Ok(dir.sync_all()?)
 }
 
 fn builder() -> redb::Builder {
