@@ -11,9 +11,11 @@ export ENVOY
 # Valkey's is as good: REDIS_SERVER=valkey-server.
 REDIS_SERVER ?= redis-server
 export REDIS_SERVER
+SOAK_POINTS ?= 100
+export SOAK_POINTS
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test test-redis lint e2e e2e-needs clean
+.PHONY: help demo test test-redis redis-needs soak lint e2e e2e-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,11 +28,16 @@ demo: $(NEEDS_ENVOY) ## two MCP routes, and authorization servers to connect the
 test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
 	cargo test --locked $(ARGS)
 
-test-redis: ## the store against a real redis-server (on Debian, root gets it installed)
+test-redis: redis-needs ## the store against a real redis-server (on Debian, root gets it installed)
+	cargo test --locked --test integration -- --ignored $(or $(ARGS),redis_)
+
+soak: redis-needs ## kill -9 at SOAK_POINTS random points (100) of flows and refreshes, on each store; SOAK_SEED repeats one
+	cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),soak)
+
+redis-needs:
 	@command -v $(REDIS_SERVER) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
 		|| { echo "redis-server is needed (Debian: apt-get install redis-server); or set REDIS_SERVER to a Redis or Valkey of yours" >&2; exit 1; }
-	cargo test --locked --test integration -- --ignored $(or $(ARGS),redis_)
 
 lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	cargo fmt --check

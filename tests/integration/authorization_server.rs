@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -42,6 +45,9 @@ pub enum Refresh {
     Rotates,
     /// The old one stays, and is not named again.
     Keeps,
+    /// A new one each time, and the old one is good until the new one was used, for who dies before it is stored
+    /// (RFC 9700, section 4.14). What comes is over at once.
+    RotatesWithGrace,
     Status(u16, &'static str),
     Hangs,
 }
@@ -78,10 +84,16 @@ struct Shared {
     issuer: Mutex<String>,
     upstream: Mutex<String>,
     codes: Mutex<HashMap<String, HashMap<String, String>>>,
+    /// How many codes there ever were: none is given twice.
+    consents: AtomicUsize,
     exchanges: Mutex<Vec<String>>,
     /// The refresh tokens that came, and those that are still good.
     refreshes: Mutex<Vec<String>>,
     good: Mutex<HashSet<String>>,
+    /// The code that an access or refresh token goes back to.
+    origins: Mutex<HashMap<String, String>>,
+    /// The refresh token that each was given for.
+    predecessors: Mutex<HashMap<String, String>>,
     revoked: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
 }
@@ -93,9 +105,12 @@ impl Servers {
             issuer: Mutex::default(),
             upstream: Mutex::default(),
             codes: Mutex::default(),
+            consents: AtomicUsize::new(0),
             exchanges: Mutex::default(),
             refreshes: Mutex::default(),
             good: Mutex::default(),
+            origins: Mutex::default(),
+            predecessors: Mutex::default(),
             revoked: Mutex::default(),
             fetches: Mutex::default(),
         });
@@ -135,7 +150,7 @@ impl Servers {
             (parameters["response_type"].as_str(), parameters["code_challenge_method"].as_str()),
             ("code", "S256")
         );
-        let code = format!("SECRET-code-{}", self.shared.codes.lock().expect("codes").len());
+        let code = format!("SECRET-code-{}", self.shared.consents.fetch_add(1, Ordering::Relaxed));
         self.shared.codes.lock().expect("codes").insert(code.clone(), parameters);
         code
     }
@@ -153,6 +168,21 @@ impl Servers {
     /// The tokens that were revoked, in order.
     pub fn revoked(&self) -> Vec<String> {
         self.shared.revoked.lock().expect("revoked").clone()
+    }
+
+    /// How many requests came to the token endpoint.
+    pub fn asked(&self) -> usize {
+        self.shared.exchanges.lock().expect("exchanges").len() + self.shared.refreshes.lock().expect("refreshes").len()
+    }
+
+    /// The code that an access or refresh token goes back to, if it is one of ours.
+    pub fn origin(&self, token: &str) -> Option<String> {
+        self.shared.origins.lock().expect("origins").get(token).cloned()
+    }
+
+    /// Whether a refresh token would be taken.
+    pub fn is_good(&self, refresh_token: &str) -> bool {
+        self.shared.good.lock().expect("grants").contains(refresh_token)
     }
 
     /// Ends every refresh token, behind everybody's back.
@@ -241,6 +271,9 @@ async fn token(
         "expires_in": 3600,
     });
     shared.good.lock().expect("grants").insert(format!("SECRET-refresh-of-{code}"));
+    for kind in ["access", "refresh"] {
+        shared.origins.lock().expect("origins").insert(format!("SECRET-{kind}-of-{code}"), code.clone());
+    }
     match shared.lies[name.as_str()].token {
         Token::Honest => axum_json(&answer),
         Token::Json(change) => {
@@ -267,8 +300,11 @@ async fn token(
 }
 
 async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
-    shared.refreshes.lock().expect("refreshes").push(token.to_owned());
-    let number = shared.refreshes.lock().expect("refreshes").len();
+    let number = {
+        let mut refreshes = shared.refreshes.lock().expect("refreshes");
+        refreshes.push(token.to_owned());
+        refreshes.len()
+    };
     let mut answer =
         json!({"access_token": format!("SECRET-access-{number}"), "token_type": "Bearer", "expires_in": 3600});
     match how {
@@ -281,16 +317,31 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
                 .into_response();
         }
         Refresh::Hangs => return std::future::pending().await,
-        Refresh::Keeps | Refresh::Rotates => {}
+        Refresh::Keeps | Refresh::Rotates | Refresh::RotatesWithGrace => {}
     }
     let mut good = shared.good.lock().expect("grants");
     if !good.contains(token) {
         return (StatusCode::BAD_REQUEST, axum_json(&json!({"error": "invalid_grant"}))).into_response();
     }
-    if matches!(how, Refresh::Rotates) {
-        good.remove(token);
-        good.insert(format!("SECRET-refresh-{number}"));
-        answer["refresh_token"] = json!(format!("SECRET-refresh-{number}"));
+    if matches!(how, Refresh::Rotates | Refresh::RotatesWithGrace) {
+        let mut predecessors = shared.predecessors.lock().expect("predecessors");
+        if matches!(how, Refresh::Rotates) {
+            good.remove(token);
+        } else if let Some(predecessor) = predecessors.get(token) {
+            good.remove(predecessor);
+        }
+        let fresh = format!("SECRET-refresh-{number}");
+        good.insert(fresh.clone());
+        predecessors.insert(fresh.clone(), token.to_owned());
+        answer["refresh_token"] = json!(fresh);
+    }
+    if matches!(how, Refresh::RotatesWithGrace) {
+        answer["expires_in"] = json!(1);
+    }
+    let mut origins = shared.origins.lock().expect("origins");
+    if let Some(code) = origins.get(token).cloned() {
+        origins.insert(format!("SECRET-access-{number}"), code.clone());
+        origins.insert(format!("SECRET-refresh-{number}"), code);
     }
     axum_json(&answer)
 }

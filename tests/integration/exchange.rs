@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
-const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
+pub const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
 
 /// A choreographer in a process of its own, and the servers that it finds.
 pub struct Party {

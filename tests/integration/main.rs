@@ -10,6 +10,7 @@ mod flow;
 mod lifecycle;
 mod outgoing;
 mod settings;
+mod soak;
 mod sources;
 #[path = "../stack/mod.rs"]
 #[expect(dead_code, reason = "the demo uses all of it")]

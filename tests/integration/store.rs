@@ -367,8 +367,7 @@ async fn redis_may_be_gone_for_a_while() {
     assert!(matches!(take(&store, 1, NOW).await, Taken::Flow(_)));
 
     let redis = bed.redis.as_mut().expect("Redis");
-    redis.process.signal("-KILL");
-    redis.process.ended().await;
+    redis.kill().await;
     for _ in 0..3 {
         let error = fails_soon(store.token([2; 32])).await;
         assert!(error.contains(&format!("redis://127.0.0.1:{}/0: ", redis.port)), "{error}");
@@ -580,7 +579,12 @@ impl Redis {
         }
     }
 
-    async fn start_again(&mut self) {
+    pub async fn kill(&mut self) {
+        self.process.signal("-KILL");
+        self.process.ended().await;
+    }
+
+    pub async fn start_again(&mut self) {
         self.process = Self::run(&self.dir, &self.flags).await.expect("its port is still free");
     }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// A lie whose tokens are over when they come, so that whoever wants one has to refresh it.
-fn over(name: &'static str, refresh: Refresh) -> Lie {
+pub fn over(name: &'static str, refresh: Refresh) -> Lie {
     Lie { token: Token::Json(|answer| answer["expires_in"] = json!(1)), refresh, ..Lie::none(name) }
 }
 
@@ -41,7 +41,7 @@ async fn client(address: &str) -> UpstreamTokensClient<Channel> {
     UpstreamTokensClient::new(endpoint.connect().await.expect("a connection"))
 }
 
-fn person(issuer: &str, subject: &str) -> User {
+pub fn person(issuer: &str, subject: &str) -> User {
     User { kind: Some(Kind::Subject(Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })) }
 }
 
