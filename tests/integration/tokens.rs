@@ -1,12 +1,16 @@
 //! Tokens handed out: fresh, once, and to nobody else.
 
 use envoy_cimd::{
+    choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete, Embedded, Trace, Upstream},
+    cli::{self, Task},
+    endpoint::system_clock,
     proto::{
         DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
         upstream_tokens_client::UpstreamTokensClient, user::Kind,
     },
     secret::{generate_key_line, tagged_hash},
     store::{Opened, StoreUrl},
+    user::User as Person,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,7 +20,7 @@ use tonic::{
 };
 
 use crate::{
-    authorization_server::{HOST, Lie, Refresh, Token},
+    authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CLIENT, Party, single},
     stack::{Certificates, Choreographer, ready_address},
     store::Redis,
@@ -150,6 +154,53 @@ async fn a_grant_that_ended_behind_our_back() {
     assert!(token(&client, &party, "rotates", person("i", "other"), CLIENT).await.is_ok());
 }
 
+/// A token that has some time left is handed out at once, and renewed meanwhile. In this process, whose clock can be
+/// set.
+#[tokio::test]
+async fn a_token_that_is_old_is_refreshed_in_the_background() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let certificates = Certificates::make(dir.path(), &[HOST]);
+    let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
+    let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
+    let flags = ["--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
+    let args = ["envoy-cimd", "choreographer"].iter().chain(&flags).map(std::ffi::OsString::from);
+    let Task::Choreographer(settings) = cli::parse(args).expect("good flags").task else { panic!("choreographer") };
+    let mut embedded = Embedded::new(&settings.exchange).expect("good settings");
+    let upstream = || Upstream { url: servers.upstream_of("good"), authorization_server: None };
+    let begin = Begin {
+        client_id: CLIENT.to_owned(),
+        redirect_uri: "https://notes.localhost/.pomerium/oauth/callback".to_owned(),
+        upstream: upstream(),
+        user: Person::Single,
+        browser_hash: [7; 32],
+        return_to: "/".to_owned(),
+    };
+    let trace = Trace::default();
+    let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    let complete = Complete {
+        flow_id: begun.flow_id,
+        redirect_uri: "https://notes.localhost/.pomerium/oauth/callback".to_owned(),
+        user: Person::Single,
+        browser_hash: [7; 32],
+        answer: AuthorizationAnswer::Code(servers.consent(&begun.authorization_url)),
+        iss: Some(format!("{}/good", servers.issuer)),
+    };
+    embedded.complete(complete, &trace).await.expect("completed");
+    let ask = async |embedded: &Embedded| {
+        let token = embedded.upstream_token(&Person::Single, CLIENT, &upstream()).await;
+        token.unwrap_or_else(|error| panic!("{error:?}")).secret
+    };
+    let first = ask(&embedded).await;
+    assert!(servers.refreshes().is_empty(), "it is fresh");
+    // An hour's token, 50 seconds before its end.
+    embedded.clock = || system_clock() + 3550;
+    assert_eq!(ask(&embedded).await, first, "nobody waits");
+    while ask(&embedded).await == first {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(servers.refreshes().len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_ask_and_one_refreshes() {
     let (party, client) = party(vec![over("rotates", Refresh::Rotates)], &[]).await;
@@ -217,10 +268,24 @@ async fn disconnecting_revokes_and_forgets() {
     assert_eq!(audited(&party, "revoked"), ["ok", "not_offered"]);
 }
 
-/// Users, clients, issuers and upstreams: whatever differs, there is nothing.
 #[tokio::test]
 async fn nothing_of_one_is_reachable_from_another() {
-    let (party, client) = party(vec![Lie::none("one"), Lie::none("two")], &[]).await;
+    isolation(&[]).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_nothing_of_one_is_reachable_from_another() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    isolation(&flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
+}
+
+/// Users, clients, issuers and upstreams: whatever differs, there is nothing.
+async fn isolation(flags: &[&str]) {
+    let (party, client) = party(vec![Lie::none("one"), Lie::none("two")], flags).await;
     let clients = [CLIENT, "https://tickets.localhost/.well-known/mcp-client-metadata.json"];
     let users = [person("i", "s"), person("j", "s"), person("i", "t"), person("", "i s"), single()];
     let mut combinations = Vec::new();
@@ -301,7 +366,7 @@ impl Kept {
 }
 
 /// The key of a route's index, as the choreographer makes it.
-fn route_key(user: &envoy_cimd::user::User, upstream: &str) -> [u8; 32] {
+fn route_key(user: &Person, upstream: &str) -> [u8; 32] {
     tagged_hash("envoy-cimd route", &serde_json::to_vec(&(user, CLIENT, upstream)).expect("JSON"))
 }
 
@@ -316,7 +381,7 @@ async fn moved_records(kept: Kept) {
     assert_eq!(party.process.process.stop().await, Some(0));
     let upstream = party.servers.upstream_of("good");
     let route = |subject: &str| {
-        let user = envoy_cimd::user::User::Subject { issuer: "i".to_owned(), subject: subject.to_owned() };
+        let user = Person::Subject { issuer: "i".to_owned(), subject: subject.to_owned() };
         route_key(&user, &upstream)
     };
     let opened = kept.open().await;
