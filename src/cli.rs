@@ -232,7 +232,7 @@ impl RouteArgs {
 
 #[derive(Args, Debug)]
 pub struct FileArg {
-    /// A YAML file of settings and routes. Its `routes:` are read again when it changes.
+    /// A YAML file of settings and routes; while `serve` runs, its `routes:` are read again when it changes.
     #[arg(long, env = "ENVOY_CIMD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

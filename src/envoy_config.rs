@@ -111,7 +111,7 @@ fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Resu
                 .map(|(path, filters)| (quoted(&path.to_string()), filters)),
                 plain,
                 upstream: upstream.as_ref(),
-                landing: !plain && upstream.as_ref().is_none_or(|upstream| upstream.url.path() != "/"),
+                landing: !plain && upstream.as_ref().is_some_and(|upstream| upstream.url.path() != "/"),
             }
             .render()?,
         );
@@ -219,7 +219,7 @@ struct Host<'a> {
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,
     upstream: Option<&'a Upstream>,
-    /// Whether the root is nobody else's.
+    /// Whether this is all there is of the host, and its root nobody else's.
     landing: bool,
 }
 
