@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 
+pub use crate::request::Trace;
 use crate::{refusal::Refusal, state::FlowId, user::User};
 
 mod client;
@@ -40,15 +41,8 @@ pub trait Choreographer: Send + Sync {
     async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Refusal>;
 }
 
-/// The trace that a call belongs to (W3C Trace Context), as Envoy sent it.
-#[derive(Clone, Debug, Default)]
-pub struct Trace {
-    pub parent: Option<String>,
-    pub state: Option<String>,
-}
-
 /// An upstream MCP server, as the operator wrote it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Upstream {
     pub url: String,
     /// The issuer that the operator pins.

@@ -115,9 +115,9 @@ struct ServerMetadata {
 #[derive(Clone, Debug)]
 pub struct Discovery {
     outgoing: Outgoing,
-    found: Cache<(String, Option<String>), Found>,
+    found: Cache<Upstream, Found>,
     /// The look-ups that nobody waits for, begun a short while ago.
-    begun: Cache<(String, Option<String>), ()>,
+    begun: Cache<Upstream, ()>,
 }
 
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
@@ -134,14 +134,12 @@ impl Discovery {
     /// # Errors
     /// Why there is none that can be used; remembered briefly.
     pub async fn find(&self, upstream: &Upstream) -> Found {
-        let key = (upstream.url.clone(), upstream.authorization_server.clone());
-        self.found.get_with(key, async { self.look_up(upstream).await.map(Arc::new) }).await
+        self.found.get_with(upstream.clone(), async { self.look_up(upstream).await.map(Arc::new) }).await
     }
 
     /// The issuer, where it is pinned or was found before.
     pub async fn known(&self, upstream: &Upstream) -> Option<String> {
-        let key = (upstream.url.clone(), upstream.authorization_server.clone());
-        match self.found.get(&key).await {
+        match self.found.get(upstream).await {
             Some(Ok(server)) => Some(server.issuer.clone()),
             Some(Err(_)) | None => upstream.authorization_server.clone(),
         }
@@ -149,12 +147,11 @@ impl Discovery {
 
     /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
     pub async fn begin(&self, upstream: &Upstream) {
-        let key = (upstream.url.clone(), upstream.authorization_server.clone());
-        let (discovery, upstream) = (self.clone(), upstream.clone());
+        let (discovery, sought) = (self.clone(), upstream.clone());
         let begun = async move {
-            tokio::spawn(async move { discovery.find(&upstream).await.map(drop) });
+            tokio::spawn(async move { discovery.find(&sought).await.map(drop) });
         };
-        self.begun.get_with(key, begun).await;
+        self.begun.get_with(upstream.clone(), begun).await;
     }
 
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
@@ -231,8 +228,10 @@ impl Discovery {
         if url.query().is_some() || url.fragment().is_some() {
             return Err(of_server(Problem::NotUrl("issuer")));
         }
-        let mut addresses = well_known(&url, "oauth-authorization-server").into_iter().take(1).collect::<Vec<_>>();
-        addresses.extend(well_known(&url, "openid-configuration").into_iter().take(1));
+        // Of each the one for the whole issuer, never the root's: that would be another issuer's.
+        let inserted = ["oauth-authorization-server", "openid-configuration"];
+        let mut addresses: Vec<Url> =
+            inserted.iter().filter_map(|name| well_known(&url, name).into_iter().next()).collect();
         if url.path() != "/" {
             // OpenID Connect Discovery, section 4.1, appends where RFC 8414 inserts.
             addresses.extend(Url::parse(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))));
@@ -379,8 +378,8 @@ fn is_prefix(prefix: &Url, url: &Url) -> bool {
 
 struct BriefErrors;
 
-impl Expiry<(String, Option<String>), Found> for BriefErrors {
-    fn expire_after_create(&self, _: &(String, Option<String>), found: &Found, _: Instant) -> Option<Duration> {
+impl Expiry<Upstream, Found> for BriefErrors {
+    fn expire_after_create(&self, _: &Upstream, found: &Found, _: Instant) -> Option<Duration> {
         Some(if found.is_ok() { FRESH } else { FAILED })
     }
 }

@@ -1,6 +1,6 @@
 //! What we look at of a request: a view that borrows from the message it came in.
 
-use crate::{choreographer::Trace, origin::Origin, route::Fields};
+use crate::{origin::Origin, route::Fields};
 
 /// All that is read of a request, so that Envoy forwards no more; never `authorization`.
 pub const HEADERS: &[&str] = &[
@@ -36,6 +36,13 @@ pub struct Sources<'a> {
     pub dynamic_metadata: Fields<'a>,
     /// Issuer and subject, where the filter that the operator trusts named somebody.
     pub user: Option<(&'a str, &'a str)>,
+}
+
+/// The trace that a call belongs to (W3C Trace Context), as Envoy sent it.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub parent: Option<String>,
+    pub state: Option<String>,
 }
 
 impl<'a> Request<'a> {

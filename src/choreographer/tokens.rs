@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::{
     Upstream,
-    embedded::{Embedded, TokenRecord, route_key},
+    embedded::{Embedded, TokenRecord, route_key, token_key},
     oauth::{OAuthHttp, Usable, said, usable},
 };
 use crate::{
@@ -66,6 +66,11 @@ impl Stored {
 }
 
 impl TokenRecord {
+    /// Whether it is where its own user, client, issuer and resource say: an index can be made to point elsewhere.
+    fn is_of(&self, whose: &Whose, key: &TokenKey) -> bool {
+        token_key(&whose.user, &whose.client_id, &self.issuer, &self.resource) == *key
+    }
+
     fn left(&self, now: u64) -> u64 {
         self.expires_at.map_or(u64::MAX, |expires_at| expires_at.saturating_sub(now))
     }
@@ -82,10 +87,18 @@ impl TokenRecord {
 }
 
 /// Whose token, of which route.
-struct Whose<'a> {
-    user: &'a User,
-    client_id: &'a str,
+#[derive(Clone)]
+struct Whose {
+    user: User,
+    client_id: String,
     route: RouteKey,
+}
+
+impl Whose {
+    fn new(user: &User, client_id: &str, upstream: &str) -> Self {
+        let route = route_key(user, client_id, upstream);
+        Self { user: user.clone(), client_id: client_id.to_owned(), route }
+    }
 }
 
 impl Embedded {
@@ -100,7 +113,7 @@ impl Embedded {
         client_id: &str,
         upstream: &Upstream,
     ) -> Result<AccessToken, TokenError> {
-        let whose = Whose { user, client_id, route: route_key(user, client_id, &upstream.url) };
+        let whose = Whose::new(user, client_id, &upstream.url);
         let mut stored = self.stored(&whose).await?;
         if self.discovery.known(upstream).await.is_some_and(|issuer| issuer != stored.record.issuer) {
             return Err(TokenError::NotFound);
@@ -110,11 +123,10 @@ impl Embedded {
             self.refreshed(&whose, &stored).await?;
             stored = self.stored(&whose).await?;
         } else if stored.record.is_old(now) {
-            let (this, user, client_id, route) = (self.clone(), user.clone(), client_id.to_owned(), whose.route);
-            let old = stored.clone();
+            let (this, old) = (self.clone(), stored.clone());
             self.calls.spawn(async move {
                 // It still has time: whoever asks when it has none is told what came of this.
-                let _ = this.refreshed(&Whose { user: &user, client_id: &client_id, route }, &old).await;
+                let _ = this.refreshed(&whose, &old).await;
             });
         }
         Ok(AccessToken { secret: stored.record.access_token.clone(), expires_at: stored.record.expires_at })
@@ -125,7 +137,7 @@ impl Embedded {
     /// # Errors
     /// [`TokenError::Unavailable`] where the store cannot say.
     pub async fn token(&self, user: &User, client_id: &str, upstream: &str) -> Result<Option<TokenRecord>, TokenError> {
-        let whose = Whose { user, client_id, route: route_key(user, client_id, upstream) };
+        let whose = Whose::new(user, client_id, upstream);
         match self.stored(&whose).await {
             Ok(stored) => Ok(Some(stored.record)),
             Err(TokenError::NotFound) => Ok(None),
@@ -139,7 +151,7 @@ impl Embedded {
     /// # Errors
     /// [`TokenError::Unavailable`] where the store cannot be reached: nothing was forgotten.
     pub async fn disconnect(&self, user: &User, client_id: &str, upstream: &Upstream) -> Result<(), TokenError> {
-        let whose = Whose { user, client_id, route: route_key(user, client_id, &upstream.url) };
+        let whose = Whose::new(user, client_id, &upstream.url);
         let Stored { key, route, record, .. } = match self.stored(&whose).await {
             Ok(stored) => stored,
             Err(TokenError::NotFound) => return Ok(()),
@@ -171,22 +183,17 @@ impl Embedded {
     }
 
     /// Refreshes a token once, however many ask for it in this process and in others.
-    async fn refreshed(&self, whose: &Whose<'_>, old: &Stored) -> Result<(), TokenError> {
-        let (this, user, client_id, route) =
-            (self.clone(), whose.user.clone(), whose.client_id.to_owned(), whose.route);
-        let (calls, old) = (self.calls.clone(), old.clone());
-        let key = old.key;
+    async fn refreshed(&self, whose: &Whose, old: &Stored) -> Result<(), TokenError> {
+        let (this, whose, key, old) = (self.clone(), whose.clone(), old.key, old.clone());
         let refresh = async move {
             // A task of its own: whoever asked first may go away, and the others still wait for it.
-            let task = calls.spawn(async move {
-                this.claim_and_refresh(&Whose { user: &user, client_id: &client_id, route }, &old).await
-            });
+            let task = self.calls.spawn(async move { this.claim_and_refresh(&whose, &old).await });
             task.await.unwrap_or(Err(TokenError::Unavailable))
         };
         self.refreshes.get_with(key, refresh).await
     }
 
-    async fn claim_and_refresh(&self, whose: &Whose<'_>, old: &Stored) -> Result<(), TokenError> {
+    async fn claim_and_refresh(&self, whose: &Whose, old: &Stored) -> Result<(), TokenError> {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let holder = random().map_err(|_| TokenError::Unavailable)?;
         let deadline = Instant::now() + DEADLINE;
@@ -212,10 +219,10 @@ impl Embedded {
     }
 
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
-    async fn refresh(&self, whose: &Whose<'_>, stored: Stored) -> Result<(), TokenError> {
+    async fn refresh(&self, whose: &Whose, stored: Stored) -> Result<(), TokenError> {
         let Stored { key, route, sealed: old, record } = stored;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        let audit = |outcome| audit::event("refreshed", whose.user, whose.client_id, &record.issuer, None, outcome);
+        let audit = |outcome| audit::event("refreshed", &whose.user, &whose.client_id, &record.issuer, None, outcome);
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
             open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
@@ -272,13 +279,13 @@ impl Embedded {
     }
 
     /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.
-    async fn stored(&self, whose: &Whose<'_>) -> Result<Stored, TokenError> {
+    async fn stored(&self, whose: &Whose) -> Result<Stored, TokenError> {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let route = whose.route;
         let found = open.store.token(route).await.map_err(|error| unavailable(&error))?;
         let (key, sealed) = found.ok_or(TokenError::NotFound)?;
         match open.unseal::<TokenRecord>("token", &key, &sealed) {
-            Ok((record, stale)) if self.is_of(&record, whose, &key) => {
+            Ok((record, stale)) if record.is_of(whose, &key) => {
                 let mut sealed = sealed;
                 if stale && let Some(anew) = open.seal("token", &key, &record) {
                     // Under the first key, so that the old one can go. If it fails, the next reading tries again.
@@ -289,7 +296,7 @@ impl Embedded {
                 Ok(Stored { key, route, sealed, record })
             }
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
-                audit::event("isolation_violation", whose.user, whose.client_id, "", None, "refused");
+                audit::event("isolation_violation", &whose.user, &whose.client_id, "", None, "refused");
                 Err(TokenError::NotFound)
             }
             Err(error) => {
@@ -297,11 +304,6 @@ impl Embedded {
                 Err(TokenError::Unavailable)
             }
         }
-    }
-
-    /// Whether a token is where its own user, client, issuer and resource say: an index can be made to point elsewhere.
-    fn is_of(&self, record: &TokenRecord, whose: &Whose<'_>, key: &TokenKey) -> bool {
-        super::embedded::token_key(whose.user, whose.client_id, &record.issuer, &record.resource) == *key
     }
 }
 

@@ -9,7 +9,6 @@ use envoy_cimd::{
         begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
         complete_refusal::Reason,
     },
-    secret::generate_key_line,
     user::User,
 };
 use serde_json::{Value, json};
@@ -20,6 +19,7 @@ use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
     stack::{Certificates, Choreographer},
     store::Redis,
+    tokens::Kept,
     world::{Wish, World, executable},
 };
 
@@ -487,10 +487,9 @@ async fn a_pinned_authorization_server() {
 async fn redis_gives_each_flow_to_one_of_two_choreographers() {
     let dir = tempfile::tempdir().expect("a folder");
     let redis = Redis::start(dir.path(), &[], "--port").await;
-    let keys = dir.path().join("keys");
-    std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
-    let (store, keys) = (redis.url("redis", ""), keys.to_str().expect("text"));
-    let flags = ["--store", &store, "--encryption-keys", keys];
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let party = Party::start(vec![Lie::none("good")], &flags).await;
     let other = {
         let certificates = ["--extra-ca", &party.ca, "--allow-host", HOST];

@@ -217,15 +217,11 @@ async fn a_thousand_ask_and_one_refreshes() {
 async fn redis_a_thousand_ask_two_replicas_and_one_refreshes() {
     let dir = tempfile::tempdir().expect("a folder");
     let redis = Redis::start(dir.path(), &[], "--port").await;
-    let keys = dir.path().join("keys");
-    std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
-    let (store, keys) = (redis.url("redis", ""), keys.to_str().expect("text"));
-    let flags = ["--store", &store, "--encryption-keys", keys];
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (party, one) = party(vec![over("rotates", Refresh::Rotates)], &flags).await;
-    let address = format!("unix:{}", dir.path().join("other.sock").display());
-    let more = ["--extra-ca", &party.ca, "--allow-host", HOST, "--tokens-listen", &address];
-    let _other = Choreographer::start(&executable(), &[&flags[..], &more[..]].concat()).await;
-    let other = client(&address).await;
+    let (_other, other) = kept.again(&party).await;
     connect(&party, "rotates", single(), CLIENT).await;
     let asked = (0..1000).map(|number| {
         let client = if number % 2 == 0 { &one } else { &other };
@@ -331,21 +327,21 @@ async fn isolation(flags: &[&str]) {
 }
 
 /// What a test needs of a store that outlives the process: its place, its keys, and the flags that name both.
-struct Kept {
+pub struct Kept {
     url: StoreUrl,
     keys: std::path::PathBuf,
     dir: TempDir,
 }
 
 impl Kept {
-    fn new(dir: TempDir, url: Option<String>) -> Self {
+    pub fn new(dir: TempDir, url: Option<String>) -> Self {
         let keys = dir.path().join("keys");
         std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
         let url = url.unwrap_or_else(|| format!("file:{}", dir.path().join("store.redb").display()));
         Self { url: url.parse().expect("a URL"), keys, dir }
     }
 
-    fn flags(&self) -> Vec<String> {
+    pub fn flags(&self) -> Vec<String> {
         let keys = self.keys.to_str().expect("text").to_owned();
         vec!["--store".to_owned(), self.url.to_string(), "--encryption-keys".to_owned(), keys]
     }
