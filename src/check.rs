@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::{
     cli::{self, Check, Task},
     document::Document,
-    process::check_listen,
+    process::main_tls,
     serve,
 };
 
@@ -25,7 +25,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         anyhow::bail!("the command line of `serve` was not taken");
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(check_listen(&settings.listen, &settings.process))?;
+    runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let exchange = runtime.block_on(serve::exchange(&settings))?;
     let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();

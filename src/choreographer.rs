@@ -18,7 +18,7 @@ pub use client::{ChoreographerUrl, Client, ClientSettings};
 pub use embedded::{Embedded, TokenRecord};
 pub use service::Service;
 pub use tokens::{AccessToken, TokenError};
-pub use tokens_listener::TokensListener;
+pub use tokens_listener::tokens_listener;
 pub use tokens_service::TokensService;
 
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.

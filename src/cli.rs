@@ -14,10 +14,11 @@ use crate::{
     choreographer::{ChoreographerUrl, ClientSettings},
     config_file::{self, ConfigFile},
     document::NameTemplate,
-    listen::ListenAddr,
+    listen::{ListenAddr, SocketMode},
     outgoing::AllowHost,
     route::{EndpointPath, Paths, RouteSpec},
     store::StoreUrl,
+    tls::{ClientTlsSettings, PeerName},
     user::{MetadataPath, UserSource, Users},
 };
 
@@ -68,6 +69,10 @@ pub struct Serve {
     /// The private key of that certificate, a PEM file.
     #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_KEY", value_name = "FILE")]
     pub choreographer_key: Option<PathBuf>,
+    /// The name that the choreographer's certificate must have, instead of the host of --choreographer: a DNS name, or
+    /// a URI such as a SPIFFE id.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_PEER", value_name = "SAN")]
+    pub choreographer_peer: Option<PeerName>,
     /// The keys that sign states, one a line as `keygen` prints: the first signs, all verify. Read again when it changes.
     #[arg(long, env = "ENVOY_CIMD_STATE_KEYS", value_name = "FILE")]
     pub state_keys: Option<PathBuf>,
@@ -99,6 +104,11 @@ pub struct Serve {
 /// What every long-running command has.
 #[derive(Args, Debug)]
 pub struct ProcessArgs {
+    #[command(flatten)]
+    pub tls: TlsArgs,
+    /// Who may connect to a Unix socket of ours, as octal file permissions.
+    #[arg(long, env = "ENVOY_CIMD_SOCKET_MODE", value_name = "MODE", default_value = "660")]
+    pub socket_mode: SocketMode,
     /// Allow plain gRPC on an address that other machines reach.
     #[arg(long, env = "ENVOY_CIMD_INSECURE_GRPC", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
@@ -112,6 +122,24 @@ pub struct ProcessArgs {
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
     #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info", value_parser = parse_log)]
     pub log: String,
+}
+
+/// Who we are to those who connect over TCP, and whom we let in.
+#[derive(Args, Debug, Default, PartialEq)]
+pub struct TlsArgs {
+    /// Our certificate chain, a PEM file. With it, --tls-key and --client-ca, gRPC over TCP is mTLS. Read again when it changes.
+    #[arg(long, env = "ENVOY_CIMD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// The authority that the certificates of callers must be from, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// A name that the certificate of a caller must have, a DNS name or a URI such as a SPIFFE id; without one, any
+    /// certificate of --client-ca is let in. Repeatable.
+    #[arg(long, env = "ENVOY_CIMD_ALLOW_PEER", value_name = "SAN", value_delimiter = ',')]
+    pub allow_peer: Vec<PeerName>,
 }
 
 /// What the choreographer needs, in `serve` or in a process of its own.
@@ -129,15 +157,9 @@ pub struct ExchangeArgs {
     /// Where tokens are handed out: `unix:/path`, or `host:port` with mTLS. Whoever reaches it may have every user's token.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_LISTEN", value_name = "ADDR")]
     pub tokens_listen: Option<ListenAddr>,
-    /// Our certificate chain for --tokens-listen, a PEM file.
-    #[arg(long, env = "ENVOY_CIMD_TLS_CERT", value_name = "FILE")]
-    pub tls_cert: Option<PathBuf>,
-    /// The private key of that certificate, a PEM file.
-    #[arg(long, env = "ENVOY_CIMD_TLS_KEY", value_name = "FILE")]
-    pub tls_key: Option<PathBuf>,
-    /// The authority that the certificates of callers must be from, a PEM file.
-    #[arg(long, env = "ENVOY_CIMD_CLIENT_CA", value_name = "FILE")]
-    pub client_ca: Option<PathBuf>,
+    /// Whom --tokens-listen lets in over TCP, as --allow-peer says for --listen, and instead of it. Repeatable.
+    #[arg(long, env = "ENVOY_CIMD_TOKENS_ALLOW_PEER", value_name = "SAN", value_delimiter = ',')]
+    pub tokens_allow_peer: Vec<PeerName>,
     /// A host that discovered URLs may name though its address is special-use; never link-local. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub allow_host: Vec<AllowHost>,
@@ -191,9 +213,12 @@ impl Serve {
     pub fn client(&self) -> Option<ClientSettings> {
         Some(ClientSettings {
             url: self.choreographer.clone()?,
-            ca: self.choreographer_ca.clone(),
-            cert: self.choreographer_cert.clone(),
-            key: self.choreographer_key.clone(),
+            tls: ClientTlsSettings {
+                ca: self.choreographer_ca.clone(),
+                cert: self.choreographer_cert.clone(),
+                key: self.choreographer_key.clone(),
+                peer: self.choreographer_peer.clone(),
+            },
         })
     }
 }
@@ -260,6 +285,21 @@ pub struct EnvoyConfig {
     /// Where envoy-cimd listens, as Envoy reaches it; the config file's `listen` unless given.
     #[arg(long, value_name = "ADDR")]
     pub processor: Option<ListenAddr>,
+    /// The authority that envoy-cimd's certificate is from, a PEM file: Envoy then speaks TLS to it.
+    #[arg(long, value_name = "FILE")]
+    pub processor_ca: Option<String>,
+    /// Envoy's certificate for envoy-cimd, a PEM file.
+    #[arg(long, value_name = "FILE", requires_all = ["processor_ca", "processor_key"])]
+    pub processor_cert: Option<String>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "processor_cert")]
+    pub processor_key: Option<String>,
+    /// The name that envoy-cimd's certificate must have; the host of --processor unless given.
+    #[arg(long, value_name = "SAN", requires = "processor_ca")]
+    pub processor_san: Option<PeerName>,
+    /// What envoy-cimd's cluster is called, such as the `outbound|9001||host` of a mesh.
+    #[arg(long, value_name = "NAME", default_value = "envoy-cimd")]
+    pub cluster: String,
     /// Where Envoy listens for https.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
     pub https_listen: ListenAddr,

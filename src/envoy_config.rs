@@ -1,5 +1,7 @@
 //! The Envoy configuration for a list of routes: one source for the file that ships, the demo's and the tests'.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, bail};
 use askama::Template;
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::{
     listen::ListenAddr,
     request::HEADERS,
     route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
+    tls::PeerName,
 };
 
 /// Prints the configuration, or the part of it that was asked for.
@@ -33,14 +36,15 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         }
         (None, _) => ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 9001 },
     };
-    let filter = Filter::new(&options.routes).render()?;
-    let cluster = Cluster::new(&processor).render()?;
+    let cluster = quoted(&options.cluster);
+    let filter = Filter::new(&options.routes, cluster.clone()).render()?;
+    let cluster = Cluster::new(cluster, &processor, options)?.render()?;
     let hosts = |plain| virtual_hosts(&routes, &paths, plain);
     let upstreams: Vec<String> = routes
         .iter()
         .filter_map(|route| route.upstream.as_ref())
-        .map(|upstream| upstream.cluster(&options.upstream_ca).render())
-        .collect::<Result<_, _>>()?;
+        .map(|upstream| Ok(upstream.cluster(&options.upstream_ca)?.render()?))
+        .collect::<anyhow::Result<_>>()?;
     let part = |pieces: &[String]| pieces.join("\n") + "\n";
     Ok(match options.part {
         Some(Part::Filter) => part(&[filter]),
@@ -160,15 +164,14 @@ impl Upstream {
         })
     }
 
-    fn cluster(&self, trusted_ca: &str) -> UpstreamCluster {
+    fn cluster(&self, trusted_ca: &str) -> anyhow::Result<UpstreamCluster> {
         let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let tls = (self.url.scheme() == "https").then(|| Tls {
-            san_type: if matches!(self.url.host(), Some(url::Host::Domain(_))) { "DNS" } else { "IP_ADDRESS" },
-            server_name: quoted(&host),
-            trusted_ca: quoted(trusted_ca),
-        });
+        let tls = match self.url.scheme() {
+            "https" => Some(Tls::new(&host, trusted_ca).render()?),
+            _ => None,
+        };
         let port = self.url.port_or_known_default().unwrap_or_default();
-        UpstreamCluster { name: self.cluster.clone(), address: address(&ListenAddr::Tcp { host, port }), tls }
+        Ok(UpstreamCluster { name: self.cluster.clone(), address: address(&ListenAddr::Tcp { host, port }), tls })
     }
 }
 
@@ -191,16 +194,18 @@ struct Whole {
 #[derive(Template)]
 #[template(path = "envoy_filter.yaml")]
 struct Filter {
+    cluster: String,
     headers: &'static [&'static str],
     attributes: Vec<&'static String>,
     namespaces: Option<String>,
 }
 
 impl Filter {
-    fn new(routes: &RouteArgs) -> Self {
+    fn new(routes: &RouteArgs, cluster: String) -> Self {
         let own = routes.dynamic_metadata.then_some(NAMESPACE);
         let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
+            cluster,
             headers: HEADERS,
             attributes: ATTRIBUTES.iter().flatten().collect(),
             namespaces: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
@@ -226,19 +231,36 @@ struct Host<'a> {
 #[derive(Template)]
 #[template(path = "envoy_cluster.yaml")]
 struct Cluster {
+    name: String,
     discovery: &'static str,
     address: String,
+    tls: Option<String>,
 }
 
 impl Cluster {
-    fn new(processor: &ListenAddr) -> Self {
-        Self {
-            discovery: match processor {
-                ListenAddr::Tcp { .. } => "STRICT_DNS",
-                ListenAddr::Unix(_) => "STATIC",
-            },
-            address: address(processor),
-        }
+    fn new(name: String, processor: &ListenAddr, options: &EnvoyConfig) -> anyhow::Result<Self> {
+        let (discovery, host) = match processor {
+            ListenAddr::Tcp { host, .. } => ("STRICT_DNS", Some(host.trim_matches(['[', ']']))),
+            ListenAddr::Unix(_) => ("STATIC", None),
+        };
+        let tls = match (&options.processor_ca, host) {
+            (Some(ca), Some(host)) => {
+                let mut tls = Tls { grpc: true, ..Tls::new(host, ca) };
+                if let Some(peer) = &options.processor_san {
+                    (tls.san_type, tls.san) = match peer {
+                        PeerName::Dns(name) => ("DNS", quoted(name)),
+                        PeerName::Uri(name) => ("URI", quoted(name)),
+                    };
+                }
+                if let (Some(cert), Some(key)) = (&options.processor_cert, &options.processor_key) {
+                    tls.identity = Some((quoted(cert), quoted(key)));
+                }
+                Some(tls.render()?)
+            }
+            (Some(_), None) => bail!("--processor-ca is for a --processor of TCP"),
+            (None, _) => None,
+        };
+        Ok(Self { name, discovery, address: address(processor), tls })
     }
 }
 
@@ -247,13 +269,35 @@ impl Cluster {
 struct UpstreamCluster {
     name: String,
     address: String,
-    tls: Option<Tls>,
+    tls: Option<String>,
 }
 
+/// How Envoy speaks TLS to a cluster, each text quoted for YAML.
+#[derive(Template)]
+#[template(path = "envoy_tls.yaml")]
 struct Tls {
-    server_name: String,
+    /// None for an address: SNI knows names only.
+    server_name: Option<String>,
     trusted_ca: String,
     san_type: &'static str,
+    san: String,
+    /// Envoy's certificate chain and its key.
+    identity: Option<(String, String)>,
+    grpc: bool,
+}
+
+impl Tls {
+    fn new(host: &str, trusted_ca: &str) -> Self {
+        let is_name = host.parse::<IpAddr>().is_err();
+        Self {
+            server_name: is_name.then(|| quoted(host)),
+            trusted_ca: quoted(trusted_ca),
+            san_type: if is_name { "DNS" } else { "IP_ADDRESS" },
+            san: quoted(host),
+            identity: None,
+            grpc: false,
+        }
+    }
 }
 
 /// Envoy's way to write an address.

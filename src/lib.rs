@@ -43,6 +43,7 @@ pub mod serve;
 pub mod start;
 pub mod state;
 pub mod store;
+pub mod tls;
 pub mod user;
 pub mod vault;
 

@@ -1,8 +1,10 @@
 //! Where the process listens: a TCP address or a Unix socket.
 
 use std::{
-    fmt, io,
-    os::unix::fs::FileTypeExt,
+    fmt,
+    fs::Permissions,
+    io,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -60,13 +62,31 @@ impl ListenAddr {
 
     /// # Errors
     /// Where the address is taken, or not to be had.
-    pub async fn bind(&self) -> io::Result<Listener> {
+    pub async fn bind(&self, mode: SocketMode) -> io::Result<Listener> {
         match self {
             Self::Tcp { host, port } => TcpListener::bind(format!("{host}:{port}")).await.map(Listener::Tcp),
             Self::Unix(path) => {
                 remove_stale_socket(path).await?;
-                Ok(Listener::Unix(UnixListener::bind(path)?, SocketFile(path.clone())))
+                let listener = Listener::Unix(UnixListener::bind(path)?, SocketFile(path.clone()));
+                // Until here the umask holds, which lets in nobody that it did not let in before.
+                std::fs::set_permissions(path, Permissions::from_mode(mode.0))?;
+                Ok(listener)
             }
+        }
+    }
+}
+
+/// The permissions of a Unix socket's file: who may write to it may connect.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SocketMode(u32);
+
+impl FromStr for SocketMode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            _ => Err("is octal permissions such as 660"),
         }
     }
 }
@@ -138,12 +158,16 @@ mod tests {
         let path = dir.path().join("s");
         let address = ListenAddr::Unix(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
-        let living = address.bind().await.expect("the stale socket is replaced");
-        assert_eq!(address.bind().await.expect_err("a living one is not").kind(), io::ErrorKind::AddrInUse);
+        let living = address.bind(SocketMode(0o600)).await.expect("the stale socket is replaced");
+        assert_eq!(
+            address.bind(SocketMode(0o600)).await.expect_err("a living one is not").kind(),
+            io::ErrorKind::AddrInUse
+        );
+        assert_eq!(std::fs::metadata(&path).expect("the socket").permissions().mode() & 0o777, 0o600);
         drop(living);
         assert!(!path.exists(), "the file goes with the listener");
         std::fs::write(&path, "a file of somebody's").expect("write");
-        assert!(address.bind().await.is_err(), "what is no socket is left alone");
+        assert!(address.bind(SocketMode(0o600)).await.is_err(), "what is no socket is left alone");
         assert!(path.exists());
     }
 }

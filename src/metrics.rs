@@ -23,7 +23,7 @@ pub struct Metrics {
 }
 
 /// The files that are read again.
-const FILES: [&str; 2] = ["config", "state_keys"];
+const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls"];
 
 const REFUSED_EVERYWHERE: &[&str] =
     &["misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];

@@ -1,53 +1,55 @@
 //! What every long-running command shares: it binds, says that it is ready, runs, and ends in order.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
+use axum::serve::ListenerExt;
+use futures_util::{Stream, stream};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     service::Routes,
     transport::{
-        Server, ServerTlsConfig,
-        server::{Router, TcpIncoming},
+        Server,
+        server::{Connected, Router},
     },
 };
 use tonic_health::ServingStatus;
 
 use crate::{
     admin::{self, Readiness},
-    cli::ProcessArgs,
-    listen::{ListenAddr, Listener},
+    cli::{ProcessArgs, TlsArgs},
+    listen::{ListenAddr, Listener, SocketMode},
     metrics::Metrics,
+    tls::{ServerTls, TlsListener, server_tls},
 };
 
 /// A gRPC server and what goes with it.
 pub struct Process<'a> {
-    /// What the log calls the listener.
-    pub name: &'static str,
+    pub main: GrpcListener,
     /// The gRPC service that health checks ask for.
     pub service: &'static str,
-    pub listen: &'a ListenAddr,
     pub admin_listen: &'a ListenAddr,
     pub args: &'a ProcessArgs,
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
     pub calls: TaskTracker,
-    /// A second gRPC listener, for other callers.
-    pub second: Option<Second>,
+    /// A second gRPC listener, for other callers, which starts and drains with the main one.
+    pub second: Option<GrpcListener>,
 }
 
-/// A gRPC listener beside the main one, which starts and drains with it.
-pub struct Second {
+/// A gRPC listener that is not bound yet.
+pub struct GrpcListener {
+    /// What the log calls it.
     pub name: &'static str,
     pub flag: &'static str,
     pub address: ListenAddr,
-    pub tls: Option<ServerTlsConfig>,
+    /// None on a Unix socket, whose file's permissions say who may connect.
+    pub tls: Option<ServerTls>,
     pub routes: Routes,
 }
 
@@ -56,21 +58,15 @@ impl Process<'_> {
     ///
     /// # Errors
     /// Where a listener cannot be bound, or a part of the process ends before it should.
-    pub async fn run(self, routes: Routes, mut tasks: Tasks) -> anyhow::Result<()> {
+    pub async fn run(self, mut tasks: Tasks) -> anyhow::Result<()> {
         let mut stop = StopSignals::new()?;
-        let grpc = self.listen.bind().await.with_context(|| cannot_listen("listen", self.listen))?;
+        let mode = self.args.socket_mode;
+        let grpc = bind(self.main.flag, &self.main.address, mode).await?;
         let second = match self.second {
-            Some(Second { name, flag, address, tls, routes }) => {
-                let mut server = Server::builder();
-                if let Some(tls) = tls {
-                    server = server.tls_config(tls).context("--tls-cert, --tls-key, --client-ca")?;
-                }
-                let listener = address.bind().await.with_context(|| cannot_listen(flag, &address))?;
-                Some((name, listener, server.add_routes(routes)))
-            }
+            Some(second) => Some((bind(second.flag, &second.address, mode).await?, second)),
             None => None,
         };
-        let admin = self.admin_listen.bind().await.with_context(|| cannot_listen("admin-listen", self.admin_listen))?;
+        let admin = bind("admin-listen", self.admin_listen, mode).await?;
 
         let readiness = Arc::new(Readiness::default());
         log_ready("admin", &admin.address()?);
@@ -80,15 +76,21 @@ impl Process<'_> {
         let address = grpc.address()?;
         let drained = CancellationToken::new();
         let mut serving = Tasks::default();
-        let router = Server::builder().add_routes(routes.add_service(health_service));
-        serving.spawn("the gRPC listener", serve_grpc(grpc, router, drained.clone()));
-        if let Some((name, listener, router)) = second {
+        let mut serve = |name, listener, tls: Option<ServerTls>, routes| {
+            if let Some(tls) = tls.clone() {
+                tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(&self.metrics)));
+            }
+            serving.spawn(name, serve_grpc(listener, tls, Server::builder().add_routes(routes), drained.clone()));
+        };
+        let GrpcListener { name, tls, routes, .. } = self.main;
+        serve(name, grpc, tls, routes.add_service(health_service));
+        if let Some((listener, GrpcListener { name, tls, routes, .. })) = second {
             log_ready(name, &listener.address()?);
-            serving.spawn(name, serve_grpc(listener, router, drained.clone()));
+            serve(name, listener, tls, routes);
         }
         readiness.ready();
         // Last, so that whoever reads it finds it true.
-        log_ready(self.name, &address);
+        log_ready(name, &address);
 
         let signal = tokio::select! {
             signal = stop.next() => signal,
@@ -125,18 +127,37 @@ impl Process<'_> {
     }
 }
 
-/// What is sent over plain gRPC is trusted, so other machines must not reach it unasked.
+/// How the main listener is protected. What is sent over plain gRPC is trusted, so other machines must not reach it
+/// unasked.
 ///
 /// # Errors
-/// Where they would, or where the address cannot be resolved.
-pub async fn check_listen(address: &ListenAddr, args: &ProcessArgs) -> anyhow::Result<()> {
-    if !args.insecure_grpc && !address.is_local().await.with_context(|| cannot_listen("listen", address))? {
+/// Where they would, where a TLS setting is wrong or without use, or where the address cannot be resolved.
+pub async fn main_tls(
+    address: &ListenAddr,
+    args: &ProcessArgs,
+    tokens_listen: Option<&ListenAddr>,
+) -> anyhow::Result<Option<ServerTls>> {
+    if let ListenAddr::Unix(_) = address {
+        if args.tls != TlsArgs::default() && !matches!(tokens_listen, Some(ListenAddr::Tcp { .. })) {
+            bail!(
+                "--tls-cert, --tls-key, --client-ca and --allow-peer are for gRPC over TCP, and nothing listens there"
+            );
+        }
+        return Ok(None);
+    }
+    let tls = server_tls("tls", &args.tls, &args.tls.allow_peer)?;
+    let plain = tls.is_none() && !args.insecure_grpc;
+    if plain && !address.is_local().await.with_context(|| cannot_listen("listen", address))? {
         bail!(
             "--listen {address}: other machines reach this address, and what they send over plain gRPC is trusted; \
-             listen on loopback or a Unix socket, or say --insecure-grpc"
+             give --tls-cert, --tls-key and --client-ca, listen on loopback or a Unix socket, or say --insecure-grpc"
         );
     }
-    Ok(())
+    Ok(tls)
+}
+
+async fn bind(flag: &str, address: &ListenAddr, mode: SocketMode) -> anyhow::Result<Listener> {
+    address.bind(mode).await.with_context(|| cannot_listen(flag, address))
 }
 
 fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
@@ -148,18 +169,40 @@ fn log_ready(listener: &'static str, address: &str) {
     tracing::info!(listener, address, "ready");
 }
 
-async fn serve_grpc(listener: Listener, router: Router, drained: CancellationToken) -> anyhow::Result<()> {
-    match listener {
-        Listener::Tcp(listener) => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
+async fn serve_grpc(
+    listener: Listener,
+    tls: Option<ServerTls>,
+    router: Router,
+    drained: CancellationToken,
+) -> anyhow::Result<()> {
+    let drained = drained.cancelled_owned();
+    match (listener, tls) {
+        (Listener::Tcp(listener), Some(tls)) => {
+            let listener = TlsListener::new(listener, move || tls.current());
+            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
         }
-        Listener::Unix(listener, _file) => {
-            let incoming = UnixListenerStream::new(listener);
-            router.serve_with_incoming_shutdown(incoming, drained.cancelled_owned()).await?;
+        (Listener::Tcp(listener), None) => {
+            // One that is gone already fails when it is read.
+            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
+        }
+        (Listener::Unix(listener, _file), _) => {
+            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
         }
     }
     Ok(())
+}
+
+/// A listener's connections as tonic wants them. What goes wrong with one, or with too many, ends at the listener:
+/// tonic would take it for the end of all.
+fn incoming<L>(listener: L) -> impl Stream<Item = Result<L::Io, Infallible>>
+where
+    L: axum::serve::Listener<Io: Connected>,
+{
+    stream::unfold(listener, async |mut listener| {
+        let (stream, _) = listener.accept().await;
+        Some((Ok(stream), listener))
+    })
 }
 
 async fn serve_admin(listener: Listener, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> anyhow::Result<()> {

@@ -15,18 +15,19 @@ use tonic::service::Routes;
 use zeroize::Zeroizing;
 
 use crate::{
-    choreographer::{Choreographer, Client, Embedded, command},
+    choreographer::{Choreographer, Client, Embedded, tokens_listener},
     cli::{LoadedFile, Serve, setting_keys},
     config_file::ConfigFile,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
-    process::{Process, Second, Tasks, check_listen},
+    process::{GrpcListener, Process, Tasks, main_tls},
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
     route::RouteTable,
     secret::{Key, parse_keys, random},
     state::StateKeys,
     store::StoreUrl,
+    tls::ClientTls,
 };
 
 /// The choreographer that the settings ask for, and what goes with it.
@@ -37,7 +38,9 @@ pub struct Exchange {
     /// The one in this process.
     pub embedded: Option<Embedded>,
     /// The listener of the tokens.
-    pub second: Option<Second>,
+    pub second: Option<GrpcListener>,
+    /// What the connection to the other process is made with.
+    pub tls: Option<ClientTls>,
 }
 
 /// Another process, or the choreographer in this.
@@ -67,20 +70,23 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
                 "--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one"
             );
         }
+        let tls = client.tls()?;
         return Ok(Exchange {
-            choreographer: Arc::new(Client::new(&client)?),
+            choreographer: Arc::new(Client::new(client.url, tls.clone())?),
             calls: TaskTracker::new(),
             embedded: None,
             second: None,
+            tls,
         });
     }
     let embedded = Embedded::new(&settings.exchange)?;
-    let second = command::tokens(&settings.exchange, &embedded)?;
+    let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
     Ok(Exchange {
         calls: embedded.calls.clone(),
         choreographer: Arc::new(embedded.clone()),
         embedded: Some(embedded),
         second,
+        tls: None,
     })
 }
 
@@ -114,7 +120,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
-    check_listen(&settings.listen, &settings.process).await?;
+    let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let exchange = exchange(&settings).await?;
     if let Some(embedded) = &exchange.embedded {
         embedded.check().await?;
@@ -129,18 +135,26 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
     if let Some(path) = settings.state_keys.clone() {
         tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
     }
+    if let Some(tls) = exchange.tls {
+        tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+    }
+    let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints)));
     let process = Process {
-        name: "ext_proc",
+        main: GrpcListener {
+            name: "ext_proc",
+            flag: "listen",
+            address: settings.listen,
+            tls,
+            routes: Routes::new(ext_proc),
+        },
         service: SERVICE_NAME,
-        listen: &settings.listen,
         admin_listen: &settings.admin_listen,
         args: &settings.process,
         metrics: Arc::clone(&endpoints.metrics),
         calls: endpoints.calls.clone(),
         second: exchange.second,
     };
-    let routes = Routes::new(ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints))));
-    let result = process.run(routes, tasks).await;
+    let result = process.run(tasks).await;
     endpoints.refusals.flush();
     result
 }
@@ -151,7 +165,7 @@ fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
         Some(path) => {
             let named = || format!("--state-keys {}", path.display());
             let text = Zeroizing::new(std::fs::read_to_string(path).with_context(named)?);
-            Ok((fingerprint(&text), StateKeys::new(parse_keys(&text).with_context(named)?)))
+            Ok((fingerprint(&[&text]), StateKeys::new(parse_keys(&text).with_context(named)?)))
         }
         None => Ok(([0; 32], StateKeys::new(vec![Key::new(random()?)]))),
     }
@@ -181,9 +195,9 @@ async fn flush_refusals(refusals: Arc<RefusalLog>) -> anyhow::Result<()> {
 async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
     let keys = setting_keys();
     let started_with = file.content.settings;
-    let watched = Watched { name: "config", path: file.path, seen: fingerprint(&file.text) };
-    watch(watched, Arc::clone(&endpoints.metrics), move |text| {
-        let file = ConfigFile::parse(text, &keys)?;
+    let watched = Watched { name: "config", paths: vec![file.path], seen: fingerprint(&[&file.text]) };
+    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
+        let file = ConfigFile::parse(&contents.concat(), &keys)?;
         endpoints.routes.store(Arc::new(file.route_table()?));
         if file.settings != started_with {
             tracing::warn!(
@@ -204,8 +218,9 @@ async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::R
         }
         Err(_) => [0; 32],
     };
-    watch(Watched { name: "state_keys", path, seen }, Arc::clone(&endpoints.metrics), move |text| {
-        endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(text)?)));
+    let watched = Watched { name: "state_keys", paths: vec![path], seen };
+    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
+        endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
         Ok(())
     })
     .await

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::{
     Code, ConnectError, Status, TimeoutExpired,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, Endpoint},
 };
 
 use super::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream};
@@ -31,6 +31,7 @@ use crate::{
     },
     refusal::Refusal,
     state::FlowId,
+    tls::{ClientTls, ClientTlsSettings},
     user::User,
 };
 
@@ -47,9 +48,26 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientSettings {
     pub url: ChoreographerUrl,
-    pub ca: Option<PathBuf>,
-    pub cert: Option<PathBuf>,
-    pub key: Option<PathBuf>,
+    pub tls: ClientTlsSettings,
+}
+
+impl ClientSettings {
+    /// What an `https://` choreographer is called with.
+    ///
+    /// # Errors
+    /// As [`ClientTls::new`], and where there is a setting for it without such a choreographer.
+    pub fn tls(&self) -> anyhow::Result<Option<ClientTls>> {
+        match &self.url {
+            ChoreographerUrl::Tcp { tls: true, host, .. } => {
+                ClientTls::new(host.trim_matches(['[', ']']), &self.tls).map(Some)
+            }
+            _ if self.tls == ClientTlsSettings::default() => Ok(None),
+            _ => bail!(
+                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an \
+                 https:// --choreographer"
+            ),
+        }
+    }
 }
 
 /// `http://host:port`, `https://host:port` or `unix:/path`.
@@ -96,21 +114,16 @@ pub struct Client {
 
 impl Client {
     /// # Errors
-    /// Where a certificate cannot be read, or https is asked for without one to trust.
-    pub fn new(settings: &ClientSettings) -> anyhow::Result<Self> {
-        let (uri, tls) = match &settings.url {
-            ChoreographerUrl::Tcp { tls: true, host, port } => (format!("https://{host}:{port}"), true),
-            ChoreographerUrl::Tcp { tls: false, host, port } => (format!("http://{host}:{port}"), false),
-            ChoreographerUrl::Unix(_) => ("http://choreographer".to_owned(), false),
+    /// Where the URL is none that can be called.
+    pub fn new(url: ChoreographerUrl, tls: Option<ClientTls>) -> anyhow::Result<Self> {
+        let origin = match &url {
+            ChoreographerUrl::Tcp { host, port, .. } => format!("http://{host}:{port}"),
+            ChoreographerUrl::Unix(_) => "http://choreographer".to_owned(),
         };
-        let mut endpoint = Endpoint::from_shared(uri)?;
-        if tls {
-            endpoint = endpoint.tls_config(tls_config(settings)?)?;
-        } else if settings.ca.is_some() || settings.cert.is_some() || settings.key.is_some() {
-            bail!("--choreographer-ca, --choreographer-cert and --choreographer-key need an https:// --choreographer");
-        }
-        let connector = Connector { url: Arc::new(settings.url.clone()), pause: Arc::default() };
-        let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| connector.clone().connect()));
+        let connector = Connector { url: Arc::new(url), tls, pause: Arc::default() };
+        // The connector does the TLS, so that its files can change: to the channel, the URL is a plain one.
+        let channel = Endpoint::from_shared(origin)?
+            .connect_with_connector_lazy(tower::service_fn(move |_| connector.clone().connect()));
         Ok(Self { inner: AuthorizationChoreographerClient::new(channel) })
     }
 
@@ -258,25 +271,11 @@ impl From<User> for proto::User {
     }
 }
 
-fn tls_config(settings: &ClientSettings) -> anyhow::Result<ClientTlsConfig> {
-    let read = |flag: &str, path: &PathBuf| {
-        std::fs::read(path).with_context(|| format!("--choreographer-{flag} {}", path.display()))
-    };
-    let Some(ca) = &settings.ca else {
-        bail!("an https:// --choreographer needs --choreographer-ca, the authority that its certificate is from");
-    };
-    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca", ca)?));
-    match (&settings.cert, &settings.key) {
-        (Some(cert), Some(key)) => Ok(config.identity(Identity::from_pem(read("cert", cert)?, read("key", key)?))),
-        (None, None) => Ok(config),
-        _ => bail!("--choreographer-cert and --choreographer-key go together"),
-    }
-}
-
 /// Makes connections, and pauses between failures, so that a choreographer that comes back is not overrun.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Connector {
     url: Arc<ChoreographerUrl>,
+    tls: Option<ClientTls>,
     pause: Arc<Mutex<Pause>>,
 }
 
@@ -295,8 +294,7 @@ impl Connector {
         if paused(&self.pause.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "waiting after a failed connection"));
         }
-        let made =
-            timeout(CONNECT_DEADLINE, dial(&self.url)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let made = timeout(CONNECT_DEADLINE, self.dial()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
         let (shortest, longest) = BACKOFF;
         *pause = match &made {
@@ -309,17 +307,19 @@ impl Connector {
         };
         made.map(TokioIo::new)
     }
-}
 
-async fn dial(url: &ChoreographerUrl) -> io::Result<Pin<Box<dyn Io>>> {
-    Ok(match url {
-        ChoreographerUrl::Unix(path) => Box::pin(UnixStream::connect(path).await?),
-        ChoreographerUrl::Tcp { host, port, .. } => {
-            let stream = TcpStream::connect((host.trim_matches(['[', ']']), *port)).await?;
-            stream.set_nodelay(true)?;
-            Box::pin(stream)
-        }
-    })
+    async fn dial(&self) -> io::Result<Pin<Box<dyn Io>>> {
+        let (host, port) = match &*self.url {
+            ChoreographerUrl::Unix(path) => return Ok(Box::pin(UnixStream::connect(path).await?)),
+            ChoreographerUrl::Tcp { host, port, .. } => (host.trim_matches(['[', ']']), *port),
+        };
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(match &self.tls {
+            Some(tls) => Box::pin(tls.connect(stream).await?),
+            None => Box::pin(stream),
+        })
+    }
 }
 
 #[cfg(test)]

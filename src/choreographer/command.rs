@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use tonic::service::Routes;
 
-use super::{Embedded, Service, TokensListener, TokensService};
+use super::{Embedded, Service, tokens_listener};
 use crate::{
-    cli::{ChoreographerCommand, ExchangeArgs},
+    cli::ChoreographerCommand,
     metrics::Metrics,
-    process::{Process, Second, Tasks, check_listen},
-    proto::{
-        authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
-        upstream_tokens_server::UpstreamTokensServer,
-    },
+    process::{GrpcListener, Process, Tasks, main_tls},
+    proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
 };
 
 /// Serves until SIGTERM or SIGINT.
@@ -20,36 +17,26 @@ use crate::{
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
-    check_listen(&settings.listen, &settings.process).await?;
+    let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
-    let second = tokens(&settings.exchange, &embedded)?;
+    let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
     let calls = embedded.calls.clone();
+    let service = AuthorizationChoreographerServer::new(Service::new(Arc::new(embedded), calls.clone()));
     let process = Process {
-        name: "choreographer",
+        main: GrpcListener {
+            name: "choreographer",
+            flag: "listen",
+            address: settings.listen,
+            tls,
+            routes: Routes::new(service),
+        },
         service: SERVICE_NAME,
-        listen: &settings.listen,
         admin_listen: &settings.admin_listen,
         args: &settings.process,
         metrics: Arc::new(Metrics::default()),
-        calls: calls.clone(),
+        calls,
         second,
     };
-    let service = Service::new(Arc::new(embedded), calls);
-    process.run(Routes::new(AuthorizationChoreographerServer::new(service)), Tasks::default()).await
-}
-
-/// The listener that tokens are handed out on, where the settings ask for one.
-///
-/// # Errors
-/// As [`TokensListener::new`].
-pub fn tokens(settings: &ExchangeArgs, embedded: &Embedded) -> anyhow::Result<Option<Second>> {
-    let service = UpstreamTokensServer::new(TokensService(embedded.clone()));
-    Ok(TokensListener::new(settings)?.map(|TokensListener { address, tls }| Second {
-        name: "tokens",
-        flag: "tokens-listen",
-        address,
-        tls,
-        routes: Routes::new(service),
-    }))
+    process.run(Tasks::default()).await
 }

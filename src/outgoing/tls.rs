@@ -1,13 +1,11 @@
 //! TLS of outgoing fetches: whom it trusts.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use anyhow::{Context, bail};
-use rustls::{
-    ClientConfig, RootCertStore,
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use anyhow::Context;
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::tls::{pem, provider};
 
 /// TLS 1.2 or 1.3, and the system's certificate authorities besides those of a file.
 ///
@@ -22,8 +20,7 @@ pub(super) fn client_config(extra_ca: Option<&Path>) -> anyhow::Result<ClientCon
         // Documents are served all the same.
         tracing::warn!("no certificate authority is known, so no https fetch can succeed: --extra-ca adds some");
     }
-    // The provider is named here, so that it does not matter which one another crate makes the process's default.
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .context("TLS")?
         .with_root_certificates(roots)
@@ -44,15 +41,8 @@ fn system_roots() -> RootCertStore {
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> anyhow::Result<()> {
-    let mut found = false;
-    for certificate in CertificateDer::pem_file_iter(path).context("cannot be read")? {
-        roots.add(certificate.context("is no PEM file")?).context("has a bad certificate")?;
-        found = true;
-    }
-    if !found {
-        bail!("has no certificate");
-    }
-    Ok(())
+    let text = std::fs::read_to_string(path).context("cannot be read")?;
+    pem::add_authorities(roots, &text)
 }
 
 #[cfg(test)]

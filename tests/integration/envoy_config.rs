@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     stack::{Certificates, envoy_executable},
-    world::run,
+    world::{Wish, World, run},
 };
 
 /// The command that the file's first lines name.
@@ -55,6 +55,9 @@ fn envoy_takes_it() {
         &["--dynamic-metadata"],
         &["--processor", "unix:/run/envoy-cimd.sock"],
         &["--processor", "[::1]:9001"],
+        &["--processor", "cimd.mesh:9001", "--processor-ca", &ca],
+        &["--processor-ca", &ca, "--processor-cert", &cert, "--processor-key", &key, "--processor-san", "spiffe://a/b"],
+        &["--cluster", "outbound|9001||cimd.mesh.svc.cluster.local"],
         &["--document-path", "/client.json", "--callback-path", "/oauth/callback"],
         &["--route", "from=https://bücher.example:8443,to=http://127.0.0.1:8000,client_name=a: \"b\" # c"],
         &["--route", "from=https://one.example,to=https://192.0.2.7/mcp", "--route", "from=https://one.example:8443"],
@@ -77,6 +80,14 @@ fn envoy_takes_it() {
         assert!(!headers.contains(&"authorization"));
     }
     assert!(!validate("static_resources: {listenres: []}").0, "a check that cannot fail is none");
+}
+
+/// A mesh's name for the cluster is no authority that HTTP/2 takes; the printed filter sends another.
+#[tokio::test]
+async fn a_cluster_named_as_istio_names_them() {
+    let cluster = ["--cluster", "outbound|9001||envoy-cimd.mcp.svc.cluster.local"];
+    let world = World::start(Wish { envoy_config: &cluster, ..Wish::default() }).await;
+    assert_eq!(world.document("notes.localhost").await.0, 200);
 }
 
 /// Each piece stands in the whole as it is printed.

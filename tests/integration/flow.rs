@@ -118,7 +118,7 @@ impl Flows {
 }
 
 /// The request of the button on the connect page.
-fn press(host: &str, query: &str) -> Call {
+pub fn press(host: &str, query: &str) -> Call {
     Call::get(host, &format!("{START}{query}"))
         .method("POST")
         .header("sec-fetch-site", "same-origin")

@@ -8,6 +8,7 @@ mod envoy_config;
 mod exchange;
 mod flow;
 mod lifecycle;
+mod mtls;
 mod outgoing;
 mod settings;
 mod soak;

@@ -87,6 +87,24 @@ fn bad_settings_are_named() {
         ("- a\n", "line 1"),
         ("listen: 'a\n", "line 1"),
         ("listen: 0.0.0.0:0\n", "--insecure-grpc"),
+        ("socket_mode: 888\n", "`socket_mode`: bad value \"888\": is octal permissions such as 660"),
+        ("allow_peer: '*.a.example'\n", "`allow_peer`: bad value \"*.a.example\": is a DNS name, or a URI"),
+        ("allow_peer: a.example\n", "--allow-peer and --tokens-allow-peer need --tls-cert"),
+        ("tls_key: /nowhere\n", "--tls-cert, --tls-key and --client-ca go together"),
+        ("listen: 'unix:/nowhere/s'\nclient_ca: /nowhere\n", "--allow-peer are for gRPC over TCP"),
+        (
+            "tls_cert: /dev/null\ntls_key: /dev/null\nclient_ca: /dev/null\n",
+            "--client-ca /dev/null: has no certificate",
+        ),
+        ("tokens_allow_peer: a.example\n", "--tokens-allow-peer is for a --tokens-listen of TCP"),
+        (
+            "choreographer: 'https://c.example'\nstate_keys: /dev/null\n",
+            "an https:// --choreographer needs --choreographer-ca",
+        ),
+        (
+            "choreographer: 'http://127.0.0.1:1'\nstate_keys: /dev/null\nchoreographer_peer: c.example\n",
+            "--choreographer-peer need an https:// --choreographer",
+        ),
     ];
     for (content, error) in files {
         let file = file(content);

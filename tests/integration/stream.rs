@@ -40,6 +40,7 @@ fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
         choreographer: Arc::new(embedded),
         embedded: None,
         second: None,
+        tls: None,
     };
     Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
 }

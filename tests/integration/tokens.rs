@@ -456,9 +456,12 @@ async fn only_a_unix_socket_or_mtls() {
                 "--client-ca",
                 "/nowhere",
             ],
-            "--tls-cert /nowhere: No such file",
+            "--client-ca /nowhere: No such file",
         ),
-        (&["--tokens-listen", "unix:/dev/null/s", "--tls-cert", "/nowhere"], "are for a --tokens-listen of TCP"),
+        (
+            &["--tokens-listen", "unix:/dev/null/s", "--tls-cert", "/nowhere"],
+            "--tls-cert, --tls-key and --client-ca go together",
+        ),
     ] {
         for command in ["serve", "choreographer"] {
             let (code, _, stderr) = run(
@@ -480,8 +483,18 @@ async fn only_a_unix_socket_or_mtls() {
         Choreographer::start(&executable(), &[&flags[..], &["--state-dir", "/dev/null/x"]].concat()).await;
     let address = process.process.line(|line| ready_address(line, "tokens")).await;
     let port = address.rsplit_once(':').expect("a port").1.to_owned();
+    // With a list of its own, --allow-peer is not asked.
+    let lists = ["--allow-peer", "localhost", "--tokens-allow-peer", "another.example"];
+    let mut closed = Choreographer::start(&executable(), &[&flags[..], &lists].concat()).await;
+    let other = closed.process.line(|line| ready_address(line, "tokens")).await;
+    let other = other.rsplit_once(':').expect("a port").1.to_owned();
     let read = |path: &std::path::Path| std::fs::read(path).expect("a file");
-    for (client, good) in [(Some(&certificates), true), (None, false), (Some(&strangers), false)] {
+    for (port, client, good) in [
+        (&port, Some(&certificates), true),
+        (&port, None, false),
+        (&port, Some(&strangers), false),
+        (&other, Some(&certificates), false),
+    ] {
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&certificates.ca)));
         if let Some(client) = client {
             tls = tls.identity(Identity::from_pem(read(&client.cert), read(&client.key)));

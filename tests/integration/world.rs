@@ -157,7 +157,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
         let cookies: Arc<Mutex<Vec<String>>> = Arc::default();
         let (keep, taste) = (Arc::clone(&seen), Arc::clone(&cookies));

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -27,7 +27,42 @@ pub mod tls_listener;
 /// How long anything here may take before the test or demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A certificate authority of our own and a certificate for a list of hosts, as files.
+/// A certificate authority of our own.
+pub struct Authority {
+    pub ca: PathBuf,
+    dir: PathBuf,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn make(dir: &Path) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "envoy-cimd test authority");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
+        let ca = dir.join("ca.pem");
+        std::fs::write(&ca, issuer.pem()).expect("a certificate file");
+        Self { ca, dir: dir.to_owned(), issuer }
+    }
+
+    /// A certificate for a list of hosts, addresses and URIs, in files of this name.
+    pub fn issue(&self, name: &str, names: &[&str]) -> Certificates {
+        let key = KeyPair::generate().expect("a key");
+        let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
+        let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
+        let mut params = CertificateParams::new(hosts).expect("host names");
+        params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().expect("a URI"))));
+        let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
+        let write = |kind: &str, text: String| {
+            let path = self.dir.join(format!("{name}.{kind}"));
+            std::fs::write(&path, text).expect("a certificate file");
+            path
+        };
+        Certificates { ca: self.ca.clone(), cert: write("crt", leaf.pem()), key: write("key", key.serialize_pem()) }
+    }
+}
+
+/// A certificate and the authority that it is from, as files.
 #[derive(Debug)]
 pub struct Certificates {
     pub ca: PathBuf,
@@ -36,25 +71,9 @@ pub struct Certificates {
 }
 
 impl Certificates {
+    /// One of an authority of its own.
     pub fn make(dir: &Path, hosts: &[&str]) -> Self {
-        let mut authority = CertificateParams::default();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        authority.distinguished_name.push(rcgen::DnType::CommonName, "envoy-cimd test authority");
-        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("a CA");
-        let key = KeyPair::generate().expect("a key");
-        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let leaf =
-            CertificateParams::new(hosts).expect("host names").signed_by(&key, &authority).expect("a certificate");
-        let write = |name: &str, text: String| {
-            let path = dir.join(name);
-            std::fs::write(&path, text).expect("a certificate file");
-            path
-        };
-        Self {
-            ca: write("ca.pem", authority.pem()),
-            cert: write("tls.crt", leaf.pem()),
-            key: write("tls.key", key.serialize_pem()),
-        }
+        Authority::make(dir).issue("tls", hosts)
     }
 }
 
