@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Auth0 takes no longer `client_id`, in bytes.
-const LONGEST_SAFE_CLIENT_ID: usize = 120;
+pub const LONGEST_SAFE_CLIENT_ID: usize = 120;
 
 /// What `serve` would make of the file, as text.
 ///

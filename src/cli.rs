@@ -1,12 +1,12 @@
 //! The command line. Each setting is a flag, an `ENVOY_CIMD_…` variable and a key of the config file: a flag wins over
 //! a variable, a variable over the file.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{
     Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr,
-    error::ErrorKind,
+    error::ErrorKind, value_parser,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -16,6 +16,7 @@ use crate::{
     document::NameTemplate,
     listen::{ListenAddr, SocketMode},
     outgoing::AllowHost,
+    probe::{DEFAULT_READY, ReadyUrl, Target},
     route::{EndpointPath, Paths, RouteSpec},
     store::StoreUrl,
     tls::{ClientTlsSettings, PeerName},
@@ -41,6 +42,11 @@ pub enum Task {
     EnvoyConfig(Box<EnvoyConfig>),
     /// Print a fresh key, a line for a key file.
     Keygen,
+    /// Fetch a document as an authorization server would, and say what would make one refuse it.
+    ///
+    /// Exit code 0: nothing would; warnings do not count. 1: something would. 2: the command line is wrong, or the host
+    /// could not be asked.
+    Probe(Box<Probe>),
 }
 
 #[derive(Args, Debug)]
@@ -318,6 +324,38 @@ pub struct EnvoyConfig {
     /// The authorities that Envoy trusts when it connects to an https upstream, a PEM file.
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     pub upstream_ca: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Probe {
+    /// What to fetch: an origin such as `https://mcp.example.com`, or the URL of a document.
+    #[arg(value_name = "URL", required_unless_present = "ready", conflicts_with = "ready")]
+    pub url: Option<Target>,
+    /// Ask only whether a process is ready, for a container's health check: the address of its /readyz, or `unix:/path`
+    /// of its admin listener. Exit code 0: it is. 1: it is not.
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_READY)]
+    pub ready: Option<ReadyUrl>,
+    /// The path of the document, where URL is an origin.
+    #[arg(
+        long,
+        env = "ENVOY_CIMD_DOCUMENT_PATH",
+        value_name = "PATH",
+        default_value = "/.well-known/mcp-client-metadata.json"
+    )]
+    pub document_path: EndpointPath,
+    /// Authorities to trust besides the system's, a PEM file. No server outside knows them.
+    #[arg(long, value_name = "FILE")]
+    pub extra_ca: Option<PathBuf>,
+    /// Connect to this address whatever DNS says, as before DNS is set up. Addresses are not judged then.
+    #[arg(long, value_name = "IP:PORT")]
+    pub connect_to: Option<SocketAddr>,
+    /// How long each fetch may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = value_parser!(u16).range(1..))]
+    pub timeout: u16,
+    /// Print the report as JSON: `client_id`, `verdict` (`fine`, `refused` or `not_asked`) and `findings`, each with
+    /// `severity` (`error` or `warning`), `code` and `message`.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]

@@ -29,6 +29,17 @@ pub struct Document {
     pub etag: String,
 }
 
+/// The names of the members.
+pub const MEMBERS: [&str; 7] = [
+    "client_id",
+    "client_name",
+    "client_uri",
+    "redirect_uris",
+    "grant_types",
+    "response_types",
+    "token_endpoint_auth_method",
+];
+
 /// The members in the order they are served in. No others: strict servers refuse members they do not know.
 #[derive(Serialize)]
 struct Members<'a> {

@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod origin;
 pub mod outgoing;
 pub mod pages;
+pub mod probe;
 pub mod process;
 pub mod proto;
 pub mod query;
@@ -50,7 +51,7 @@ pub mod vault;
 /// Runs the program: data goes to stdout, logs and errors to stderr.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match run_task(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => match error.downcast::<clap::Error>() {
             // Help is no failure: clap knows which stream and exit code an outcome of its own wants.
             Ok(error) => {
@@ -65,7 +66,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
+fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
     let cli::Parsed { task, file } = cli::parse(args)?;
     match task {
         cli::Task::Serve(settings) => {
@@ -79,10 +80,12 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         cli::Task::Check(options) => print(&check::check(&options)?),
         cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
-    }
+        cli::Task::Probe(options) => return block_on(probe::run(*options)),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn block_on(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Runtime::new()?;
     let result = runtime.block_on(task);
     // What did not finish by the drain timeout is not waited for.
@@ -91,7 +94,7 @@ fn block_on(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 }
 
 /// `println!` would panic where the reader of a pipe has gone.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     std::io::stdout().lock().write_all(text.as_bytes()).context("stdout")
 }

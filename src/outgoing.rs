@@ -27,7 +27,9 @@ mod tls;
 
 pub use allow_host::AllowHost;
 pub use error::{FetchError, UrlFault, cut, shown};
+pub(crate) use error::{reason, tls_error};
 pub use resolver::{Resolver, SystemResolver};
+pub(crate) use tls::client_config;
 
 /// The longest that a fetch may take: name look-up, connection, TLS, request and the whole answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
@@ -77,7 +79,7 @@ impl Outgoing {
         let tls = tls::client_config(settings.extra_ca.as_deref())?;
         let inner = Inner { allow_hosts: settings.allow_hosts.clone(), resolver, tls };
         // What is wrong with the client shows now, not at the first fetch.
-        inner.client(Vec::new(), Arc::default()).context("the HTTP client")?;
+        client(&inner.tls, Vec::new(), Arc::default()).build().context("the HTTP client")?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -166,20 +168,9 @@ impl Outgoing {
                 false => FetchError::Connect { url, reason },
             }
         };
-        let client = self.inner.client(addresses, Arc::clone(connected)).map_err(failed)?;
-        let mut response = client.execute(request).await.map_err(failed)?;
-        // Counted as it comes, whatever length was announced.
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if chunk.len() > MAX_BODY.saturating_sub(body.len()) {
-                return Err(FetchError::TooLarge { url: error::shown(url) });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        let mut whole = Response::new(body);
-        (*whole.status_mut(), *whole.version_mut()) = (response.status(), response.version());
-        *whole.headers_mut() = mem::take(response.headers_mut());
-        Ok(whole)
+        let client = client(&self.inner.tls, addresses, Arc::clone(connected)).build().map_err(failed)?;
+        let whole = execute(&client, request).await.map_err(failed)?;
+        whole.ok_or_else(|| FetchError::TooLarge { url: error::shown(url) })
     }
 
     async fn resolve(&self, url: &Url) -> Result<Vec<IpAddr>, FetchError> {
@@ -193,34 +184,55 @@ impl Outgoing {
     }
 }
 
-impl Inner {
-    /// A client for one fetch, which connects to these addresses whatever the name. `connected` is set once a
-    /// connection, with TLS, is made: nothing of the request leaves before.
-    fn client(&self, addresses: Vec<SocketAddr>, connected: Arc<AtomicBool>) -> reqwest::Result<reqwest::Client> {
-        let note = MapResponseLayer::new(move |connection| {
-            connected.store(true, Ordering::Relaxed);
-            connection
-        });
-        reqwest::Client::builder()
-            .tls_backend_preconfigured(self.tls.clone())
-            .dns_resolver(resolver::Pinned(addresses))
-            .connector_layer(note)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            // The default sends again what an HTTP/2 server says it did not process. An authorization server may
-            // revoke tokens when a code comes twice (RFC 6749, section 4.1.2), so we do not take its word for it.
-            .retry(reqwest::retry::never())
-            .pool_max_idle_per_host(0)
-            .user_agent(USER_AGENT)
-            .build()
-    }
-}
-
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Outgoing").field("allow_hosts", &self.allow_hosts).finish_non_exhaustive()
     }
+}
+
+/// A client for one host, which connects to these addresses whatever the name. `connected` is set once a connection,
+/// with TLS, is made: nothing of the request leaves before.
+pub(crate) fn client(
+    tls: &rustls::ClientConfig,
+    addresses: Vec<SocketAddr>,
+    connected: Arc<AtomicBool>,
+) -> reqwest::ClientBuilder {
+    let note = MapResponseLayer::new(move |connection| {
+        connected.store(true, Ordering::Relaxed);
+        connection
+    });
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.clone())
+        .dns_resolver(resolver::Pinned(addresses))
+        .connector_layer(note)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        // The default sends again what an HTTP/2 server says it did not process. An authorization server may
+        // revoke tokens when a code comes twice (RFC 6749, section 4.1.2), so we do not take its word for it.
+        .retry(reqwest::retry::never())
+        .pool_max_idle_per_host(0)
+        .user_agent(USER_AGENT)
+}
+
+/// The whole answer; nothing where its body has more than [`MAX_BODY`] bytes.
+pub(crate) async fn execute(
+    client: &reqwest::Client,
+    request: reqwest::Request,
+) -> reqwest::Result<Option<Response<Vec<u8>>>> {
+    let mut response = client.execute(request).await?;
+    // Counted as it comes, whatever length was announced.
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if chunk.len() > MAX_BODY.saturating_sub(body.len()) {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    let mut whole = Response::new(body);
+    (*whole.status_mut(), *whole.version_mut()) = (response.status(), response.version());
+    *whole.headers_mut() = mem::take(response.headers_mut());
+    Ok(Some(whole))
 }
 
 fn is_origin_of(url: &Url, trusted: Option<&Url>) -> bool {
@@ -229,7 +241,7 @@ fn is_origin_of(url: &Url, trusted: Option<&Url>) -> bool {
 
 /// The addresses that need no look-up: a literal is its own address and reaches no resolver, and `localhost` and what
 /// is below it are loopback by definition (RFC 6761, section 6.3), though many systems cannot resolve the latter.
-fn known_addresses(url: &Url) -> Option<Vec<IpAddr>> {
+pub(crate) fn known_addresses(url: &Url) -> Option<Vec<IpAddr>> {
     match url.host()? {
         Host::Ipv4(address) => Some(vec![address.into()]),
         Host::Ipv6(address) => Some(vec![address.into()]),

@@ -1,6 +1,6 @@
 //! Why a fetch failed, in words that an operator can act on and that give nothing away.
 
-use std::{error::Error, io, net::IpAddr};
+use std::{error::Error, io, iter, net::IpAddr};
 
 use rustls::CertificateError;
 use url::Url;
@@ -96,29 +96,28 @@ pub fn cut(mut text: String) -> String {
 }
 
 /// What went wrong below HTTP. Other layers' words may hold what the other side said, so they are not repeated.
-pub(super) fn reason(error: &reqwest::Error) -> String {
-    let mut next: Option<&(dyn Error + 'static)> = Some(error);
-    let mut kind = io::ErrorKind::Other;
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return tls_reason(error);
-        }
-        next = error.source();
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            match error.get_ref() {
-                // An I/O error's `source` skips what it wraps.
-                Some(wrapped) => {
-                    next = Some(wrapped);
-                    kind = error.kind();
-                }
-                None => return error.to_string(),
-            }
-        }
+pub(crate) fn reason(error: &reqwest::Error) -> String {
+    if let Some(error) = tls_error(error) {
+        return tls_reason(error);
     }
-    match kind {
-        io::ErrorKind::Other => "it is no HTTP, or breaks off".to_owned(),
-        kind => kind.to_string(),
+    match chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last() {
+        Some(error) if error.get_ref().is_none() => error.to_string(),
+        Some(error) if error.kind() != io::ErrorKind::Other => error.kind().to_string(),
+        _ => "it is no HTTP, or breaks off".to_owned(),
     }
+}
+
+/// What TLS says of it, where that is what went wrong.
+pub(crate) fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+fn chain(error: &reqwest::Error) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    iter::successors(Some(error as &(dyn Error + 'static)), |&error| {
+        // An I/O error's `source` skips what it wraps.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|wrapped| wrapped as &(dyn Error + 'static)).or_else(|| error.source())
+    })
 }
 
 fn tls_reason(error: &rustls::Error) -> String {

@@ -11,7 +11,7 @@ use crate::tls::{pem, provider};
 ///
 /// # Errors
 /// Where the file cannot be read, or holds no certificate or a bad one.
-pub(super) fn client_config(extra_ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
+pub(crate) fn client_config(extra_ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
     let mut roots = system_roots();
     if let Some(path) = extra_ca {
         add_file(&mut roots, path).with_context(|| format!("--extra-ca {}", path.display()))?;

@@ -10,6 +10,7 @@ mod flow;
 mod lifecycle;
 mod mtls;
 mod outgoing;
+mod probe;
 mod settings;
 mod soak;
 mod sources;

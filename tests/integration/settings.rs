@@ -184,12 +184,12 @@ fn check_says_what_would_be_served() {
     assert!(stderr.contains("routes[0] (https://a.example/x): `from` must not have a path"), "{stderr}");
 }
 
-fn readme() -> String {
+pub fn readme() -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the README")
 }
 
 /// What stands between two markers of the README.
-fn section<'a>(readme: &'a str, name: &str) -> &'a str {
+pub fn section<'a>(readme: &'a str, name: &str) -> &'a str {
     let (_, rest) = readme.split_once(&format!("<!-- {name} -->")).unwrap_or_else(|| panic!("no section {name}"));
     rest.split_once(&format!("<!-- /{name} -->")).unwrap_or_else(|| panic!("{name} has no end")).0
 }

@@ -47,11 +47,17 @@ impl Authority {
 
     /// A certificate for a list of hosts, addresses and URIs, in files of this name.
     pub fn issue(&self, name: &str, names: &[&str]) -> Certificates {
+        self.issue_edited(name, names, |_| {})
+    }
+
+    /// The same with a last change.
+    pub fn issue_edited(&self, name: &str, names: &[&str], edit: impl FnOnce(&mut CertificateParams)) -> Certificates {
         let key = KeyPair::generate().expect("a key");
         let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
         let hosts: Vec<String> = hosts.into_iter().map(str::to_owned).collect();
         let mut params = CertificateParams::new(hosts).expect("host names");
         params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().expect("a URI"))));
+        edit(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).expect("a certificate");
         let write = |kind: &str, text: String| {
             let path = self.dir.join(format!("{name}.{kind}"));

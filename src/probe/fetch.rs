@@ -1,0 +1,138 @@
+//! The fetches of a probe. Unlike those of [`crate::outgoing`] they go wherever the operator points.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use http::{HeaderMap, HeaderValue};
+use reqwest::Method;
+use tokio::time::timeout;
+use url::{Host, Url};
+
+use crate::{
+    cli::Probe,
+    origin::Origin,
+    outgoing::{self, Resolver, SystemResolver, cut, known_addresses},
+    route::EndpointPath,
+};
+
+/// A way to one document.
+pub struct Fetcher {
+    url: Url,
+    authority: String,
+    addresses: Vec<SocketAddr>,
+    tls: rustls::ClientConfig,
+    patience: Duration,
+}
+
+/// A whole answer, of whatever status.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+    pub elapsed: Duration,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub enum Failure {
+    /// Nobody was there.
+    Unreachable(String),
+    Tls(rustls::Error),
+    Timeout,
+    Broken(String),
+    TooLarge,
+}
+
+impl Fetcher {
+    /// Also the addresses that the host's name has; none where `--connect-to` takes their place. The inner error says
+    /// why the name has none.
+    ///
+    /// # Errors
+    /// Where an option cannot be used.
+    pub async fn new(
+        origin: &Origin,
+        path: &EndpointPath,
+        options: &Probe,
+    ) -> anyhow::Result<Result<(Self, BTreeSet<IpAddr>), String>> {
+        let mut url = Url::parse(&format!("{origin}{path}"))?;
+        let patience = Duration::from_secs(options.timeout.into());
+        let mut tls = outgoing::client_config(options.extra_ca.as_deref())?;
+        // Of HTTP/1.1, which every server speaks, it can be said what `Host` is.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let (addresses, found) = match options.connect_to {
+            Some(address) => {
+                if !matches!(url.host(), Some(Host::Domain(_))) {
+                    bail!("--connect-to: the URL names an address itself");
+                }
+                url.set_port(Some(address.port())).ok().context("--connect-to")?;
+                (vec![address], BTreeSet::new())
+            }
+            None => match timeout(patience, resolve(&url)).await {
+                Ok(Ok(found)) => {
+                    (found.iter().map(|address| SocketAddr::new(*address, origin.port())).collect(), found)
+                }
+                Ok(Err(reason)) => return Ok(Err(reason)),
+                Err(_) => return Ok(Err("no answer in time".to_owned())),
+            },
+        };
+        Ok(Ok((Self { url, authority: origin.authority().to_owned(), addresses, tls, patience }, found)))
+    }
+
+    /// # Errors
+    /// Where no whole answer came.
+    pub async fn get(&self, headers: &[(&'static str, &str)]) -> Result<Answer, Failure> {
+        self.send(Method::GET, headers).await
+    }
+
+    /// # Errors
+    /// Where no whole answer came.
+    pub async fn send(&self, method: Method, headers: &[(&'static str, &str)]) -> Result<Answer, Failure> {
+        let began = Instant::now();
+        let connected = Arc::default();
+        let client = outgoing::client(&self.tls, self.addresses.clone(), Arc::clone(&connected)).http1_only().build();
+        let connected = || connected.load(Ordering::Relaxed);
+        let failed = |error| failure(&error, connected());
+        let client = client.map_err(failed)?;
+        // The URL's port is where to connect; `host` is the origin's, unless a header says otherwise.
+        let mut all = HeaderMap::new();
+        for (name, value) in [("host", self.authority.as_str()), ("accept", "application/json")].iter().chain(headers) {
+            // An origin and our own words are always header values.
+            let value = HeaderValue::from_str(value).unwrap_or(HeaderValue::from_static(""));
+            all.insert(*name, value);
+        }
+        let request = client.request(method, self.url.clone()).headers(all).build().map_err(failed)?;
+        match timeout(self.patience, outgoing::execute(&client, request)).await {
+            Ok(Ok(Some(answer))) => {
+                let (head, body) = answer.into_parts();
+                Ok(Answer { status: head.status.as_u16(), headers: head.headers, body, elapsed: began.elapsed() })
+            }
+            Ok(Ok(None)) => Err(Failure::TooLarge),
+            Ok(Err(error)) => Err(failed(error)),
+            Err(_) if connected() => Err(Failure::Timeout),
+            Err(_) => Err(Failure::Unreachable("no answer in time".to_owned())),
+        }
+    }
+}
+
+fn failure(error: &reqwest::Error, connected: bool) -> Failure {
+    match outgoing::tls_error(error) {
+        Some(error) => Failure::Tls(error.clone()),
+        None if connected => Failure::Broken(outgoing::reason(error)),
+        None => Failure::Unreachable(outgoing::reason(error)),
+    }
+}
+
+async fn resolve(url: &Url) -> Result<BTreeSet<IpAddr>, String> {
+    if let Some(known) = known_addresses(url) {
+        return Ok(known.into_iter().collect());
+    }
+    let found = SystemResolver.resolve(url.host_str().unwrap_or_default()).await;
+    let found: BTreeSet<IpAddr> = found.map_err(|error| cut(error.to_string()))?.into_iter().collect();
+    if found.is_empty() { Err("it has no address".to_owned()) } else { Ok(found) }
+}

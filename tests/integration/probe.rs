@@ -1,0 +1,265 @@
+//! `envoy-cimd probe`: nothing to say of what we serve, and every lie of a server found.
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, Response, StatusCode, header::HOST},
+    routing::any,
+};
+use envoy_cimd::outgoing::MAX_BODY;
+use rcgen::{CertificateParams, date_time_ymd};
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::{
+    settings::{readme, section},
+    stack::{Authority, Cimd, tls_listener::TlsListener},
+    world::{DOCUMENT, Wish, World, executable},
+};
+
+const HOST_NAME: &str = "lies.localhost";
+
+/// Exit code, stdout, stderr.
+async fn run(args: &[&str]) -> (Option<i32>, String, String) {
+    let output = tokio::process::Command::new(executable()).arg("probe").args(args).output().await.expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+/// Exit code, verdict, and the codes of what was found, each once.
+async fn probe(args: &[&str]) -> (Option<i32>, String, Vec<String>) {
+    let (code, stdout, stderr) = run(&[args, &["--json"]].concat()).await;
+    assert_eq!(stderr, "", "{args:?}");
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let mut codes: Vec<String> =
+        report["findings"].as_array().expect("findings").iter().map(|finding| text(&finding["code"])).collect();
+    codes.dedup();
+    let readme = readme();
+    let table = section(&readme, "findings");
+    assert!(codes.iter().all(|code| table.contains(&format!("`{code}`"))), "the README lacks one of {codes:?}");
+    (code, text(&report["verdict"]), codes)
+}
+
+#[tokio::test]
+async fn there_is_nothing_to_say_of_what_envoy_serves() {
+    let world = World::start(Wish::default()).await;
+    let (ca, envoy) = (world.certificates.ca.to_str().expect("text"), world.envoy.https.to_string());
+    let there = ["--extra-ca", ca, "--connect-to", &envoy];
+    for url in ["https://notes.localhost", "https://tickets.localhost:8443"] {
+        let (code, stdout, _) = run(&[&[url], &there[..]].concat()).await;
+        assert_eq!((code, stdout), (Some(0), format!("{url}{DOCUMENT}\nfine\n")));
+    }
+    // Envoy's own port is not the route's.
+    let wrong = format!("https://notes.localhost:{}", world.envoy.https.port());
+    let (code, stdout, _) = run(&[&wrong, "--extra-ca", ca]).await;
+    assert_eq!(code, Some(1));
+    for said in [
+        "  error special_use_address: the host has the address 127.0.0.1, a loopback address, which",
+        "  error status: the answer is 421 (misdirected_request): servers take 200 only\n",
+        "an authorization server would refuse this client\n",
+    ] {
+        assert!(stdout.contains(said), "{stdout}");
+    }
+    let other = probe(&[&["https://notes.localhost/nothing.json"], &there[..]].concat()).await;
+    assert_eq!(other, (Some(1), "refused".into(), vec!["status".into()]));
+}
+
+type Asked = Request<Body>;
+type Reply = Response<Body>;
+
+/// A server with an honest document, of which each test bends something.
+struct Liar {
+    _dir: tempfile::TempDir,
+    origin: String,
+    ca: String,
+}
+
+impl Liar {
+    async fn start(edit: impl FnOnce(&mut CertificateParams), lie: fn(&Asked, Reply) -> Reply) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let certificates = Authority::make(dir.path()).issue_edited("tls", &[HOST_NAME], edit);
+        let listener = TlsListener::bind(&certificates).await.expect("a port");
+        let origin = format!("https://{HOST_NAME}:{}", listener.address().expect("an address").port());
+        let document = format!(
+            r#"{{"client_id":"{origin}{DOCUMENT}","client_name":"Lies","redirect_uris":["{origin}/cb"],"grant_types":["authorization_code","refresh_token"],"token_endpoint_auth_method":"none"}}"#
+        );
+        let app = Router::new().fallback(any(move |request: Asked| {
+            let document = document.clone();
+            async move {
+                if request.uri().path() == "/pending" {
+                    std::future::pending::<()>().await;
+                }
+                lie(&request, honest(request.method(), document))
+            }
+        }));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Self { _dir: dir, origin, ca: certificates.ca.to_str().expect("text").to_owned() }
+    }
+}
+
+fn honest(method: &Method, document: String) -> Reply {
+    let reply = Response::builder().header("access-control-allow-origin", "*");
+    if method == Method::OPTIONS {
+        return reply.status(204).body(Body::empty()).expect("an answer");
+    }
+    let reply = reply.header("content-type", "application/json").header("etag", "\"x\"");
+    reply.header("cache-control", "public, max-age=60").body(document.into()).expect("an answer")
+}
+
+fn with(mut reply: Reply, header: &'static str, value: &'static str) -> Reply {
+    reply.headers_mut().insert(header, value.parse().expect("a value"));
+    reply
+}
+
+fn without(mut reply: Reply, header: &str) -> Reply {
+    reply.headers_mut().remove(header);
+    reply
+}
+
+fn status(mut reply: Reply, status: u16) -> Reply {
+    *reply.status_mut() = StatusCode::from_u16(status).expect("a status");
+    reply
+}
+
+fn body(reply: Reply, body: impl Into<Body>) -> Reply {
+    reply.map(|_| body.into())
+}
+
+#[tokio::test]
+async fn every_lie_is_found() {
+    type Row = (&'static str, i32, fn(&Asked, Reply) -> Reply);
+    const PAGE: &str = "<!doctype html><title>Just a moment</title>";
+    let rows: &[Row] = &[
+        ("redirect", 1, |_, reply| with(status(reply, 302), "location", "/elsewhere")),
+        ("redirect", 1, |_, reply| with(status(reply, 308), "location", "https://www.lies.example/")),
+        ("blocked", 1, |_, reply| with(body(status(reply, 403), PAGE), "content-type", "text/html")),
+        ("blocked", 1, |_, reply| with(body(reply, PAGE), "content-type", "text/html; charset=utf-8")),
+        ("blocked", 1, |_, reply| body(status(reply, 429), "slow down")),
+        ("blocked", 1, |_, reply| body(status(reply, 503), "")),
+        ("blocked", 1, |_, reply| body(status(reply, 401), "")),
+        ("status", 1, |_, reply| status(reply, 404)),
+        ("status", 1, |_, reply| status(reply, 203)),
+        ("status", 1, |_, reply| body(status(reply, 403), r#"{"error":"https_required"}"#)),
+        ("content_type", 1, |_, reply| with(reply, "content-type", "application/octet-stream")),
+        ("content_type", 1, |_, reply| without(reply, "content-type")),
+        ("content_type_parameters", 0, |_, reply| with(reply, "content-type", "application/json; charset=utf-8")),
+        ("content_encoding", 1, |_, reply| with(reply, "content-encoding", "identity")),
+        ("too_large", 1, |_, reply| body(reply, format!(r#"{{"client_id":"{}"}}"#, "x".repeat(MAX_BODY)))),
+        ("not_json", 1, |_, reply| body(reply, "")),
+        ("not_json", 1, |_, reply| body(reply, "[]")),
+        ("not_json", 1, |_, reply| body(reply, "\u{feff}{}")),
+        ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "private, max-age=60")),
+        ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "No-Cache")),
+        ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "no-store")),
+        ("no_max_age", 0, |_, reply| with(reply, "cache-control", "public")),
+        ("no_max_age", 0, |_, reply| without(reply, "cache-control")),
+        ("no_etag", 0, |_, reply| without(reply, "etag")),
+        ("accept", 1, |asked, reply| match asked.headers()["accept"].to_str() {
+            Ok("text/html") => body(reply, PAGE),
+            _ => reply,
+        }),
+        ("accept", 1, |asked, reply| match asked.headers()["accept"].to_str() {
+            Ok("*/*") => status(reply, 406),
+            _ => reply,
+        }),
+        ("from_the_request", 1, |asked, reply| match asked.headers().get("x-forwarded-host") {
+            Some(_) => body(reply, "{}"),
+            None => reply,
+        }),
+        ("host_without_port", 0, |asked, reply| match asked.headers()[HOST].to_str() {
+            Ok(HOST_NAME) => status(reply, 421),
+            _ => reply,
+        }),
+        ("head", 0, |asked, reply| if asked.method() == Method::HEAD { status(reply, 405) } else { reply }),
+        ("preflight", 0, |asked, reply| if asked.method() == Method::OPTIONS { status(reply, 405) } else { reply }),
+        ("preflight", 0, |_, reply| without(reply, "access-control-allow-origin")),
+    ];
+    let honest = Liar::start(|_| {}, |_, reply| reply).await;
+    let found = probe(&[&honest.origin, "--extra-ca", &honest.ca]).await;
+    assert_eq!(found, (Some(1), "refused".into(), vec!["special_use_address".into()]));
+    for (index, (expected, exit, lie)) in rows.iter().enumerate() {
+        let liar = Liar::start(|_| {}, *lie).await;
+        let port = liar.origin.rsplit_once(':').expect("a port").1;
+        let connect_to = format!("127.0.0.1:{port}");
+        let (code, verdict, codes) = probe(&[&liar.origin, "--extra-ca", &liar.ca, "--connect-to", &connect_to]).await;
+        assert_eq!((code, codes), (Some(*exit), vec![(*expected).to_owned()]), "row {index}");
+        assert_eq!(verdict == "fine", *exit == 0);
+    }
+    // A document under another URL than its own.
+    let elsewhere = format!("{}/elsewhere.json", honest.origin);
+    let (code, _, codes) = probe(&[&elsewhere, "--extra-ca", &honest.ca]).await;
+    assert_eq!((code, codes), (Some(1), vec!["special_use_address".into(), "client_id_mismatch".into()]));
+    let pending = format!("{}/pending", honest.origin);
+    let (code, _, codes) = probe(&[&pending, "--extra-ca", &honest.ca, "--timeout=1"]).await;
+    assert_eq!((code, codes), (Some(1), vec!["special_use_address".into(), "timeout".into()]));
+}
+
+#[tokio::test]
+async fn a_bad_certificate_is_named() {
+    type Row = (&'static str, fn(&mut CertificateParams));
+    let rows: &[Row] = &[
+        ("tls_untrusted", |_| {}),
+        ("tls_expired", |leaf| leaf.not_after = date_time_ymd(2001, 1, 1)),
+        ("tls_not_yet_valid", |leaf| leaf.not_before = date_time_ymd(2901, 1, 1)),
+        ("tls_wrong_name", |leaf| {
+            leaf.subject_alt_names = vec![rcgen::SanType::DnsName("other.localhost".try_into().expect("a name"))];
+        }),
+    ];
+    for (expected, edit) in rows {
+        let liar = Liar::start(edit, |_, reply| reply).await;
+        let trusted: &[&str] = if *expected == "tls_untrusted" { &[] } else { &["--extra-ca", &liar.ca] };
+        let (code, verdict, codes) = probe(&[&[liar.origin.as_str()], trusted].concat()).await;
+        assert_eq!((code, verdict.as_str()), (Some(1), "refused"), "{expected}");
+        assert_eq!(codes, ["special_use_address", expected]);
+    }
+}
+
+#[tokio::test]
+async fn who_could_not_be_asked_is_not_judged() {
+    // Bound and never listened on: nobody else gets this port meanwhile.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let nobody = socket.local_addr().expect("an address").to_string();
+    let (code, verdict, codes) = probe(&["https://mcp.example.com", "--connect-to", &nobody]).await;
+    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unreachable".into()]));
+    let (code, verdict, codes) = probe(&["https://no.such.host.invalid"]).await;
+    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unresolvable".into()]));
+    for (args, error) in [
+        (&[][..], "<URL>"),
+        (&["http://mcp.example.com"], "must be https"),
+        (&["https://mcp.example.com", "--ready"], "cannot be used with"),
+        (&["https://mcp.example.com", "--timeout=0"], "--timeout"),
+        (&["https://mcp.example.com", "--extra-ca=/nowhere"], "--extra-ca /nowhere"),
+        (&["https://192.0.2.1", "--connect-to=127.0.0.1:1"], "--connect-to: the URL names an address itself"),
+        (&["--ready", "https://127.0.0.1:9002/readyz"], "must be `http://…` or `unix:/path`"),
+    ] {
+        let (code, stdout, stderr) = run(args).await;
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?} {stderr}");
+        assert!(stderr.contains(error), "{args:?} {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn whether_a_process_is_ready() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = format!("unix:{}", dir.path().join("admin.sock").display());
+    let over_tcp = Cimd::start(&executable(), &["--drain-delay=60"]).await;
+    let over_unix = Cimd::start(&executable(), &["--admin-listen", &socket]).await;
+    let url = format!("http://{}/readyz", over_tcp.admin);
+    for url in [&url, &over_unix.admin] {
+        assert_eq!(run(&["--ready", url]).await, (Some(0), String::new(), String::new()));
+    }
+    let mut stopping = over_tcp;
+    stopping.process.signal("-TERM");
+    stopping.process.line(|line| line.contains("stopping").then_some(())).await;
+    let (code, _, stderr) = run(&["--ready", &url]).await;
+    assert_eq!((code, stderr.as_str()), (Some(1), "envoy-cimd: not ready: 503 stopping\n"));
+    let (code, _, stderr) = run(&["--ready", &format!("unix:{}", dir.path().join("none").display())]).await;
+    assert_eq!((code, stderr.starts_with("envoy-cimd: not ready: ")), (Some(1), true), "{stderr}");
+    // One that takes connections and is never heard of.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}/readyz", silent.local_addr().expect("an address"));
+    let (code, _, stderr) = run(&["--ready", &url]).await;
+    assert_eq!((code, stderr.as_str()), (Some(1), "envoy-cimd: not ready: no answer within 3 seconds\n"));
+}
