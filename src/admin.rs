@@ -1,12 +1,19 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/log`.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use axum::{
-    Router, extract::State, http::StatusCode, http::header::CONTENT_TYPE, response::IntoResponse, routing::get,
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::metrics::Metrics;
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+
+use crate::{log::LogFilter, metrics::Metrics};
 
 /// Whether the process should get traffic, and if not, why.
 #[derive(Debug)]
@@ -36,8 +43,10 @@ impl Readiness {
     }
 }
 
-pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
+pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {
     Router::new()
+        .route("/log", get(async |State(log): State<LogFilter>| log.text() + "\n").put(set_log))
+        .with_state(log)
         .route("/healthz", get("ok\n"))
         .route(
             "/readyz",
@@ -56,4 +65,21 @@ pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> Router {
                     .into_response()
             }),
         )
+}
+
+/// Changes the log's filter to the request's body. Only for callers on this machine: others may be let in to read
+/// metrics, and have no say in what is logged. (A browser's page cannot send a PUT here unasked.)
+async fn set_log(
+    State(log): State<LogFilter>,
+    caller: Option<Extension<ConnectInfo<SocketAddr>>>,
+    filter: String,
+) -> (StatusCode, String) {
+    // None on a Unix socket.
+    if caller.is_some_and(|Extension(ConnectInfo(caller))| !caller.ip().is_loopback()) {
+        return (StatusCode::FORBIDDEN, "only from this machine\n".to_owned());
+    }
+    match log.set(filter.trim()) {
+        Ok(()) => (StatusCode::OK, log.text() + "\n"),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+    }
 }

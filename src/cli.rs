@@ -8,6 +8,7 @@ use clap::{
     Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::OsStr,
     error::ErrorKind, value_parser,
 };
+use clap_complete::Shell;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -24,7 +25,14 @@ use crate::{
 };
 
 #[derive(Debug, Parser)]
-#[command(name = "envoy-cimd", version, about, max_term_width = 110)]
+#[command(
+    name = "envoy-cimd",
+    version,
+    about,
+    max_term_width = 110,
+    after_help = "Each setting is a flag, a variable, or a key of the file of --config: a flag wins over a variable, a \
+                  variable over the file. Data goes to stdout, logs and errors to stderr."
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Task,
@@ -33,15 +41,29 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Task {
     /// Answer Envoy: serve every route's client metadata document, connect page and redirect endpoint.
+    #[command(
+        after_help = "Routes come from the metadata of Envoy's routes, or from the `routes:` of the file. For a look around:\n\n  \
+                            envoy-cimd serve --single-user"
+    )]
     Serve(Box<Serve>),
     /// Run the OAuth exchange of every route in a process of its own, for several `serve` to share.
+    #[command(after_help = "For example:\n\n  \
+                            envoy-cimd choreographer --listen unix:/run/envoy-cimd/choreographer.sock\n  \
+                            envoy-cimd serve --choreographer unix:/run/envoy-cimd/choreographer.sock --state-keys FILE")]
     Choreographer(Box<ChoreographerCommand>),
     /// Check a config file and say what would be served.
     Check(Check),
     /// Print an Envoy configuration for a list of routes.
+    #[command(after_help = "For example:\n\n  \
+                            envoy-cimd envoy-config --route from=https://mcp.example.com,to=https://mcp.internal.example/mcp")]
     EnvoyConfig(Box<EnvoyConfig>),
     /// Print a fresh key, a line for a key file.
     Keygen,
+    /// Print what makes a shell complete these commands and flags.
+    Completions {
+        /// The shell, whose start-up file is to load what is printed.
+        shell: Shell,
+    },
     /// Fetch a document as an authorization server would, and say what would make one refuse it.
     ///
     /// Exit code 0: nothing would; warnings do not count. 1: something would. 2: the command line is wrong, or the host
@@ -59,10 +81,6 @@ pub struct Serve {
     /// Where /healthz, /readyz and /metrics are served: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9002")]
     pub admin_listen: ListenAddr,
-    #[command(flatten)]
-    pub process: ProcessArgs,
-    #[command(flatten)]
-    pub routes: RouteArgs,
     /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER", value_name = "URL")]
     pub choreographer: Option<ChoreographerUrl>,
@@ -104,14 +122,17 @@ pub struct Serve {
     )]
     pub client_name: NameTemplate,
     #[command(flatten)]
+    pub routes: RouteArgs,
+    #[command(flatten)]
     pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
 }
 
 /// What every long-running command has.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "The process")]
 pub struct ProcessArgs {
-    #[command(flatten)]
-    pub tls: TlsArgs,
     /// Who may connect to a Unix socket of ours, as octal file permissions.
     #[arg(long, env = "ENVOY_CIMD_SOCKET_MODE", value_name = "MODE", default_value = "660")]
     pub socket_mode: SocketMode,
@@ -125,13 +146,19 @@ pub struct ProcessArgs {
     /// After the drain delay, how long open streams may take to finish, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "15")]
     pub drain_timeout: u16,
+    /// The OpenTelemetry collector that traces are sent to over OTLP (gRPC), such as `http://127.0.0.1:4317`; none are made without.
+    #[arg(long, env = "ENVOY_CIMD_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_otlp)]
+    pub otlp_endpoint: Option<String>,
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
     #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info", value_parser = parse_log)]
     pub log: String,
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// Who we are to those who connect over TCP, and whom we let in.
 #[derive(Args, Debug, Default, PartialEq)]
+#[command(next_help_heading = "Encryption between the parts")]
 pub struct TlsArgs {
     /// Our certificate chain, a PEM file. With it, --tls-key and --client-ca, gRPC over TCP is mTLS. Read again when it changes.
     #[arg(long, env = "ENVOY_CIMD_TLS_CERT", value_name = "FILE")]
@@ -150,6 +177,7 @@ pub struct TlsArgs {
 
 /// What the choreographer needs, in `serve` or in a process of its own.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "The exchange and its store")]
 pub struct ExchangeArgs {
     /// Where the file store is: by default $STATE_DIRECTORY, else $XDG_STATE_HOME/envoy-cimd, else ~/.local/state/envoy-cimd.
     #[arg(long, env = "ENVOY_CIMD_STATE_DIR", value_name = "DIR")]
@@ -189,9 +217,9 @@ pub struct ChoreographerCommand {
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9004")]
     pub admin_listen: ListenAddr,
     #[command(flatten)]
-    pub process: ProcessArgs,
-    #[command(flatten)]
     pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
 }
 
 impl Serve {
@@ -231,6 +259,7 @@ impl Serve {
 
 /// What `serve` and `envoy-config` must agree on.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Routes")]
 pub struct RouteArgs {
     /// The path of the document on every route.
     #[arg(
@@ -279,8 +308,6 @@ pub struct Check {
 pub struct EnvoyConfig {
     #[command(flatten)]
     pub file: FileArg,
-    #[command(flatten)]
-    pub routes: RouteArgs,
     /// A route, as `from=https://…,to=https://…`, also with route_id=, client_name= and authorization_server=.
     /// Repeatable; the config file's routes come first.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route)]
@@ -324,6 +351,8 @@ pub struct EnvoyConfig {
     /// The authorities that Envoy trusts when it connects to an https upstream, a PEM file.
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     pub upstream_ca: String,
+    #[command(flatten)]
+    pub routes: RouteArgs,
 }
 
 #[derive(Args, Debug)]
@@ -366,6 +395,13 @@ pub enum Part {
     Filter,
     /// The cluster of envoy-cimd, and those of the routes' upstreams.
     Cluster,
+}
+
+fn parse_otlp(text: &str) -> Result<String, &'static str> {
+    match url::Url::parse(text) {
+        Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
+        _ => Err("is a URL such as http://127.0.0.1:4317"),
+    }
 }
 
 fn parse_log(text: &str) -> Result<String, String> {
@@ -431,6 +467,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed>
     let command = with_defaults_of(&content, command).with_context(named)?;
     let matches = command.try_get_matches_from(&args).map_err(|error| in_file(&error)).with_context(named)?;
     Ok(Parsed { task: task(matches)?, file: Some(LoadedFile { path, text, content }) })
+}
+
+/// A shell's completion script.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    let mut command = Cli::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// The keys that a config file may have besides `routes`: those of all settings, of any command.

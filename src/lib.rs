@@ -5,10 +5,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::{ffi::OsString, io::IsTerminal, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Context;
-use tracing_subscriber::EnvFilter;
+
+use crate::log::LogFilter;
 
 pub mod admin;
 pub mod audit;
@@ -24,6 +25,7 @@ pub mod endpoint;
 pub mod envoy_config;
 pub mod ext_proc;
 pub mod listen;
+pub mod log;
 pub mod metrics;
 pub mod origin;
 pub mod outgoing;
@@ -45,6 +47,7 @@ pub mod start;
 pub mod state;
 pub mod store;
 pub mod tls;
+pub mod traces;
 pub mod user;
 pub mod vault;
 
@@ -70,14 +73,15 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
     let cli::Parsed { task, file } = cli::parse(args)?;
     match task {
         cli::Task::Serve(settings) => {
-            start_log(&settings.process.log)?;
-            block_on(serve::serve(*settings, file))
+            let log = LogFilter::start(&settings.process.log)?;
+            block_on(serve::serve(*settings, file, log))
         }
         cli::Task::Choreographer(settings) => {
-            start_log(&settings.process.log)?;
-            block_on(choreographer::command::run(*settings))
+            let log = LogFilter::start(&settings.process.log)?;
+            block_on(choreographer::command::run(*settings, log))
         }
         cli::Task::Check(options) => print(&check::check(&options)?),
+        cli::Task::Completions { shell } => print(&cli::completions(shell)),
         cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
         cli::Task::Probe(options) => return block_on(probe::run(*options)),
@@ -97,16 +101,4 @@ fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     std::io::stdout().lock().write_all(text.as_bytes()).context("stdout")
-}
-
-/// Lines for a person at a terminal, JSON for everything else.
-fn start_log(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() {
-        log.init();
-    } else {
-        log.json().flatten_event(true).init();
-    }
-    Ok(())
 }

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context;
 use http::{Request, Response};
+use opentelemetry::trace::SpanKind;
 use tokio::time::timeout;
 use tower::util::MapResponseLayer;
 use url::{Host, Url};
@@ -24,6 +25,8 @@ mod allow_host;
 mod error;
 mod resolver;
 mod tls;
+
+use crate::traces::Span;
 
 pub use allow_host::AllowHost;
 pub use error::{FetchError, UrlFault, cut, shown};
@@ -103,14 +106,20 @@ impl Outgoing {
             *request.body_mut() = Some(body.into());
         }
         self.check_url(&url, trusted)?;
+        let span = Span::part("fetch", SpanKind::Client);
+        span.set("http.request.method", request.method().to_string());
+        span.set("server.address", error::authority(&url));
         let connected = Arc::default();
-        match timeout(DEADLINE, self.exchange(&url, trusted, request, &connected)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                let connected = connected.load(Ordering::Relaxed);
-                Err(FetchError::Timeout { url: error::shown(&url), connected })
-            }
+        let exchange = self.exchange(&url, trusted, request, &connected);
+        let outcome = span.cover(timeout(DEADLINE, exchange)).await.unwrap_or_else(|_| {
+            let connected = connected.load(Ordering::Relaxed);
+            Err(FetchError::Timeout { url: error::shown(&url), connected })
+        });
+        match &outcome {
+            Ok(response) => span.set("http.response.status_code", i64::from(response.status().as_u16())),
+            Err(error) => span.failed(error.to_string()),
         }
+        outcome
     }
 
     /// The rules, as far as they need no name look-up: for a URL that is kept for later, or given to a browser.

@@ -1,6 +1,6 @@
 //! What every long-running command shares: it binds, says that it is ready, runs, and ends in order.
 
-use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use axum::serve::ListenerExt;
@@ -24,6 +24,7 @@ use crate::{
     admin::{self, Readiness},
     cli::{ProcessArgs, TlsArgs},
     listen::{ListenAddr, Listener, SocketMode},
+    log::LogFilter,
     metrics::Metrics,
     tls::{ServerTls, TlsListener, server_tls},
 };
@@ -35,6 +36,7 @@ pub struct Process<'a> {
     pub service: &'static str,
     pub admin_listen: &'a ListenAddr,
     pub args: &'a ProcessArgs,
+    pub log: LogFilter,
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
     pub calls: TaskTracker,
@@ -70,7 +72,8 @@ impl Process<'_> {
 
         let readiness = Arc::new(Readiness::default());
         log_ready("admin", &admin.address()?);
-        tasks.spawn("the admin listener", serve_admin(admin, Arc::clone(&self.metrics), Arc::clone(&readiness)));
+        let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log);
+        tasks.spawn("the admin listener", serve_admin(admin, router));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status(self.service, ServingStatus::Serving).await;
         let address = grpc.address()?;
@@ -205,10 +208,11 @@ where
     })
 }
 
-async fn serve_admin(listener: Listener, metrics: Arc<Metrics>, readiness: Arc<Readiness>) -> anyhow::Result<()> {
-    let router = admin::router(metrics, readiness);
+async fn serve_admin(listener: Listener, router: axum::Router) -> anyhow::Result<()> {
     match listener {
-        Listener::Tcp(listener) => axum::serve(listener, router).await?,
+        Listener::Tcp(listener) => {
+            axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await?;
+        }
         Listener::Unix(listener, _file) => axum::serve(listener, router).await?,
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessorServer, SERVICE_NAME};
+use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
@@ -20,6 +21,7 @@ use crate::{
     config_file::ConfigFile,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
+    log::LogFilter,
     process::{GrpcListener, Process, Tasks, main_tls},
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
@@ -28,6 +30,7 @@ use crate::{
     state::StateKeys,
     store::StoreUrl,
     tls::ClientTls,
+    traces::Exporter,
 };
 
 /// The choreographer that the settings ask for, and what goes with it.
@@ -119,12 +122,15 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 ///
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<()> {
+pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
-    let exchange = exchange(&settings).await?;
+    let mut exchange = exchange(&settings).await?;
     if let Some(embedded) = &exchange.embedded {
         embedded.check().await?;
     }
+    let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
+    let kind = if exchange.embedded.is_some() { SpanKind::Internal } else { SpanKind::Client };
+    exchange.choreographer = traces.traced(kind, exchange.choreographer);
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
     warn_of(&settings);
     let mut tasks = Tasks::default();
@@ -150,12 +156,14 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>) -> anyhow::Result<
         service: SERVICE_NAME,
         admin_listen: &settings.admin_listen,
         args: &settings.process,
+        log,
         metrics: Arc::clone(&endpoints.metrics),
         calls: endpoints.calls.clone(),
         second: exchange.second,
     };
     let result = process.run(tasks).await;
     endpoints.refusals.flush();
+    traces.end().await;
     result
 }
 

@@ -2,27 +2,32 @@
 
 use std::sync::Arc;
 
+use opentelemetry::trace::SpanKind;
 use tonic::service::Routes;
 
 use super::{Embedded, Service, tokens_listener};
 use crate::{
     cli::ChoreographerCommand,
+    log::LogFilter,
     metrics::Metrics,
     process::{GrpcListener, Process, Tasks, main_tls},
     proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
+    traces::Exporter,
 };
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
+pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
     let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
     let calls = embedded.calls.clone();
-    let service = AuthorizationChoreographerServer::new(Service::new(Arc::new(embedded), calls.clone()));
+    let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
+    let choreographer = traces.traced(SpanKind::Server, Arc::new(embedded));
+    let service = AuthorizationChoreographerServer::new(Service::new(choreographer, calls.clone()));
     let process = Process {
         main: GrpcListener {
             name: "choreographer",
@@ -34,9 +39,12 @@ pub async fn run(settings: ChoreographerCommand) -> anyhow::Result<()> {
         service: SERVICE_NAME,
         admin_listen: &settings.admin_listen,
         args: &settings.process,
+        log,
         metrics: Arc::new(Metrics::default()),
         calls,
         second,
     };
-    process.run(Tasks::default()).await
+    let result = process.run(Tasks::default()).await;
+    traces.end().await;
+    result
 }

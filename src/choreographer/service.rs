@@ -127,7 +127,7 @@ fn status(refusal: &Refusal) -> Status {
     }
 }
 
-fn trace<T>(request: &Request<T>) -> Trace {
+pub(super) fn trace<T>(request: &Request<T>) -> Trace {
     let text = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     Trace { parent: text("traceparent"), state: text("tracestate") }
 }

@@ -1,13 +1,17 @@
 //! The tokens served over gRPC, to whoever carries MCP traffic.
 
+use opentelemetry::trace::SpanKind;
 use prost_types::Timestamp;
 use tonic::{Request, Response, Status};
 
 use super::{
     Embedded, TokenError,
-    service::{person, upstream},
+    service::{person, trace, upstream},
 };
-use crate::proto::{self, upstream_tokens_server::UpstreamTokens};
+use crate::{
+    proto::{self, upstream_tokens_server::UpstreamTokens},
+    traces::Span,
+};
 
 /// Serves tokens. Whoever may call it may have every user's token.
 pub struct TokensService(pub Embedded);
@@ -18,10 +22,11 @@ impl UpstreamTokens for TokensService {
         &self,
         request: Request<proto::GetUpstreamTokenRequest>,
     ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
+        let span = Span::of(&trace(&request), "GetUpstreamToken", SpanKind::Server);
         let request = request.into_inner();
         let user = person(request.user)?;
         let upstream = upstream(request.upstream, request.authorization_server);
-        let token = self.0.upstream_token(&user, &request.client_id, &upstream).await.map_err(status)?;
+        let token = span.cover(self.0.upstream_token(&user, &request.client_id, &upstream)).await.map_err(status)?;
         let expires_at = token.expires_at.and_then(|seconds| i64::try_from(seconds).ok());
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret,
@@ -33,10 +38,11 @@ impl UpstreamTokens for TokensService {
         &self,
         request: Request<proto::DisconnectRequest>,
     ) -> Result<Response<proto::DisconnectResponse>, Status> {
+        let span = Span::of(&trace(&request), "Disconnect", SpanKind::Server);
         let request = request.into_inner();
         let user = person(request.user)?;
         let upstream = upstream(request.upstream, String::new());
-        self.0.disconnect(&user, &request.client_id, &upstream).await.map_err(status)?;
+        span.cover(self.0.disconnect(&user, &request.client_id, &upstream)).await.map_err(status)?;
         Ok(Response::new(proto::DisconnectResponse {}))
     }
 }

@@ -11,16 +11,18 @@ use envoy_cimd::{
     },
     user::User,
 };
+use http::Version;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
-    stack::{Certificates, Choreographer},
+    flow::press,
+    stack::{Call, Certificates, Choreographer},
     store::Redis,
     tokens::Kept,
-    world::{Wish, World, executable},
+    world::{CALLBACK as PATH, Wish, World, executable},
 };
 
 pub const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
@@ -530,39 +532,47 @@ async fn redis_gives_each_flow_to_one_of_two_choreographers() {
 /// The whole way, in one process: Envoy, the filter, the embedded choreographer, the authorization server.
 #[tokio::test]
 async fn the_whole_flow_in_one_process() {
-    use crate::world::{CALLBACK as PATH, START};
-    use http::Version;
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
     let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
     let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
     let flags = ["--single-user", "--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
     let upstream = servers.upstream_of("good");
-    let edit = |config: &mut Value| {
-        for host in crate::world::virtual_hosts(config) {
-            if host["name"] != "other" {
-                crate::world::metadata(host)["to"] = upstream.clone().into();
-            }
-        }
-    };
+    let edit = |config: &mut Value| with_upstream(config, &upstream);
     let mut world = World::start(Wish { cimd: &flags, edit: &edit, ..Wish::default() }).await;
     assert!(!state.exists(), "documents are served without a store");
-    let press = crate::stack::Call::get("notes.localhost", &format!("{START}?return_to=/done"))
-        .method("POST")
-        .header("sec-fetch-site", "same-origin");
-    let begun = world.https().send(Version::HTTP_2, press).await.expect("an answer");
+    let [code, state, ..] = connect_through(&world, &servers, "").await;
+    assert_eq!(servers.exchanges(), [code]);
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    let log = world.cimd.process.output();
+    assert!(!log.contains("SECRET") && !log.contains(&state), "{log}");
+}
+
+/// Configures every route of an Envoy with this upstream.
+pub fn with_upstream(config: &mut Value, upstream: &str) {
+    for host in crate::world::virtual_hosts(config) {
+        if host["name"] != "other" {
+            crate::world::metadata(host)["to"] = upstream.into();
+        }
+    }
+}
+
+/// Takes a person through Envoy and a flow of notes.localhost; its code, state and cookie, which nobody else may see.
+pub async fn connect_through(world: &World, servers: &Servers, traceparent: &str) -> [String; 3] {
+    let send = async |call: Call| {
+        let call = call.header("traceparent", traceparent);
+        world.https().send(Version::HTTP_2, call).await.expect("an answer")
+    };
+    let begun = send(press("notes.localhost", "?return_to=/done")).await;
     assert_eq!(begun.status, 303, "{begun:?}");
     let location = begun.all("location").join("");
     let code = servers.consent(&location);
     let url = url::Url::parse(&location).expect("a URL");
-    let value = url.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
+    let state = url.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
     let cookie = begun.all("set-cookie").join("").split(';').next().expect("a pair").to_owned();
-    let query = format!("code={code}&state={value}&iss={}/good", servers.issuer);
-    let call = crate::stack::Call::get("notes.localhost", &format!("{PATH}?{query}")).header("cookie", cookie);
-    let done = world.https().send(Version::HTTP_2, call).await.expect("an answer");
+    let query = format!("code={code}&state={state}&iss={}/good", servers.issuer);
+    let call = Call::get("notes.localhost", &format!("{PATH}?{query}")).header("cookie", cookie.clone());
+    let done = send(call).await;
     assert_eq!((done.status, done.all("location")), (303, vec!["/done"]), "{done:?}");
-    assert_eq!(servers.exchanges(), [code]);
-    assert_eq!(world.cimd.process.stop().await, Some(0));
-    let log = world.cimd.process.output();
-    assert!(!log.contains("SECRET") && !log.contains(&value), "{log}");
+    [code, state, cookie]
 }

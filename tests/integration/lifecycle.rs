@@ -24,7 +24,7 @@ use crate::{
     world::{DOCUMENT, Wish, World, executable, metric},
 };
 
-async fn channel(address: &str) -> Channel {
+pub async fn channel(address: &str) -> Channel {
     Endpoint::from_shared(format!("http://{address}")).expect("an address").connect().await.expect("a connection")
 }
 

@@ -12,6 +12,7 @@ mod mtls;
 mod outgoing;
 mod probe;
 mod settings;
+mod signals;
 mod soak;
 mod sources;
 #[path = "../stack/mod.rs"]

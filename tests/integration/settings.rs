@@ -281,3 +281,41 @@ fn the_readmes_config_files_are_good() {
     }
     assert!(found > 0, "the README shows no config file");
 }
+
+/// What `--help` prints is reviewed like a page of documentation: a change of it shows in a diff.
+#[test]
+fn the_help_reads_as_it_was_reviewed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/integration/help");
+    let commands = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect::<Vec<_>>();
+    let mut stale = Vec::new();
+    for command in std::iter::once(None).chain(commands.iter().map(Some)) {
+        let args: Vec<&str> = command.map(String::as_str).into_iter().chain(["--help"]).collect();
+        let (code, help, stderr) = run(&args, &[("COLUMNS", "110")]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+        let file = folder.join(format!("{}.txt", command.map_or("envoy-cimd", String::as_str)));
+        if std::fs::read_to_string(&file).unwrap_or_default() == help {
+            continue;
+        }
+        stale.push(file.clone());
+        if std::env::var_os("RENEW_HELP").is_some() {
+            std::fs::create_dir_all(&folder).expect("the folder");
+            std::fs::write(file, help).expect("written");
+        }
+    }
+    assert!(stale.is_empty(), "RENEW_HELP=1 writes these anew, to be read: {stale:?}");
+}
+
+#[test]
+fn shells_complete_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, stderr) = run(&["completions", shell], &[]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{shell}");
+        for word in ["choreographer", "envoy-config", "probe", "tls-cert"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    // One that a shell can read.
+    let script = run(&["completions", "bash"], &[]).1;
+    let checked = std::process::Command::new("bash").args(["-n", "-c", &script]).status().expect("bash");
+    assert!(checked.success());
+}

@@ -1,0 +1,142 @@
+//! What an operator sees: traces, and a log whose filter can be changed.
+
+use std::sync::{Arc, Mutex};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::any_value::Value as Attribute,
+    trace::v1::{Span, span::SpanKind},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    authorization_server::{HOST, Lie, Servers},
+    exchange::{connect_through, with_upstream},
+    lifecycle::channel,
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client},
+    world::{Wish, World, executable},
+};
+
+/// Keeps the spans that come, each with the name of the service that sent it.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<(String, Span)>>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        for resource in request.into_inner().resource_spans {
+            let attributes = resource.resource.expect("a resource").attributes;
+            let service = attributes.into_iter().find(|attribute| attribute.key == "service.name").expect("a name");
+            let Some(Attribute::StringValue(service)) = service.value.and_then(|value| value.value) else {
+                panic!("the name is a text");
+            };
+            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.0.lock().expect("spans").extend(spans.map(|span| (service.clone(), span)));
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    async fn start() -> (Self, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let collector = Self::default();
+        let service = TraceServiceServer::new(collector.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (collector, url)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A flow's spans continue the browser's trace through the filter and the choreographer to what it fetches, also where
+/// Envoy said not to sample; and no secret of the flow is in them.
+#[tokio::test]
+async fn traces_join_envoys_and_hold_no_secret() {
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    const PARENT: &str = "b7ad6b7169203331";
+    let (collector, url) = Collector::start().await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let certificates = Certificates::make(dir.path(), &[HOST]);
+    let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
+    let keys = dir.path().join("keys");
+    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("a key")).expect("the keys");
+    let state = dir.path().join("state");
+    let text = |path: &std::path::Path| path.to_str().expect("text").to_owned();
+    let (ca, keys, state) = (text(&certificates.ca), text(&keys), text(&state));
+    let flags = ["--otlp-endpoint", &url, "--extra-ca", &ca, "--allow-host", HOST, "--state-dir", &state];
+    let mut choreographer = Choreographer::start(&executable(), &flags).await;
+    let at = format!("http://{}", choreographer.address);
+    let flags = ["--single-user", "--otlp-endpoint", &url, "--state-keys", &keys, "--choreographer", &at];
+    let upstream = servers.upstream_of("good");
+    let edit = |config: &mut serde_json::Value| with_upstream(config, &upstream);
+    let mut world = World::start(Wish { cimd: &flags, edit: &edit, ..Wish::default() }).await;
+    let secrets = connect_through(&world, &servers, &format!("00-{TRACE}-{PARENT}-00")).await;
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    assert_eq!(choreographer.process.stop().await, Some(0));
+
+    let spans = collector.0.lock().expect("spans").clone();
+    assert!(spans.iter().all(|(_, span)| hex(&span.trace_id) == TRACE), "{spans:#?}");
+    for call in ["BeginAuthorization", "CompleteAuthorization"] {
+        let find = |service: &str| {
+            let mut found = spans.iter().filter(|(of, span)| of == service && span.name == call);
+            let (_, span) = found.next().expect("a span");
+            assert!(found.next().is_none(), "{call} {service}");
+            span
+        };
+        let (ours, theirs) = (find("envoy-cimd"), find("envoy-cimd-choreographer"));
+        assert_eq!((ours.kind(), theirs.kind()), (SpanKind::Client, SpanKind::Server));
+        assert_eq!(hex(&ours.parent_span_id), PARENT);
+        assert_eq!(theirs.parent_span_id, ours.span_id);
+        let fetches = spans.iter().filter(|(_, span)| span.name == "fetch" && span.parent_span_id == theirs.span_id);
+        assert_ne!(fetches.count(), 0, "{call}");
+    }
+    let all = format!("{spans:?}");
+    assert!(all.contains(HOST) && !all.contains("SECRET"), "{all}");
+    for secret in &secrets {
+        assert!(!all.contains(secret), "{secret}");
+    }
+}
+
+/// A collector that is away costs its spans, and nothing else.
+#[tokio::test]
+async fn without_its_collector_it_serves() {
+    let flags = ["--otlp-endpoint", "http://127.0.0.1:1"];
+    let mut world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
+    assert_eq!(world.document("notes.localhost").await.0, 200);
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+}
+
+async fn log(address: &str, method: &'static str, filter: &str) -> Answered {
+    let client = Client::plain(address.parse().expect("an address"));
+    let call = Call::get("localhost", "/log").method(method).body(filter);
+    client.send(http::Version::HTTP_11, call).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn the_logs_filter_changes_while_it_runs() {
+    let mut cimd = Cimd::start(&executable(), &[]).await;
+    assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n");
+    let bad = log(&cimd.admin, "PUT", "a=b=c").await;
+    assert_eq!(bad.status, 400, "{bad:?}");
+    assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n", "the one before stays");
+    assert!(!cimd.process.output().contains("\"DEBUG\""));
+    assert_eq!(log(&cimd.admin, "PUT", "debug\n").await.text(), "debug\n");
+    // What HTTP/2 says of a connection, at that level.
+    drop(channel(&cimd.ext_proc).await);
+    cimd.process.line(|line| line.contains("\"DEBUG\"").then_some(())).await;
+    assert_eq!(log(&cimd.admin, "PUT", "off").await.status, 200);
+    cimd.process.stop().await;
+    assert!(!cimd.process.output().contains("\"stopping\""));
+}
