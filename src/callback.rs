@@ -28,7 +28,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     if !browser::is_navigation(request) {
         return Err(Refusal::BadRequest("the browser says that this is no navigation"));
     }
-    let Query { answer, state, iss } = Query::read(query.unwrap_or_default())?;
+    let Query { answer, state, iss } = Query::read(query.unwrap_or_default(), endpoints.limits.max_query_bytes)?;
     let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
     let state =
         endpoints.state_keys.load().verify(&state, &redirect_uri, (endpoints.clock)()).map_err(Refusal::State)?;
@@ -71,9 +71,10 @@ struct Query {
 }
 
 impl Query {
-    fn read(query: &str) -> Result<Self, Refusal> {
+    fn read(query: &str, longest: usize) -> Result<Self, Refusal> {
         let names = ["code", "state", "iss", "error", "error_description"];
-        let [code, state, iss, error, description] = query::parameters(query, names).map_err(Refusal::BadRequest)?;
+        let [code, state, iss, error, description] =
+            query::parameters(query, longest, names).map_err(Refusal::BadRequest)?;
         let answer = match (code, error) {
             (Some(code), None) => AuthorizationAnswer::Code(code),
             (None, Some(error)) => AuthorizationAnswer::Error { error, description },

@@ -124,9 +124,29 @@ pub struct Serve {
     #[command(flatten)]
     pub routes: RouteArgs,
     #[command(flatten)]
+    pub limits: Limits,
+    #[command(flatten)]
     pub exchange: ExchangeArgs,
     #[command(flatten)]
     pub process: ProcessArgs,
+}
+
+/// What one process takes on at once, and of one request.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// How many requests may be under way. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
+    pub max_streams: usize,
+    /// How many calls of the choreographer may be under way: each holds a stream, for seconds. Those above get 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_CALLS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
+    pub max_calls: usize,
+    /// How long the headers of a request may be, those that Envoy sends us, names and values in all. Longer ones get 431.
+    #[arg(long, env = "ENVOY_CIMD_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "65536", value_parser = at_least_one)]
+    pub max_header_bytes: usize,
+    /// How long the query of a request may be. Longer ones get 400.
+    #[arg(long, env = "ENVOY_CIMD_MAX_QUERY_BYTES", value_name = "BYTES", default_value = "8192", value_parser = at_least_one)]
+    pub max_query_bytes: usize,
 }
 
 /// What every long-running command has.
@@ -204,6 +224,16 @@ pub struct ExchangeArgs {
     #[arg(long, env = "ENVOY_CIMD_REQUIRE_ISS", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub require_iss: bool,
+    /// How many flows of one user are kept, pending or just ended; the oldest goes for the next. --single-user has 50
+    /// times as many.
+    #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
+    pub max_flows_per_user: usize,
+    /// How many flows are kept in all. The next one gets 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS", value_name = "COUNT", default_value = "100000", value_parser = at_least_one)]
+    pub max_flows: usize,
+    /// How many upstreams may be looked up at once. A flow that needs the next gets 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS", value_name = "COUNT", default_value = "100", value_parser = at_least_one)]
+    pub max_lookups: usize,
 }
 
 #[derive(Args, Debug)]
@@ -395,6 +425,10 @@ pub enum Part {
     Filter,
     /// The cluster of envoy-cimd, and those of the routes' upstreams.
     Cluster,
+}
+
+fn at_least_one(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|count| *count > 0).ok_or("is a number from 1 on")
 }
 
 fn parse_otlp(text: &str) -> Result<String, &'static str> {

@@ -10,6 +10,7 @@ use std::{
 use http::{Method, Request, StatusCode, header};
 use moka::{Expiry, future::Cache};
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use crate::{
@@ -56,6 +57,9 @@ pub enum DiscoveryError {
     Resource(String, Problem),
     #[error("the authorization server {0}: {1}")]
     Server(String, Problem),
+    /// No look-up was made.
+    #[error("as many upstreams are being looked up as --max-lookups allows")]
+    Busy,
 }
 
 /// What is wrong with one of the three.
@@ -118,15 +122,19 @@ pub struct Discovery {
     found: Cache<Upstream, Found>,
     /// The look-ups that nobody waits for, begun a short while ago.
     begun: Cache<Upstream, ()>,
+    /// One for each look-up that may be under way.
+    lookups: Arc<Semaphore>,
 }
 
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
 
 impl Discovery {
-    pub fn new(outgoing: Outgoing) -> Self {
+    /// `lookups` is how many upstreams may be looked up at once.
+    pub fn new(outgoing: Outgoing, lookups: usize) -> Self {
         let found = Cache::builder().max_capacity(REMEMBERED).expire_after(BriefErrors).build();
         let begun = Cache::builder().max_capacity(REMEMBERED).time_to_live(BEGUN).build();
-        Self { outgoing, found, begun }
+        let lookups = Arc::new(Semaphore::new(lookups.min(Semaphore::MAX_PERMITS)));
+        Self { outgoing, found, begun, lookups }
     }
 
     /// The authorization server of an upstream. Look-ups of one upstream at the same time are one look-up.
@@ -155,6 +163,7 @@ impl Discovery {
     }
 
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
+        let _one = self.lookups.try_acquire().map_err(|_| DiscoveryError::Busy)?;
         let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
         let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
         if let Some(issuer) = &upstream.authorization_server {
@@ -380,7 +389,11 @@ struct BriefErrors;
 
 impl Expiry<Upstream, Found> for BriefErrors {
     fn expire_after_create(&self, _: &Upstream, found: &Found, _: Instant) -> Option<Duration> {
-        Some(if found.is_ok() { FRESH } else { FAILED })
+        Some(match found {
+            Ok(_) => FRESH,
+            Err(DiscoveryError::Busy) => Duration::ZERO,
+            Err(_) => FAILED,
+        })
     }
 }
 

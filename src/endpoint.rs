@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     browser, callback,
     choreographer::Choreographer,
+    cli::Limits,
     document::{self, Document, NameTemplate},
     metrics::Metrics,
     refusal::{Audience, Refusal},
@@ -25,9 +26,6 @@ use crate::{
     user::{User, Users},
 };
 
-/// How many calls of the choreographer may be under way: each holds a stream of Envoy's, for seconds.
-const MAX_CALLS: usize = 1000;
-
 /// What the endpoints of every route are built with.
 pub struct Endpoints {
     pub paths: Paths,
@@ -38,6 +36,7 @@ pub struct Endpoints {
     pub routes: Arc<ArcSwap<RouteTable>>,
     /// Whether the dynamic metadata of a request may name its route.
     pub dynamic_metadata: bool,
+    pub limits: Limits,
     pub users: Users,
     pub state_keys: Arc<ArcSwap<StateKeys>>,
     pub choreographer: Arc<dyn Choreographer>,
@@ -107,6 +106,7 @@ impl Endpoints {
         let route = self.route(request, sources);
         let visit = |route| Visit { endpoints: self, request, query, route, user: self.users.user(sources.user) };
         let step = match &route {
+            _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
             Ok(route) => match endpoint {
                 Endpoint::Document => self.document(request, query, route),
@@ -130,7 +130,7 @@ impl Endpoints {
                 let metrics = Arc::clone(&self.metrics);
                 Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
             }
-            Ok(Step::Call { .. }) if self.calls.len() >= MAX_CALLS => {
+            Ok(Step::Call { .. }) if self.calls.len() >= self.limits.max_calls => {
                 self.refuse(request, endpoint, name, &Refusal::TooManyFlows)
             }
             Ok(Step::Call { flow, call }) => {

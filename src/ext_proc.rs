@@ -65,7 +65,8 @@ impl ExternalProcessor for ExtProc {
         &self,
         request: tonic::Request<Streaming<ProcessingRequest>>,
     ) -> Result<tonic::Response<Answers>, Status> {
-        Ok(tonic::Response::new(Answers::new(Arc::clone(&self.endpoints), request.into_inner())))
+        let open = OpenStream::new(&self.endpoints)?;
+        Ok(tonic::Response::new(Answers::new(Arc::clone(&self.endpoints), request.into_inner(), open)))
     }
 }
 
@@ -88,9 +89,8 @@ enum State {
 }
 
 impl Answers {
-    fn new(endpoints: Arc<Endpoints>, messages: Streaming<ProcessingRequest>) -> Self {
-        let _open = OpenStream::new(Arc::clone(&endpoints.metrics));
-        Self { endpoints, messages, state: State::Listening, _open }
+    fn new(endpoints: Arc<Endpoints>, messages: Streaming<ProcessingRequest>, open: OpenStream) -> Self {
+        Self { endpoints, messages, state: State::Listening, _open: open }
     }
 }
 
@@ -260,9 +260,17 @@ fn immediate(reply: Reply) -> ImmediateResponse {
 struct OpenStream(Arc<Metrics>);
 
 impl OpenStream {
-    fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.streams.inc();
-        Self(metrics)
+    /// Envoy makes of the refusal what `status_on_error` says; nothing of the request goes on to the upstream.
+    fn new(endpoints: &Endpoints) -> Result<Self, Status> {
+        let metrics = Arc::clone(&endpoints.metrics);
+        let open = metrics.streams.inc();
+        let stream = Self(metrics);
+        if usize::try_from(open).is_ok_and(|others| others >= endpoints.limits.max_streams) {
+            stream.0.refused_streams.inc();
+            endpoints.refusals.note_stream();
+            return Err(Status::resource_exhausted("as many requests are under way as --max-streams allows"));
+        }
+        Ok(stream)
     }
 }
 

@@ -18,6 +18,7 @@ pub struct Metrics {
     pub passed_through: Counter,
     pub streams: Gauge,
     pub broken_streams: Counter,
+    pub refused_streams: Counter,
     reloads: Family<ReloadLabels, Counter>,
     reload_ok: Family<FileLabels, Gauge>,
 }
@@ -26,7 +27,7 @@ pub struct Metrics {
 const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls"];
 
 const REFUSED_EVERYWHERE: &[&str] =
-    &["misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
+    &["headers_too_large", "misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
 
 /// What becomes of a request, by endpoint.
 const OUTCOMES: [(Endpoint, &[&str]); 3] = [
@@ -97,6 +98,7 @@ impl Default for Metrics {
         let passed_through = Counter::<u64, AtomicU64>::default();
         let streams = Gauge::default();
         let broken_streams = Counter::<u64, AtomicU64>::default();
+        let refused_streams = Counter::<u64, AtomicU64>::default();
         let reloads = Family::default();
         let reload_ok = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -112,13 +114,19 @@ impl Default for Metrics {
             "ext_proc streams that were reset, or brought a message that cannot be read",
             broken_streams.clone(),
         );
+        registry.register(
+            "refused_streams",
+            "ext_proc streams that were refused because --max-streams were open",
+            refused_streams.clone(),
+        );
         registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
         registry.register(
             "reload_ok",
             "1 where the last reading of a file was good, 0 where the last good value is still used",
             reload_ok.clone(),
         );
-        let metrics = Self { registry, requests, passed_through, streams, broken_streams, reloads, reload_ok };
+        let metrics =
+            Self { registry, requests, passed_through, streams, broken_streams, refused_streams, reloads, reload_ok };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for (endpoint, outcomes) in OUTCOMES {
             for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {

@@ -4,16 +4,17 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// The longest query that is read, in bytes.
-pub const MAX_LENGTH: usize = 8192;
-
-/// The values of `names` in a query, form-decoded once; an empty value counts as absent (OAuth 2.1, section 3.1).
+/// The values of `names` in a query of at most `longest` bytes, form-decoded once; an empty value counts as absent (OAuth 2.1, section 3.1).
 /// Other parameters are ignored.
 ///
 /// # Errors
-/// Where the query is longer than [`MAX_LENGTH`], is no percent-encoded UTF-8, or repeats one of `names`.
-pub fn parameters<const N: usize>(query: &str, names: [&'static str; N]) -> Result<[Option<String>; N], &'static str> {
-    if query.len() > MAX_LENGTH {
+/// Where the query is longer, is no percent-encoded UTF-8, or repeats one of `names`.
+pub fn parameters<const N: usize>(
+    query: &str,
+    longest: usize,
+    names: [&'static str; N],
+) -> Result<[Option<String>; N], &'static str> {
+    if query.len() > longest {
         return Err("the query is too long");
     }
     // The form parser keeps a stray `%` and replaces bad UTF-8, so both are looked for first. Its delimiters are
@@ -43,7 +44,7 @@ mod tests {
 
     #[test]
     fn strictly() {
-        let long = format!("a={}", "x".repeat(MAX_LENGTH));
+        let long = format!("a={}", "x".repeat(100));
         for (query, expected) in [
             ("", Ok([None, None])),
             ("a=1&b=2", Ok([Some("1"), Some("2")])),
@@ -63,7 +64,7 @@ mod tests {
             ("a=%C3&b=%A4", Err("the query is not percent-encoded UTF-8")),
             (&long, Err("the query is too long")),
         ] {
-            let found = parameters(query, ["a", "b"]);
+            let found = parameters(query, 101, ["a", "b"]);
             let expected = expected.map(|values| values.map(|value: Option<&str>| value.map(str::to_owned)));
             assert_eq!(found, expected, "{query}");
         }

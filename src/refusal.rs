@@ -21,6 +21,7 @@ pub enum Refusal {
         allow: &'static str,
     },
     NotFound,
+    HeadersTooLarge,
     /// No trusted filter named the person.
     UserUnknown,
     /// The form was not sent by a page of this origin.
@@ -44,6 +45,7 @@ pub enum Refusal {
     ExchangeFailed,
     /// No authorization server can be used for the upstream. The reason is for the log.
     AuthorizationServerUnusable(String),
+    /// As many sign-ins, calls or look-ups as may be.
     TooManyFlows,
     /// The call broke after it may have been sent, or what came back keeps no contract.
     ChoreographerFailed,
@@ -81,6 +83,7 @@ impl Refusal {
             Self::MisdirectedRequest => "misdirected_request",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::NotFound => "not_found",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::UserUnknown => "user_unknown",
             Self::CrossSite => "cross_site",
             Self::Prefetch => "prefetch",
@@ -113,6 +116,7 @@ impl Refusal {
             Self::MethodNotAllowed { .. } => 405,
             Self::AlreadyUsed { .. } => 409,
             Self::MisdirectedRequest => 421,
+            Self::HeadersTooLarge => 431,
             Self::MisconfiguredRoute(_) => 500,
             Self::ExchangeFailed | Self::AuthorizationServerUnusable(_) | Self::ChoreographerFailed => 502,
             Self::Prefetch | Self::TooManyFlows | Self::ChoreographerUnavailable => 503,
@@ -143,6 +147,7 @@ impl Refusal {
             Self::MisdirectedRequest => "This server does not serve that host and port.",
             Self::MethodNotAllowed { .. } => "This address does not take that method.",
             Self::NotFound => "There is nothing at this address.",
+            Self::HeadersTooLarge => "The headers of the request are too large.",
             Self::UserUnknown => {
                 "Nobody told this service who you are. Its operator has to put an authentication filter before this \
                  address, and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or \

@@ -39,6 +39,14 @@ impl RefusalLog {
         }
     }
 
+    /// The same for a stream that was refused before anything of its request was known.
+    pub fn note_stream(&self) {
+        let label = "too_many_streams";
+        if let Some(unlogged) = self.due(label, Instant::now()) {
+            tracing::warn!(label, unlogged, "refused");
+        }
+    }
+
     /// Whether a line may be written now; if so, how many refusals of the kind came since the last without one.
     fn due(&self, label: &'static str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);

@@ -55,6 +55,11 @@ impl<'a> Request<'a> {
         self.headers.push((name, value));
     }
 
+    /// How long the headers are, names and values.
+    pub fn header_bytes(&self) -> usize {
+        self.headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     /// All values of a header, one a header line.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.headers.iter().filter(move |(other, _)| *other == name).map(|(_, value)| *value)

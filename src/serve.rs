@@ -108,6 +108,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
         cache_control: format!("public, max-age={}", settings.document_max_age),
         routes: Arc::new(ArcSwap::from_pointee(routes)),
         dynamic_metadata: settings.routes.dynamic_metadata,
+        limits: settings.limits.clone(),
         users: settings.users()?,
         state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
         choreographer: Arc::clone(&exchange.choreographer),

@@ -40,7 +40,8 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     if begins && !browser::is_same_origin(request, &route.origin) {
         return Err(Refusal::CrossSite);
     }
-    let [return_to] = query::parameters(query.unwrap_or_default(), ["return_to"]).map_err(Refusal::BadRequest)?;
+    let [return_to] = query::parameters(query.unwrap_or_default(), endpoints.limits.max_query_bytes, ["return_to"])
+        .map_err(Refusal::BadRequest)?;
     let return_to = match return_to {
         None => ReturnTo::root(),
         Some(text) => ReturnTo::parse(&text, &route.origin)

@@ -23,11 +23,11 @@ pub use self::{
 /// `now` is seconds since 1970, by the caller's clock; a flow is gone from the second on in which it expires.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Keeps a fresh flow until it expires. Where its user has as many pending as `limits` allow, the oldest goes: the
+    /// Keeps a fresh flow until it expires. Where its user has as many as `limits` allow, the oldest goes: the
     /// first to expire and, of those that expire in the same second, the first that came.
     ///
     /// # Errors
-    /// [`StoreError::Full`] where as many flows are pending in all as may be, and none of this user's goes for it.
+    /// [`StoreError::Full`] where there are as many flows in all as may be, and none of this user's goes for it.
     /// [`StoreError::Failed`], too, where there is a flow of this id: one that was used must not come back.
     async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError>;
 
@@ -83,7 +83,8 @@ pub struct Flow {
     pub tombstone: Vec<u8>,
 }
 
-/// How many flows may be pending: not expired, and not taken.
+/// How many flows may be kept: all that have not expired, those too of which only the tombstone is left. What one user
+/// can make the store keep is thus bounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FlowLimits {
     /// Of this flow's user, at least one.
@@ -107,7 +108,7 @@ pub enum Taken {
 /// Why a store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("as many flows are pending as may be")]
+    #[error("there are as many flows as --max-flows allows")]
     Full,
     /// The store cannot be reached, or failed. The message is for operators and holds no secret.
     #[error("the store failed: {0}")]

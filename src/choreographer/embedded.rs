@@ -24,7 +24,7 @@ use super::{
 use crate::{
     audit,
     cli::ExchangeArgs,
-    discovery::{AuthorizationServer, Discovery},
+    discovery::{AuthorizationServer, Discovery, DiscoveryError},
     endpoint::system_clock,
     outgoing::{Outgoing, OutgoingSettings},
     refusal::Refusal,
@@ -37,10 +37,8 @@ use crate::{
 
 /// The longest that Begin and Complete may take in all.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// How many flows may be pending.
-const PENDING_OF_USER: usize = 20;
-const PENDING_OF_SINGLE_USER: usize = 1000;
-const PENDING_IN_ALL: usize = 100_000;
+/// How many people `--single-user` stands for, in flows.
+const PEOPLE: usize = 50;
 /// How many refreshes may be remembered, and for how long what one came to stands.
 const REFRESHES: u64 = 10_000;
 const REFRESH_STANDS: Duration = Duration::from_secs(1);
@@ -53,6 +51,7 @@ pub struct Embedded {
     pub vault: Arc<Vault>,
     /// Refuse an authorization server that does not announce `iss`: it closes the mix-up that MCP leaves open.
     pub require_iss: bool,
+    limits: FlowLimits,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
     /// What goes on when its caller goes away, and what shutdown waits for.
@@ -139,10 +138,11 @@ impl Embedded {
             extra_ca: settings.extra_ca.clone(),
         })?;
         Ok(Self {
-            discovery: Discovery::new(outgoing.clone()),
+            discovery: Discovery::new(outgoing.clone(), settings.max_lookups),
             outgoing,
             vault: Arc::new(Vault::new(settings)?),
             require_iss: settings.require_iss,
+            limits: FlowLimits { of_user: settings.max_flows_per_user, in_all: settings.max_flows },
             clock: system_clock,
             calls: TaskTracker::new(),
             refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(REFRESH_STANDS).build(),
@@ -159,7 +159,10 @@ impl Embedded {
 
     async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), Refusal> {
         let found = self.discovery.find(&begin.upstream).await;
-        let server = found.map_err(|error| Refusal::AuthorizationServerUnusable(error.to_string()))?;
+        let server = found.map_err(|error| match error {
+            DiscoveryError::Busy => Refusal::TooManyFlows,
+            error => Refusal::AuthorizationServerUnusable(error.to_string()),
+        })?;
         if self.require_iss && !server.sends_iss {
             return Err(Refusal::AuthorizationServerUnusable(format!(
                 "the authorization server {}: it does not announce `iss`, which --require-iss asks for",
@@ -190,8 +193,8 @@ impl Embedded {
         let sealed = open.seal("flow", &key, &record).ok_or(Refusal::ChoreographerFailed)?;
         let tombstone = open.seal("tombstone", &key, &record.return_to).ok_or(Refusal::ChoreographerFailed)?;
         let of_user = match record.user {
-            User::Single => PENDING_OF_SINGLE_USER,
-            User::Subject { .. } => PENDING_OF_USER,
+            User::Single => self.limits.of_user.saturating_mul(PEOPLE),
+            User::Subject { .. } => self.limits.of_user,
         };
         let flow = Flow {
             id: key,
@@ -201,7 +204,7 @@ impl Embedded {
             sealed,
             tombstone,
         };
-        let limits = FlowLimits { of_user, in_all: PENDING_IN_ALL };
+        let limits = FlowLimits { of_user, ..self.limits };
         open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
             StoreError::Full => Refusal::TooManyFlows,
             error => store_failed(&error),

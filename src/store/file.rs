@@ -27,9 +27,9 @@ const FLOWS: TableDefinition<&[u8; 32], StoredFlow> = TableDefinition::new("flow
 type StoredFlow<'a> = (&'a [u8; 32], &'a [u8; 32], u64, u64, Option<&'a [u8]>, &'a [u8]);
 /// Every flow, by expiry and id.
 const EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("expiry-v1");
-/// The flows that were not taken, by user, expiry, sequence and id.
-const PENDING: TableDefinition<PendingKey, ()> = TableDefinition::new("pending-v1");
-type PendingKey<'a> = (&'a [u8; 32], u64, u64, &'a [u8; 32]);
+/// Every flow, by user, expiry, sequence and id.
+const BY_USER: TableDefinition<ByUser, ()> = TableDefinition::new("by-user-v1");
+type ByUser<'a> = (&'a [u8; 32], u64, u64, &'a [u8; 32]);
 const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens-v1");
 /// The key of a route's token.
 const ROUTES: TableDefinition<&[u8; 32], &[u8; 32]> = TableDefinition::new("routes-v1");
@@ -222,7 +222,7 @@ impl Inner {
 struct FlowTables<'t> {
     flows: Table<'t, &'static [u8; 32], StoredFlow<'static>>,
     expiry: Table<'t, (u64, &'static [u8; 32]), ()>,
-    pending: Table<'t, PendingKey<'static>, ()>,
+    by_user: Table<'t, ByUser<'static>, ()>,
     sequence: Table<'t, (), u64>,
 }
 
@@ -238,7 +238,7 @@ impl<'t> FlowTables<'t> {
         Ok(Self {
             flows: transaction.open_table(FLOWS)?,
             expiry: transaction.open_table(EXPIRY)?,
-            pending: transaction.open_table(PENDING)?,
+            by_user: transaction.open_table(BY_USER)?,
             sequence: transaction.open_table(SEQUENCE)?,
         })
     }
@@ -256,14 +256,14 @@ impl<'t> FlowTables<'t> {
             return Ok(());
         }
 
-        let of_user = self.pending_of(user, now)?;
+        let of_user = self.flows_of(user, now)?;
         let surplus = (of_user.len() + 1).saturating_sub(limits.of_user.max(1));
         let oldest = of_user.get(..surplus).unwrap_or_default();
         for id in oldest {
             self.remove(id)?;
         }
         // More may have expired than was removed above, and those do not count.
-        while self.pending.len()? >= limits.in_all as u64 {
+        while self.by_user.len()? >= limits.in_all as u64 {
             if self.remove_expired(now, 1)? == 0 {
                 return Err(Failure::Store(StoreError::Full));
             }
@@ -273,7 +273,7 @@ impl<'t> FlowTables<'t> {
         self.sequence.insert((), sequence)?;
         self.flows.insert(id, (context, user, *expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
         self.expiry.insert((*expires_at, id), ())?;
-        self.pending.insert((user, *expires_at, sequence, id), ())?;
+        self.by_user.insert((user, *expires_at, sequence, id), ())?;
         Ok(())
     }
 
@@ -298,7 +298,6 @@ impl<'t> FlowTables<'t> {
         };
         let Indexed { user, expires_at, sequence } = indexed;
         self.flows.insert(id, (context, &user, expires_at, sequence, None, tombstone.as_slice()))?;
-        self.pending.remove((&user, expires_at, sequence, id))?;
         Ok((Taken::Flow(sealed), true))
     }
 
@@ -314,12 +313,12 @@ impl<'t> FlowTables<'t> {
         Ok(expired.len())
     }
 
-    /// The pending flows of a user, the oldest first.
-    fn pending_of(&self, user: &[u8; 32], now: u64) -> Result<Vec<FlowKey>, redb::Error> {
+    /// The flows of a user, the oldest first.
+    fn flows_of(&self, user: &[u8; 32], now: u64) -> Result<Vec<FlowKey>, redb::Error> {
         let first = (user, now.saturating_add(1), 0, &[0; 32]);
         let last = (user, u64::MAX, u64::MAX, &[0xff; 32]);
         let mut ids = Vec::new();
-        for entry in self.pending.range(first..=last)? {
+        for entry in self.by_user.range(first..=last)? {
             ids.push(*entry?.0.value().3);
         }
         Ok(ids)
@@ -336,7 +335,7 @@ impl<'t> FlowTables<'t> {
         if let Some(Indexed { user, expires_at, sequence }) = self.indexed(id)? {
             self.flows.remove(id)?;
             self.expiry.remove((expires_at, id))?;
-            self.pending.remove((&user, expires_at, sequence, id))?;
+            self.by_user.remove((&user, expires_at, sequence, id))?;
         }
         Ok(())
     }
@@ -481,7 +480,7 @@ mod tests {
             Ok::<_, redb::Error>([
                 transaction.open_table(FLOWS)?.len()?,
                 transaction.open_table(EXPIRY)?.len()?,
-                transaction.open_table(PENDING)?.len()?,
+                transaction.open_table(BY_USER)?.len()?,
             ])
         });
         rows.await.expect("rows")
@@ -495,7 +494,7 @@ mod tests {
             store.add_flow(flow(number, NOW + 600), LIMITS, NOW).await.expect("added");
         }
         store.take_flow(flow(0, 0).id, [1; 32], NOW).await.expect("taken");
-        assert_eq!(rows(&store).await, [250, 250, 249]);
+        assert_eq!(rows(&store).await, [250, 250, 250]);
         store.take_flow(flow(1, 0).id, [1; 32], NOW + 600).await.expect("unknown");
         assert_eq!(rows(&store).await, [150, 150, 150], "the one that was taken goes, too");
         // Those that expired do not count, removed or not.

@@ -188,9 +188,7 @@ impl Store for RedisStore {
     async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError> {
         let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
         let mut step = self.scripts.add_flow.key(flow_key(&id));
-        step.key(pending_key())
-            .key(format!("{NAMESPACE}:pending:{}", text(&user)))
-            .key(format!("{NAMESPACE}:sequence"));
+        step.key(flows_key()).key(format!("{NAMESPACE}:flows:{}", text(&user))).key(format!("{NAMESPACE}:sequence"));
         step.arg(now).arg(expires_at).arg(limits.of_user).arg(limits.in_all).arg(text(&id)).arg(flow_prefix());
         step.arg(&context[..]).arg(sealed).arg(tombstone);
         match self.run(&step).await? {
@@ -203,7 +201,7 @@ impl Store for RedisStore {
 
     async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError> {
         let mut step = self.scripts.take_flow.key(flow_key(&id));
-        step.key(pending_key()).arg(now).arg(&context[..]);
+        step.arg(now).arg(&context[..]);
         let (outcome, content): (i64, Vec<u8>) = self.run(&step).await?;
         match outcome {
             0 => Ok(Taken::Unknown),
@@ -284,8 +282,8 @@ fn flow_key(id: &FlowKey) -> String {
     flow_prefix() + &text(id)
 }
 
-fn pending_key() -> String {
-    format!("{NAMESPACE}:pending")
+fn flows_key() -> String {
+    format!("{NAMESPACE}:flows")
 }
 
 fn token_prefix() -> String {

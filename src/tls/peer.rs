@@ -23,7 +23,8 @@ impl FromStr for PeerName {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "is a DNS name, or a URI such as spiffe://mesh.example/envoy";
         if text.contains("://") {
-            return url::Url::parse(text).map(|_| Self::Uri(text.to_owned())).map_err(|_| FORM);
+            let has_host = url::Url::parse(text).is_ok_and(|url| url.host_str().is_some_and(|host| !host.is_empty()));
+            return if has_host { Ok(Self::Uri(text.to_owned())) } else { Err(FORM) };
         }
         match DnsName::try_from(text) {
             Ok(name) => Ok(Self::Dns(name.as_ref().to_ascii_lowercase())),

@@ -39,7 +39,7 @@ async fn health(channel: Channel, service: &str) -> ServingStatus {
 }
 
 /// A stream that Envoy has opened and not sent anything on.
-async fn open_stream(channel: Channel) -> (mpsc::Sender<ProcessingRequest>, Streaming<ProcessingResponse>) {
+pub async fn open_stream(channel: Channel) -> (mpsc::Sender<ProcessingRequest>, Streaming<ProcessingResponse>) {
     let (sender, receiver) = mpsc::channel(1);
     let answers = ExternalProcessorClient::new(channel).process(ReceiverStream::new(receiver)).await;
     (sender, answers.expect("a stream").into_inner())

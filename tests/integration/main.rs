@@ -8,6 +8,7 @@ mod envoy_config;
 mod exchange;
 mod flow;
 mod lifecycle;
+mod limits;
 mod mtls;
 mod outgoing;
 mod probe;

@@ -99,8 +99,9 @@ async fn lets_a_users_oldest_go(bed: &Bed) {
     there.add_flow(flow(4, 1), limits, NOW).await.expect("added");
     assert_eq!(take(here, 5, NOW).await, Taken::Unknown, "the first that came went");
     assert!(matches!(take(there, 1, NOW).await, Taken::Flow(_)));
+    assert!(matches!(take(here, 1, NOW).await, Taken::Used(_)));
     here.add_flow(flow(6, 1), limits, NOW).await.expect("added");
-    assert!(matches!(take(here, 1, NOW).await, Taken::Used(_)), "what was taken does not count, and stays");
+    assert_eq!(take(here, 1, NOW).await, Taken::Unknown, "what was taken counts, and goes in its turn");
 
     here.add_flow(Flow { expires_at: NOW + 5, ..flow(7, 1) }, limits, NOW).await.expect("added");
     assert_eq!(take(here, 3, NOW).await, Taken::Unknown);
@@ -140,22 +141,24 @@ async fn is_full_at_the_limit(bed: &Bed) {
     assert_eq!(take(here, 1, NOW).await, Taken::Unknown);
 
     assert!(matches!(take(here, 2, NOW).await, Taken::Flow(_)));
-    there.add_flow(flow(5, 4), limits, NOW).await.expect("in the place of what was taken");
+    assert!(full(there.add_flow(flow(5, 4), limits, NOW + 4).await), "what was taken counts until it expires");
     assert!(full(there.add_flow(flow(7, 5), limits, NOW + 4).await));
     there.add_flow(flow(7, 5), limits, NOW + 5).await.expect("in the place of what expired");
     assert!(full(there.add_flow(flow(8, 6), limits, NOW + 5).await));
     // Where a limit was lowered, one's own does not make room enough; then it does not go either.
-    assert!(full(here.add_flow(flow(8, 1), FlowLimits { of_user: 1, in_all: 3 }, NOW + 5).await));
-    for number in [3, 5, 6, 7] {
+    assert!(full(here.add_flow(flow(8, 5), FlowLimits { of_user: 1, in_all: 3 }, NOW + 5).await));
+    for number in [3, 6, 7] {
         assert!(matches!(take(there, number, NOW + 5).await, Taken::Flow(_)), "{number} is still there");
     }
     assert!(full(here.add_flow(flow(8, 6), FlowLimits { of_user: 1, in_all: 0 }, NOW + 5).await));
 
     let limits = FlowLimits { of_user: 1, in_all: 2 };
-    here.add_flow(Flow { expires_at: NOW + 6, ..flow(20, 20) }, limits, NOW + 5).await.expect("added");
-    here.add_flow(flow(21, 21), limits, NOW + 5).await.expect("added");
-    there.add_flow(flow(22, 22), limits, NOW + 6).await.expect("in the place of what expired");
-    assert!(full(there.add_flow(flow(23, 20), limits, NOW + 6).await), "what expired makes room only once");
+    let later = NOW + 1000;
+    let until = |seconds, flow| Flow { expires_at: later + seconds, ..flow };
+    here.add_flow(until(1, flow(20, 20)), limits, later).await.expect("added");
+    here.add_flow(until(9, flow(21, 21)), limits, later).await.expect("added");
+    there.add_flow(until(9, flow(22, 22)), limits, later + 1).await.expect("in the place of what expired");
+    assert!(full(there.add_flow(until(9, flow(23, 20)), limits, later + 1).await), "room is made only once");
 }
 
 /// Of more flows than one call removes.
