@@ -18,6 +18,7 @@ mod sources;
 #[path = "../stack/mod.rs"]
 #[expect(dead_code, reason = "the demo uses all of it")]
 mod stack;
+mod static_cimd;
 mod store;
 mod stream;
 mod tokens;
