@@ -110,17 +110,6 @@ pub struct Serve {
     /// Where in that metadata the person's subject is, such as `jwt_payload.sub`.
     #[arg(long, env = "ENVOY_CIMD_USER_SUBJECT", value_name = "PATH")]
     pub user_subject: Option<MetadataPath>,
-    /// How long a document may be cached, in seconds.
-    #[arg(long, env = "ENVOY_CIMD_DOCUMENT_MAX_AGE", value_name = "SECONDS", default_value = "3600")]
-    pub document_max_age: u32,
-    /// The name of a client whose route gives no `client_name`; {hostname} stands for the route's host.
-    #[arg(
-        long,
-        env = "ENVOY_CIMD_CLIENT_NAME",
-        value_name = "TEXT",
-        default_value = "Pomerium MCP Proxy - {hostname}"
-    )]
-    pub client_name: NameTemplate,
     #[command(flatten)]
     pub routes: RouteArgs,
     #[command(flatten)]
@@ -302,6 +291,17 @@ pub struct RouteArgs {
     /// The path of the redirect endpoint on every route; the connect page is its sibling `start`.
     #[arg(long, env = "ENVOY_CIMD_CALLBACK_PATH", value_name = "PATH", default_value = "/.pomerium/oauth/callback")]
     callback_path: EndpointPath,
+    /// How long a document may be cached, in seconds.
+    #[arg(long, env = "ENVOY_CIMD_DOCUMENT_MAX_AGE", value_name = "SECONDS", default_value = "3600")]
+    document_max_age: u32,
+    /// The name of a client whose route gives no `client_name`; {hostname} stands for the route's host.
+    #[arg(
+        long,
+        env = "ENVOY_CIMD_CLIENT_NAME",
+        value_name = "TEXT",
+        default_value = "Pomerium MCP Proxy - {hostname}"
+    )]
+    pub client_name: NameTemplate,
     /// Let the dynamic metadata of a request name its route. Any filter before ours may write it.
     #[arg(long, env = "ENVOY_CIMD_DYNAMIC_METADATA", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
@@ -312,6 +312,11 @@ pub struct RouteArgs {
 }
 
 impl RouteArgs {
+    /// The `cache-control` of a document.
+    pub fn cache_control(&self) -> String {
+        format!("public, max-age={}", self.document_max_age)
+    }
+
     /// # Errors
     /// As [`Paths::new`].
     pub fn paths(&self) -> anyhow::Result<Paths> {
@@ -342,6 +347,9 @@ pub struct EnvoyConfig {
     /// Repeatable; the config file's routes come first.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route)]
     pub route: Vec<RouteSpec>,
+    /// Let Envoy serve the documents by itself: print it anew when a route changes. Start and callback stay with the filter.
+    #[arg(long)]
+    pub static_cimd: bool,
     /// Print only a piece, to paste into a configuration of your own.
     #[arg(long, value_name = "PART")]
     pub part: Option<Part>,

@@ -87,20 +87,30 @@ impl Document {
 
     /// Answers a `GET` or `HEAD`; Envoy leaves the body of an answer to `HEAD` away and keeps its length.
     pub fn reply(self, request: &Request<'_>, cache_control: &str) -> Reply {
-        let reply = if if_none_match(request, &self.etag) {
-            Reply::new(304, "not_modified")
-        } else {
-            Reply::new(200, "served")
-                .header("content-type", "application/json")
-                .header("x-content-type-options", "nosniff")
-                .body(self.body)
-        };
-        reply
-            .header("etag", self.etag)
-            .header("cache-control", cache_control.to_owned())
-            .header("access-control-allow-origin", "*")
-            .header("access-control-expose-headers", "etag")
+        if if_none_match(request, &self.etag) { self.not_modified(cache_control) } else { self.served(cache_control) }
     }
+
+    /// The document itself.
+    pub fn served(self, cache_control: &str) -> Reply {
+        let reply = Reply::new(200, "served")
+            .header("content-type", "application/json")
+            .header("x-content-type-options", "nosniff")
+            .body(self.body);
+        cacheable(reply, self.etag, cache_control)
+    }
+
+    /// The answer to who has it already.
+    pub fn not_modified(&self, cache_control: &str) -> Reply {
+        cacheable(Reply::new(304, "not_modified"), self.etag.clone(), cache_control)
+    }
+}
+
+fn cacheable(reply: Reply, etag: String, cache_control: &str) -> Reply {
+    reply
+        .header("etag", etag)
+        .header("cache-control", cache_control.to_owned())
+        .header("access-control-allow-origin", "*")
+        .header("access-control-expose-headers", "etag")
 }
 
 /// The answer to a CORS preflight.

@@ -10,12 +10,17 @@ use url::Url;
 
 use crate::{
     cli::{EnvoyConfig, LoadedFile, Part, RouteArgs},
+    document::MAX_BYTES,
     ext_proc::ATTRIBUTES,
     listen::ListenAddr,
     request::HEADERS,
     route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
     tls::PeerName,
 };
+
+mod static_document;
+
+use static_document::StaticDocument;
 
 /// Prints the configuration, or the part of it that was asked for.
 ///
@@ -28,7 +33,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     if specs.is_empty() && !matches!(options.part, Some(Part::Filter | Part::Cluster)) {
         bail!("no route was given: --route from=https://…,to=https://…");
     }
-    let routes = checked(&specs, &paths)?;
+    let routes = checked(&specs, &paths, options)?;
     let processor = match (&options.processor, file) {
         (Some(address), _) => address.clone(),
         (None, Some(file)) if file.content.settings.contains_key("listen") => {
@@ -62,6 +67,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
             filter,
             cluster,
             paths,
+            largest_document: options.static_cimd.then_some(MAX_BYTES),
         }
         .render()?,
     })
@@ -72,9 +78,11 @@ struct Checked {
     spec: RouteSpec,
     route: Route,
     upstream: Option<Upstream>,
+    /// The document, where Envoy is to serve it by itself.
+    document: Option<StaticDocument>,
 }
 
-fn checked(specs: &[RouteSpec], paths: &Paths) -> anyhow::Result<Vec<Checked>> {
+fn checked(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow::Result<Vec<Checked>> {
     RouteTable::new(specs)?;
     specs
         .iter()
@@ -84,7 +92,13 @@ fn checked(specs: &[RouteSpec], paths: &Paths) -> anyhow::Result<Vec<Checked>> {
                 Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.origin))?),
                 None => None,
             };
-            Ok(Checked { spec: spec.clone(), route, upstream })
+            let document = match options.static_cimd {
+                true => Some(
+                    StaticDocument::new(&route, paths, &options.routes).with_context(|| route.origin.to_string())?,
+                ),
+                false => None,
+            };
+            Ok(Checked { spec: spec.clone(), route, upstream, document })
         })
         .collect()
 }
@@ -92,7 +106,7 @@ fn checked(specs: &[RouteSpec], paths: &Paths) -> anyhow::Result<Vec<Checked>> {
 fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Result<Vec<String>> {
     let mut seen: Vec<&str> = Vec::new();
     let mut hosts = Vec::new();
-    for Checked { spec, route, upstream } in routes {
+    for Checked { spec, route, upstream, document } in routes {
         let (host, port) = (route.origin.host(), route.origin.port());
         // The first route of a host also takes the requests that name no port, or one that no route has: the
         // filter then tells them apart.
@@ -102,17 +116,21 @@ fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Resu
             vec![host.to_owned(), format!("{host}:*")]
         };
         seen.push(host);
+        let mut our_paths = vec![
+            (&paths.document, "No authentication filter before this one."),
+            (&paths.start, "Your authentication filter before this one; let it deny, never redirect."),
+            (&paths.callback, "Your authentication filter before this one; let it deny, never redirect."),
+        ];
+        if document.is_some() {
+            our_paths.retain(|(path, _)| *path != &paths.document);
+        }
         hosts.push(
             Host {
                 name: quoted(route.origin.authority()),
                 domains: quoted(&domains),
                 metadata: quoted(&metadata(spec, route)),
-                our_paths: [
-                    (&paths.document, "No authentication filter before this one."),
-                    (&paths.start, "Your authentication filter before this one; let it deny, never redirect."),
-                    (&paths.callback, "Your authentication filter before this one; let it deny, never redirect."),
-                ]
-                .map(|(path, filters)| (quoted(&path.to_string()), filters)),
+                document: document.as_ref(),
+                our_paths: our_paths.into_iter().map(|(path, filters)| (quoted(&path.to_string()), filters)).collect(),
                 plain,
                 upstream: upstream.as_ref(),
                 landing: !plain && upstream.as_ref().is_some_and(|upstream| upstream.url.path() != "/"),
@@ -189,6 +207,8 @@ struct Whole {
     plain_hosts: Vec<String>,
     cluster: String,
     upstreams: Vec<String>,
+    /// For `max_direct_response_body_size_bytes`.
+    largest_document: Option<usize>,
 }
 
 #[derive(Template)]
@@ -219,8 +239,9 @@ struct Host<'a> {
     name: String,
     domains: String,
     metadata: String,
-    /// Each with what it needs of the filters before ours.
-    our_paths: [(String, &'static str); 3],
+    document: Option<&'a StaticDocument>,
+    /// The filter's. Each with what it needs of the filters before ours.
+    our_paths: Vec<(String, &'static str)>,
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,
     upstream: Option<&'a Upstream>,

@@ -151,7 +151,8 @@ async fn report(options: &Probe) -> anyhow::Result<Report> {
     let path = target.path.as_ref().unwrap_or(&options.document_path);
     let client_id = format!("{}{path}", target.origin);
     let mut findings = judge::client_id(&client_id);
-    let asked = ask(&target.origin, path, &client_id, options, &mut findings).await?;
+    let fetcher = Fetcher::new(&target.origin, path, options)?;
+    let asked = ask(fetcher, &target.origin, &client_id, &mut findings).await;
     let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
     let verdict = match (asked, refused) {
         (false, _) => Verdict::NotAsked,
@@ -162,26 +163,19 @@ async fn report(options: &Probe) -> anyhow::Result<Report> {
 }
 
 /// Whether anybody was there to ask.
-async fn ask(
-    origin: &Origin,
-    path: &EndpointPath,
-    client_id: &str,
-    options: &Probe,
-    findings: &mut Vec<Finding>,
-) -> anyhow::Result<bool> {
-    let (fetcher, addresses) = match Fetcher::new(origin, path, options).await? {
-        Ok(found) => found,
+async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &mut Vec<Finding>) -> bool {
+    match fetcher.resolve().await {
+        Ok(addresses) => findings.extend(special_use_addresses(&addresses)),
         Err(reason) => {
             findings.push(Finding::error("unresolvable", format!("the host's name cannot be resolved: {reason}")));
-            return Ok(false);
+            return false;
         }
-    };
-    findings.extend(special_use_addresses(&addresses));
+    }
     let answer = match fetcher.get(&[]).await {
         Ok(answer) => answer,
         Err(failure) => {
             findings.push(failed(&failure));
-            return Ok(!matches!(failure, Failure::Unreachable(_)));
+            return !matches!(failure, Failure::Unreachable(_));
         }
     };
     let judged = judge::answer(client_id, &answer);
@@ -191,7 +185,7 @@ async fn ask(
     if there {
         findings.extend(variations::all(&fetcher, origin, &answer).await);
     }
-    Ok(true)
+    true
 }
 
 fn special_use_addresses(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = Finding> {
@@ -206,21 +200,26 @@ fn special_use_addresses(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = F
 
 fn failed(failure: &Failure) -> Finding {
     use rustls::Error::InvalidCertificate;
-    let tls = |code, message: &str| Finding::error(code, message);
     match failure {
         Failure::Unreachable(reason) => Finding::error("unreachable", format!("no connection could be made: {reason}")),
-        Failure::Tls(InvalidCertificate(CertificateError::UnknownIssuer)) => {
-            tls("tls_untrusted", "the certificate is of an authority that is not trusted here (see --extra-ca)")
-        }
+        Failure::Tls(InvalidCertificate(CertificateError::UnknownIssuer)) => Finding::error(
+            "tls_untrusted",
+            "the certificate is of an authority that is not trusted here (see --extra-ca)",
+        ),
         Failure::Tls(InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            tls("tls_expired", "the certificate has expired")
+            Finding::error("tls_expired", "the certificate has expired")
         }
         Failure::Tls(InvalidCertificate(
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-        )) => tls("tls_not_yet_valid", "the certificate is not valid yet"),
+        )) => Finding::error("tls_not_yet_valid", "the certificate is not valid yet"),
         Failure::Tls(InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        )) => tls("tls_wrong_name", "the certificate is for other names"),
+        )) => Finding::error("tls_wrong_name", "the certificate is for other names"),
+        // Such as one that is its own authority, which `openssl req -x509` makes.
+        Failure::Tls(InvalidCertificate(error)) => Finding::error(
+            "tls_untrusted",
+            format!("the certificate is none that a server can trust: {}", judge::said(&format!("{error:?}"))),
+        ),
         Failure::Tls(error) => Finding::error("tls_failed", format!("TLS failed: {}", judge::said(&error.to_string()))),
         Failure::Timeout => Finding::error("timeout", "no whole answer came in time (see --timeout)"),
         Failure::Broken(reason) => Finding::error("no_answer", format!("no whole answer came: {reason}")),

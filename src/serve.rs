@@ -104,8 +104,8 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
     };
     Ok(Endpoints {
         paths: settings.routes.paths()?,
-        names: settings.client_name.clone(),
-        cache_control: format!("public, max-age={}", settings.document_max_age),
+        names: settings.routes.client_name.clone(),
+        cache_control: settings.routes.cache_control(),
         routes: Arc::new(ArcSwap::from_pointee(routes)),
         dynamic_metadata: settings.routes.dynamic_metadata,
         limits: settings.limits.clone(),

@@ -50,38 +50,37 @@ pub enum Failure {
 }
 
 impl Fetcher {
-    /// Also the addresses that the host's name has; none where `--connect-to` takes their place. The inner error says
-    /// why the name has none.
+    /// # Errors
+    /// Where an option cannot be used; the error names it.
+    pub fn new(origin: &Origin, path: &EndpointPath, options: &Probe) -> anyhow::Result<Self> {
+        let mut url = Url::parse(&format!("{origin}{path}"))?;
+        let mut tls = outgoing::client_config(options.extra_ca.as_deref())?;
+        // Of HTTP/1.1, which every server speaks, it can be said what `host` is.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if let Some(address) = options.connect_to {
+            if !matches!(url.host(), Some(Host::Domain(_))) {
+                bail!("--connect-to: the URL names an address itself");
+            }
+            url.set_port(Some(address.port())).ok().context("--connect-to")?;
+        }
+        let patience = Duration::from_secs(options.timeout.into());
+        let addresses = options.connect_to.into_iter().collect();
+        Ok(Self { url, authority: origin.authority().to_owned(), addresses, tls, patience })
+    }
+
+    /// The addresses that the host's name has, which are then connected to; none where the operator named one.
     ///
     /// # Errors
-    /// Where an option cannot be used.
-    pub async fn new(
-        origin: &Origin,
-        path: &EndpointPath,
-        options: &Probe,
-    ) -> anyhow::Result<Result<(Self, BTreeSet<IpAddr>), String>> {
-        let mut url = Url::parse(&format!("{origin}{path}"))?;
-        let patience = Duration::from_secs(options.timeout.into());
-        let mut tls = outgoing::client_config(options.extra_ca.as_deref())?;
-        // Of HTTP/1.1, which every server speaks, it can be said what `Host` is.
-        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let (addresses, found) = match options.connect_to {
-            Some(address) => {
-                if !matches!(url.host(), Some(Host::Domain(_))) {
-                    bail!("--connect-to: the URL names an address itself");
-                }
-                url.set_port(Some(address.port())).ok().context("--connect-to")?;
-                (vec![address], BTreeSet::new())
-            }
-            None => match timeout(patience, resolve(&url)).await {
-                Ok(Ok(found)) => {
-                    (found.iter().map(|address| SocketAddr::new(*address, origin.port())).collect(), found)
-                }
-                Ok(Err(reason)) => return Ok(Err(reason)),
-                Err(_) => return Ok(Err("no answer in time".to_owned())),
-            },
-        };
-        Ok(Ok((Self { url, authority: origin.authority().to_owned(), addresses, tls, patience }, found)))
+    /// Where it has none, with the reason.
+    pub async fn resolve(&mut self) -> Result<BTreeSet<IpAddr>, String> {
+        if !self.addresses.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let found = timeout(self.patience, resolve(&self.url)).await;
+        let found = found.unwrap_or_else(|_| Err("no answer in time".to_owned()))?;
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        self.addresses = found.iter().map(|address| SocketAddr::new(*address, port)).collect();
+        Ok(found)
     }
 
     /// # Errors

@@ -13,7 +13,7 @@ pub async fn all(fetcher: &Fetcher, origin: &Origin, first: &Answer) -> Vec<Find
     let host = origin.host();
     let mut gets = vec![
         (Severity::Error, "accept", [("accept", "*/*")], "with `accept: */*`, which some servers send,"),
-        (Severity::Error, "accept", [("accept", "text/html")], "with `accept: text/html`"),
+        (Severity::Warning, "accept", [("accept", "text/html")], "with `accept: text/html`"),
         (
             Severity::Error,
             "from_the_request",

@@ -19,7 +19,7 @@ const SERVED: &[(&str, &str)] = &[
 ];
 
 /// What a row expects.
-enum Expect {
+pub enum Expect {
     /// 200 with this document.
     Document(&'static str),
     /// The same without its body.
@@ -32,7 +32,8 @@ enum Expect {
     PassedThrough,
 }
 
-fn table(etag: &str) -> Vec<(&'static str, Call, Expect)> {
+/// Every request that the document answers in a way of its own.
+pub fn table(etag: &str) -> Vec<(&'static str, Call, Expect)> {
     use Expect::{Document, Head, NotModified, PassedThrough, Preflight, Refused};
     let notes = || Call::get("notes.localhost", DOCUMENT);
     let tickets = || Call::get("tickets.localhost", DOCUMENT);

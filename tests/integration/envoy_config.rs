@@ -50,9 +50,19 @@ fn envoy_takes_it() {
     let text = |path: &Path| path.to_str().expect("text").to_owned();
     let (cert, key, ca) = (text(&certificates.cert), text(&certificates.key), text(&certificates.ca));
     let files = ["--downstream-cert", &cert, "--downstream-key", &key, "--upstream-ca", &ca];
+    let large = format!("from=https://large.example,client_name={}", "a".repeat(4500));
     let variants: &[&[&str]] = &[
         &[],
         &["--dynamic-metadata"],
+        &["--static-cimd"],
+        &["--static-cimd", "--route", &large],
+        &[
+            "--static-cimd",
+            "--route",
+            "from=https://bücher.example:8443,client_name=%REQ(X)% \u{2028}\"",
+            "--route",
+            "from=https://[2001:db8::1]",
+        ],
         &["--processor", "unix:/run/envoy-cimd.sock"],
         &["--processor", "[::1]:9001"],
         &["--processor", "cimd.mesh:9001", "--processor-ca", &ca],

@@ -19,6 +19,7 @@ mod sources;
 #[path = "../stack/mod.rs"]
 #[expect(dead_code, reason = "the demo uses all of it")]
 mod stack;
+mod static_cimd;
 mod store;
 mod stream;
 mod tokens;

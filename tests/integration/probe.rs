@@ -7,7 +7,7 @@ use axum::{
     routing::any,
 };
 use envoy_cimd::outgoing::MAX_BODY;
-use rcgen::{CertificateParams, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
@@ -155,7 +155,7 @@ async fn every_lie_is_found() {
         ("no_max_age", 0, |_, reply| with(reply, "cache-control", "public")),
         ("no_max_age", 0, |_, reply| without(reply, "cache-control")),
         ("no_etag", 0, |_, reply| without(reply, "etag")),
-        ("accept", 1, |asked, reply| match asked.headers()["accept"].to_str() {
+        ("accept", 0, |asked, reply| match asked.headers()["accept"].to_str() {
             Ok("text/html") => body(reply, PAGE),
             _ => reply,
         }),
@@ -200,6 +200,7 @@ async fn a_bad_certificate_is_named() {
     type Row = (&'static str, fn(&mut CertificateParams));
     let rows: &[Row] = &[
         ("tls_untrusted", |_| {}),
+        ("tls_untrusted", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
         ("tls_expired", |leaf| leaf.not_after = date_time_ymd(2001, 1, 1)),
         ("tls_not_yet_valid", |leaf| leaf.not_before = date_time_ymd(2901, 1, 1)),
         ("tls_wrong_name", |leaf| {
