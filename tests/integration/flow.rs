@@ -23,9 +23,9 @@ const NOTES: &str = "notes.localhost";
 const TICKETS: &str = "tickets.localhost";
 
 /// A world with a choreographer, and a list of what must not be in any log.
-struct Flows {
-    world: World,
-    fake: Fake,
+pub struct Flows {
+    pub world: World,
+    pub fake: Fake,
     keys: std::path::PathBuf,
     _dir: TempDir,
     secrets: Mutex<Vec<String>>,
@@ -33,10 +33,10 @@ struct Flows {
 
 /// A flow that began in a browser.
 #[derive(Clone, Debug)]
-struct Begun {
+pub struct Begun {
     state: String,
     /// `name=value`, as the browser sends it back.
-    cookie: String,
+    pub cookie: String,
 }
 
 impl Flows {
@@ -44,7 +44,7 @@ impl Flows {
         Self::with(&["--single-user"], &|_| {}).await
     }
 
-    async fn with(flags: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
+    pub async fn with(flags: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
         Self::on(Fake::start(), flags, edit).await
     }
 
@@ -60,17 +60,17 @@ impl Flows {
         let url = fake.url();
         let mut cimd = vec!["--choreographer", &url, "--state-keys", keys.to_str().expect("text")];
         cimd.extend(flags);
-        let namespace = flags.iter().any(|flag| flag.contains("user-namespace"));
+        let namespace: Vec<&str> = flags.iter().copied().filter(|flag| flag.starts_with("--user-namespace=")).collect();
         World::start(Wish {
             routes: &["from=https://notes.localhost", "from=https://tickets.localhost"],
             cimd: &cimd,
-            envoy_config: if namespace { &["--user-namespace=who"] } else { &[] },
+            envoy_config: &namespace,
             edit,
         })
         .await
     }
 
-    async fn send(&self, call: Call) -> Answered {
+    pub async fn send(&self, call: Call) -> Answered {
         self.world.https().send(Version::HTTP_2, call).await.expect("an answer")
     }
 
@@ -79,7 +79,7 @@ impl Flows {
         self.begin_as(press(host, query)).await
     }
 
-    async fn begin_as(&self, press: Call) -> Begun {
+    pub async fn begin_as(&self, press: Call) -> Begun {
         let answer = self.send(press).await;
         assert_eq!(answer.status, 303, "{answer:?}");
         let [location] = answer.all("location")[..] else { panic!("{answer:?}") };
@@ -93,13 +93,13 @@ impl Flows {
     }
 
     /// How often the callback ended with this label.
-    async fn labelled(&self, endpoint: &str, label: &str) -> u64 {
+    pub async fn labelled(&self, endpoint: &str, label: &str) -> u64 {
         let name = format!("envoy_cimd_requests_total{{endpoint=\"{endpoint}\",outcome=\"{label}\"}}");
         self.world.metric(&name).await.unwrap_or(0)
     }
 
     /// No log, metric or trace holds what a browser or an authorization server must keep to themselves.
-    async fn finish(self) {
+    pub async fn finish(self) {
         let (_, metrics) = get(self.world.cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
         let mut secrets = self.secrets.lock().expect("secrets").clone();
         secrets.extend([CODE.to_owned(), "SECRET".to_owned(), "%3Cscript".to_owned(), "<script".to_owned()]);
@@ -126,7 +126,7 @@ pub fn press(host: &str, query: &str) -> Call {
 }
 
 /// The callback of an honest browser.
-fn honest(begun: &Begun) -> Call {
+pub fn honest(begun: &Begun) -> Call {
     with_query(begun, &format!("code={CODE}&state={}", begun.state))
 }
 
@@ -134,7 +134,7 @@ fn with_query(begun: &Begun, query: &str) -> Call {
     Call::get(NOTES, &format!("{CALLBACK}?{query}")).header("cookie", format!("session=1; {}", begun.cookie))
 }
 
-fn without_cookie(mut call: Call) -> Call {
+pub fn without_cookie(mut call: Call) -> Call {
     call.headers.retain(|(name, _)| *name != "cookie");
     call
 }

@@ -11,6 +11,7 @@ mod lifecycle;
 mod mtls;
 mod outgoing;
 mod probe;
+mod recipes;
 mod settings;
 mod signals;
 mod soak;
