@@ -9,6 +9,7 @@ mod exchange;
 mod flow;
 mod lifecycle;
 mod mtls;
+mod manifests;
 mod outgoing;
 mod probe;
 mod recipes;
