@@ -26,6 +26,7 @@ use crate::{
     cli::ExchangeArgs,
     discovery::{AuthorizationServer, Discovery},
     endpoint::system_clock,
+    metrics::Metrics,
     outgoing::{Outgoing, OutgoingSettings},
     refusal::Refusal,
     secret::{random, tagged_hash},
@@ -55,6 +56,7 @@ pub struct Embedded {
     pub require_iss: bool,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    pub metrics: Arc<Metrics>,
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
     /// The refreshes under way in this process, each of which many may wait for.
@@ -144,6 +146,7 @@ impl Embedded {
             vault: Arc::new(Vault::new(settings)?),
             require_iss: settings.require_iss,
             clock: system_clock,
+            metrics: Arc::default(),
             calls: TaskTracker::new(),
             refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(REFRESH_STANDS).build(),
         })

@@ -2,14 +2,15 @@
 
 mod authorization_server;
 mod choreographer;
+mod dashboard;
 mod document;
 mod e2e;
 mod envoy_config;
 mod exchange;
 mod flow;
 mod lifecycle;
-mod mtls;
 mod manifests;
+mod mtls;
 mod outgoing;
 mod probe;
 mod recipes;
