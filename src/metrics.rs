@@ -21,10 +21,14 @@ pub struct Metrics {
     pub refused_streams: Counter,
     reloads: Family<ReloadLabels, Counter>,
     reload_ok: Family<FileLabels, Gauge>,
+    refreshes: Family<RefreshLabels, Counter>,
 }
 
 /// The files that are read again.
 const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls"];
+
+/// What becomes of a refresh.
+const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
 
 const REFUSED_EVERYWHERE: &[&str] =
     &["headers_too_large", "misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
@@ -91,6 +95,11 @@ struct FileLabels {
     file: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefreshLabels {
+    result: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("envoy_cimd");
@@ -101,6 +110,7 @@ impl Default for Metrics {
         let refused_streams = Counter::<u64, AtomicU64>::default();
         let reloads = Family::default();
         let reload_ok = Family::default();
+        let refreshes = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint and outcome", requests.clone());
         registry.register(
@@ -125,8 +135,18 @@ impl Default for Metrics {
             "1 where the last reading of a file was good, 0 where the last good value is still used",
             reload_ok.clone(),
         );
-        let metrics =
-            Self { registry, requests, passed_through, streams, broken_streams, refused_streams, reloads, reload_ok };
+        registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
+        let metrics = Self {
+            registry,
+            requests,
+            passed_through,
+            streams,
+            broken_streams,
+            refused_streams,
+            reloads,
+            reload_ok,
+            refreshes,
+        };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for (endpoint, outcomes) in OUTCOMES {
             for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {
@@ -138,6 +158,9 @@ impl Default for Metrics {
                 drop(metrics.reloads.get_or_create(&ReloadLabels { file, result }));
             }
             metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
+        }
+        for result in REFRESHES {
+            drop(metrics.refreshes.get_or_create(&RefreshLabels { result }));
         }
         metrics
     }
@@ -152,6 +175,10 @@ impl Metrics {
         let result = if ok { "ok" } else { "failed" };
         self.reloads.get_or_create(&ReloadLabels { file, result }).inc();
         self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
+    }
+
+    pub fn refreshed(&self, result: &'static str) {
+        self.refreshes.get_or_create(&RefreshLabels { result }).inc();
     }
 
     /// The OpenMetrics text of `/metrics`.

@@ -113,7 +113,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
         state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
         choreographer: Arc::clone(&exchange.choreographer),
         clock: system_clock,
-        metrics: Arc::default(),
+        metrics: exchange.embedded.as_ref().map(|embedded| Arc::clone(&embedded.metrics)).unwrap_or_default(),
         refusals: Arc::default(),
         calls: exchange.calls.clone(),
     })

@@ -9,7 +9,6 @@ use super::{Embedded, Service, tokens_listener};
 use crate::{
     cli::ChoreographerCommand,
     log::LogFilter,
-    metrics::Metrics,
     process::{GrpcListener, Process, Tasks, main_tls},
     proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
     traces::Exporter,
@@ -24,7 +23,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
     let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
-    let calls = embedded.calls.clone();
+    let (calls, metrics) = (embedded.calls.clone(), Arc::clone(&embedded.metrics));
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
     let choreographer = traces.traced(SpanKind::Server, Arc::new(embedded));
     let service = AuthorizationChoreographerServer::new(Service::new(choreographer, calls.clone()));
@@ -40,7 +39,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
         admin_listen: &settings.admin_listen,
         args: &settings.process,
         log,
-        metrics: Arc::new(Metrics::default()),
+        metrics,
         calls,
         second,
     };

@@ -26,6 +26,7 @@ use crate::{
     cli::ExchangeArgs,
     discovery::{AuthorizationServer, Discovery, DiscoveryError},
     endpoint::system_clock,
+    metrics::Metrics,
     outgoing::{Outgoing, OutgoingSettings},
     refusal::Refusal,
     secret::{random, tagged_hash},
@@ -54,6 +55,7 @@ pub struct Embedded {
     limits: FlowLimits,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    pub metrics: Arc<Metrics>,
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
     /// The refreshes under way in this process, each of which many may wait for.
@@ -144,6 +146,7 @@ impl Embedded {
             require_iss: settings.require_iss,
             limits: FlowLimits { of_user: settings.max_flows_per_user, in_all: settings.max_flows },
             clock: system_clock,
+            metrics: Arc::default(),
             calls: TaskTracker::new(),
             refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(REFRESH_STANDS).build(),
         })

@@ -222,7 +222,10 @@ impl Embedded {
     async fn refresh(&self, whose: &Whose, stored: Stored) -> Result<(), TokenError> {
         let Stored { key, route, sealed: old, record } = stored;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        let audit = |outcome| audit::event("refreshed", &whose.user, &whose.client_id, &record.issuer, None, outcome);
+        let audit = |outcome| {
+            self.metrics.refreshed(outcome);
+            audit::event("refreshed", &whose.user, &whose.client_id, &record.issuer, None, outcome);
+        };
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
             open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;

@@ -16,14 +16,14 @@ const SHIPPED: &[&str] = &[
     "--route=from=https://tickets.mcp.example.com,to=https://mcp.tickets.example/mcp",
 ];
 
-fn printed(args: &[&str]) -> String {
+pub fn printed(args: &[&str]) -> String {
     let (code, stdout, stderr) = run(args, &[]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
     stdout
 }
 
 /// Envoy's verdict on a configuration, with all it says.
-fn validate(config: &str) -> (bool, String) {
+pub fn validate(config: &str) -> (bool, String) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("envoy.yaml");
     std::fs::write(&path, config).expect("written");

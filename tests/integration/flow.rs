@@ -36,7 +36,7 @@ pub struct Flows {
 pub struct Begun {
     pub state: String,
     /// `name=value`, as the browser sends it back.
-    cookie: String,
+    pub cookie: String,
 }
 
 impl Flows {
@@ -60,11 +60,11 @@ impl Flows {
         let url = fake.url();
         let mut cimd = vec!["--choreographer", &url, "--state-keys", keys.to_str().expect("text")];
         cimd.extend(flags);
-        let namespace = flags.iter().any(|flag| flag.contains("user-namespace"));
+        let namespace: Vec<&str> = flags.iter().copied().filter(|flag| flag.starts_with("--user-namespace=")).collect();
         World::start(Wish {
             routes: &["from=https://notes.localhost", "from=https://tickets.localhost"],
             cimd: &cimd,
-            envoy_config: if namespace { &["--user-namespace=who"] } else { &[] },
+            envoy_config: &namespace,
             edit,
         })
         .await
@@ -79,7 +79,7 @@ impl Flows {
         self.begin_as(press(host, query)).await
     }
 
-    async fn begin_as(&self, press: Call) -> Begun {
+    pub async fn begin_as(&self, press: Call) -> Begun {
         let answer = self.send(press).await;
         assert_eq!(answer.status, 303, "{answer:?}");
         let [location] = answer.all("location")[..] else { panic!("{answer:?}") };
@@ -134,7 +134,7 @@ pub fn with_query(begun: &Begun, query: &str) -> Call {
     Call::get(NOTES, &format!("{CALLBACK}?{query}")).header("cookie", format!("session=1; {}", begun.cookie))
 }
 
-fn without_cookie(mut call: Call) -> Call {
+pub fn without_cookie(mut call: Call) -> Call {
     call.headers.retain(|(name, _)| *name != "cookie");
     call
 }
@@ -693,7 +693,7 @@ async fn keys_rotate_and_a_bad_file_changes_nothing() {
         while flows.world.metric(&counter).await.unwrap_or(0) == before {
             tokio::task::yield_now().await;
         }
-        assert!(flows.world.cimd.process.output().contains(said), "{said}");
+        flows.world.cimd.process.line(|line| line.contains(said).then_some(())).await;
     }
     assert_eq!(flows.world.metric("envoy_cimd_reload_ok{file=\"state_keys\"}").await, Some(0));
     assert_eq!(flows.send(honest(&begun)).await.status, 303, "begun under the old key");

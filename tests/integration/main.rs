@@ -2,6 +2,7 @@
 
 mod authorization_server;
 mod choreographer;
+mod dashboard;
 mod document;
 mod e2e;
 mod envoy_config;
@@ -9,9 +10,11 @@ mod exchange;
 mod flow;
 mod lifecycle;
 mod limits;
+mod manifests;
 mod mtls;
 mod outgoing;
 mod probe;
+mod recipes;
 mod settings;
 mod signals;
 mod soak;

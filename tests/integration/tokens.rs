@@ -24,7 +24,7 @@ use crate::{
     exchange::{CLIENT, Party, single},
     stack::{Certificates, Choreographer, ready_address},
     store::Redis,
-    world::{executable, run},
+    world::{executable, metric, run},
 };
 
 /// A lie whose tokens are over when they come, so that whoever wants one has to refresh it.
@@ -133,6 +133,10 @@ async fn a_token_is_refreshed_when_it_is_over() {
             assert_eq!(got.as_ref().map(drop), expected.as_ref().map(drop), "{name}");
         }
         assert_eq!(party.servers.refreshes().len(), before + refreshes, "{name}");
+    }
+    for (result, count) in [("ok", 2), ("failed", 5), ("ended", 3)] {
+        let name = format!("envoy_cimd_refreshes_total{{result=\"{result}\"}}");
+        assert_eq!(metric(&party.process.admin, &name).await, Some(count), "{result}");
     }
     let lasting = ["rotates", "keeps", "busy", "broken", "hangs", "html", "client", "fresh"];
     let stored = party.stored(&lasting).await;
