@@ -14,6 +14,8 @@ REDIS_SERVER ?= redis-server
 export REDIS_SERVER
 SOAK_POINTS ?= 100
 export SOAK_POINTS
+SOAK_SECONDS ?= 600
+export SOAK_SECONDS
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
 .PHONY: help demo test test-redis redis-needs soak lint manifests e2e e2e-needs clean
@@ -32,7 +34,7 @@ test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envo
 test-redis: redis-needs ## the store against a real redis-server (on Debian, root gets it installed)
 	cargo test --locked --test integration -- --ignored $(or $(ARGS),redis_)
 
-soak: redis-needs ## kill -9 at SOAK_POINTS random points (100) of flows and refreshes, on each store; SOAK_SEED repeats one
+soak: $(NEEDS_ENVOY) redis-needs ## SOAK_SECONDS (600) of everything at once while parts die; kill -9 at SOAK_POINTS (100) of flows and refreshes
 	cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),soak)
 
 redis-needs:

@@ -26,4 +26,5 @@ mod static_cimd;
 mod store;
 mod stream;
 mod tokens;
+mod turmoil;
 mod world;

@@ -74,14 +74,12 @@ async fn soak_on_redis() {
 }
 
 fn settings() -> (usize, Chance) {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
-    let points = number("SOAK_POINTS").map_or(100, |points| usize::try_from(points).expect("few"));
-    let seed = number("SOAK_SEED").unwrap_or_else(|| {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-        u64::from(now.subsec_nanos()) ^ now.as_secs()
-    });
-    println!("{points} points, SOAK_SEED={seed}");
-    (points, Chance(seed))
+    (number("SOAK_POINTS").map_or(100, |points| usize::try_from(points).expect("few")), Chance::from_settings())
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect(name))
 }
 
 async fn soak(mut bed: Bed, points: usize, mut chance: Chance) {
@@ -93,7 +91,7 @@ async fn soak(mut bed: Bed, points: usize, mut chance: Chance) {
             subject: format!("user {number}"),
             number,
             lives: 1,
-            chance: Chance(chance.next()),
+            chance: chance.fork(),
             shared: Arc::clone(&bed.shared),
         };
         people.spawn(person.live(told.clone()));
@@ -180,7 +178,7 @@ async fn dies_while_its_store_is_made(times: usize, chance: &mut Chance) {
         subject: "first".to_owned(),
         number: 0,
         lives: 1,
-        chance: Chance(chance.next()),
+        chance: chance.fork(),
         shared: Arc::clone(&bed.shared),
     };
     for _ in 0..times {
@@ -574,9 +572,24 @@ impl Person {
 }
 
 /// Random numbers that a seed repeats (SplitMix64).
-struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
+    /// Of `SOAK_SEED`, or of the moment; it is printed.
+    pub fn from_settings() -> Self {
+        let seed = number("SOAK_SEED").unwrap_or_else(|| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+            u64::from(now.subsec_nanos()) ^ now.as_secs()
+        });
+        println!("SOAK_SEED={seed}");
+        Self(seed)
+    }
+
+    /// Another, which goes its own way.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -585,7 +598,7 @@ impl Chance {
     }
 
     /// A number from 0 to `limit` - 1.
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 }

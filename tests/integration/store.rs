@@ -587,6 +587,10 @@ impl Redis {
         self.process.ended().await;
     }
 
+    pub async fn stop(&mut self) {
+        self.process.stop().await;
+    }
+
     pub async fn start_again(&mut self) {
         self.process = Self::run(&self.dir, &self.flags).await.expect("its port is still free");
     }
