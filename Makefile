@@ -18,7 +18,7 @@ SOAK_SECONDS ?= 600
 export SOAK_SECONDS
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test test-redis redis-needs soak lint manifests e2e e2e-needs clean
+.PHONY: help demo test test-redis redis-needs soak lint manifests e2e e2e-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,12 @@ e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules ## a real authorization server
 
 e2e-needs:
 	@tests/e2e/needs
+
+compose-test: ## docker-compose.yml as it runs (needs Docker); COMPOSE_IMAGES=public or local, or else what can be had
+	@tests/compose/run $(ARGS)
+
+# What is put into the images where none can be pulled.
+stand-in-needs: $(NEEDS_ENVOY) $(E2E)/node_modules redis-needs
 
 clean: ## removes what was built
 	cargo clean

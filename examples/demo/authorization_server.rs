@@ -16,8 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     pages::{self, Consent, Message},
-    stack::{Certificates, tls_listener::TlsListener},
-    web::Web,
+    stack::{Certificates, tls_listener::TlsListener, web::Web},
 };
 
 mod grants;

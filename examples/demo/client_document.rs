@@ -4,8 +4,8 @@ use std::fmt::Display;
 
 use serde_json::Value;
 
-use crate::{
-    stack::Answered,
+use crate::stack::{
+    Answered,
     web::{Web, parse},
 };
 

@@ -9,7 +9,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{checks::Checks, running::Running};
 
 mod authorization_server;
-mod browser;
 mod checks;
 mod client_document;
 mod events;
@@ -21,7 +20,6 @@ mod running;
 #[expect(dead_code, reason = "the tests use all of it")]
 mod stack;
 mod upstream;
-mod web;
 
 /// Two MCP routes behind a real Envoy on this machine, each an OAuth client of its own.
 ///

@@ -10,9 +10,8 @@ use tokio::{process::Command, task::JoinSet};
 use crate::{
     authorization_server::{self, AuthorizationServer},
     needs,
-    stack::{Certificates, Cimd, Envoy, Process},
+    stack::{Certificates, Cimd, Envoy, Process, web::Web},
     upstream::Upstream,
-    web::Web,
 };
 
 const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";

@@ -15,21 +15,23 @@ import { fileURLToPath } from 'node:url';
 import Provider from 'oidc-provider';
 
 /**
- * Starts a provider on a port of its own, over https as `tls.host` where `tls` is given. `ca` and
- * the certificate and key of `tls` are PEM text; whatever else is given goes over the configuration below, feature by feature. `fetches` grows by one
- * record for each request the provider makes.
+ * Starts a provider, over https as `tls.host` where `tls` is given, on a port of its own unless `listen` says which.
+ * `ca` and the certificate and key of `tls` are PEM text; whatever else is given goes over the configuration below,
+ * feature by feature. `fetches` grows by one record for each request the provider makes.
  */
-export async function startProvider({ ca, envoyPort, tls, features, ...config }) {
+export async function startProvider({
+  ca, envoyHost = '127.0.0.1', envoyPort, listen = { host: '127.0.0.1', port: 0 }, tls, features, ...config
+}) {
   // The provider's notices go to console.info, and standard output belongs to the results.
   console.info = console.error;
 
-  const server = (tls ? https.createServer(tls) : http.createServer()).listen(0, '127.0.0.1');
+  const server = (tls ? https.createServer(tls) : http.createServer()).listen(listen);
   await once(server, 'listening');
   const issuer = `${tls ? `https://${tls.host}` : 'http://127.0.0.1'}:${server.address().port}`;
   const fetches = [];
 
   const provider = new Provider(issuer, {
-    fetch: fetchThroughEnvoy({ ca, envoyPort, fetches }),
+    fetch: fetchThroughEnvoy({ ca, envoyHost, envoyPort, fetches }),
     pkce: { required: () => true },
     rotateRefreshToken: true,
     cookies: { keys: [randomBytes(32).toString('base64url')] },
@@ -107,7 +109,7 @@ export function authorizationUrl(issuer, from, overrides = {}) {
 
 // The provider's own fetch cuts every connection to a special-use address, and not every resolver knows *.localhost.
 // Its `fetch` setting is the way round both.
-function fetchThroughEnvoy({ ca, envoyPort, fetches }) {
+function fetchThroughEnvoy({ ca, envoyHost, envoyPort, fetches }) {
   return async (target, { method, headers, body, signal }) => {
     const url = new URL(target);
     const record = { url: url.href };
@@ -116,7 +118,7 @@ function fetchThroughEnvoy({ ca, envoyPort, fetches }) {
       throw new Error(`${url} is no route of Envoy's`);
     }
     const request = https.request({
-      host: '127.0.0.1',
+      host: envoyHost,
       port: envoyPort,
       servername: url.hostname,
       path: url.pathname + url.search,

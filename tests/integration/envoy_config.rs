@@ -16,6 +16,19 @@ const SHIPPED: &[&str] = &[
     "--route=from=https://tickets.mcp.example.com,to=https://mcp.tickets.example/mcp",
 ];
 
+/// The same for the Envoy of docker-compose.yml.
+const COMPOSE: &[&str] = &[
+    "envoy-config",
+    "--route=from=https://notes.localhost:8443,to=http://notes:3000/mcp",
+    "--route=from=https://tickets.localhost:8443,to=http://tickets:3000/mcp",
+    "--downstream-cert=/keys/public.crt",
+    "--downstream-key=/keys/public.key",
+    "--processor=envoy-cimd:9001",
+    "--processor-ca=/ca/ca.pem",
+    "--processor-cert=/keys/peer.crt",
+    "--processor-key=/keys/peer.key",
+];
+
 pub fn printed(args: &[&str]) -> String {
     let (code, stdout, stderr) = run(args, &[]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
@@ -36,11 +49,12 @@ pub fn validate(config: &str) -> (bool, String) {
 }
 
 #[test]
-fn the_file_that_ships_is_printed_by_the_program() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy/envoy.yaml");
-    let shipped = std::fs::read_to_string(path).expect("envoy/envoy.yaml");
-    // Compared without `assert_eq`, which would print both.
-    assert!(printed(SHIPPED) == shipped, "print it anew: envoy-cimd {} >envoy/envoy.yaml", SHIPPED.join(" "));
+fn the_files_that_ship_are_printed_by_the_program() {
+    for (file, command) in [("envoy/envoy.yaml", SHIPPED), ("examples/compose/envoy.yaml", COMPOSE)] {
+        let shipped = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect(file);
+        // Compared without `assert_eq`, which would print both.
+        assert!(printed(command) == shipped, "print it anew: envoy-cimd {} >{file}", command.join(" "));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod authorization_server;
 mod choreographer;
+mod compose;
 mod dashboard;
 mod document;
 mod e2e;

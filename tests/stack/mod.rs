@@ -22,7 +22,9 @@ use tokio::{
 };
 use url::{Position, Url};
 
+pub mod browser;
 pub mod tls_listener;
+pub mod web;
 
 /// How long anything here may take before the test or demo gives up.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,10 +4,12 @@ use url::Url;
 
 use super::Checks;
 use crate::{
-    browser::{Browser, CameFrom, Page, parameter, with_parameter},
     client_document::same,
     running::{RETURN_TO, Route},
-    web::{Web, parse},
+    stack::{
+        browser::{Browser, CameFrom, Page, parameter, with_parameter},
+        web::{Web, parse},
+    },
 };
 
 /// Both routes, each in a browser of its own.
@@ -33,7 +35,7 @@ async fn connect(checks: &mut Checks, web: &Web, route: &Route, other: &Route) -
     let asks = checks.note("fetches the client's document through Envoy, and asks by the client's name", asks)?;
     let callback = allow(&mut browser, &asks, &request, route).await;
     let callback = checks.note("its Allow leads back to the route, with code, state and iss", callback)?;
-    let again = answered(browser.press(&asks, Some(ALLOW)).await, 400);
+    let again = answered(browser.press(&asks, &[ALLOW]).await, 400);
     checks.note("gives no second code for one request (400)", again);
 
     checks.about(&route.redirect_uri());
@@ -63,7 +65,7 @@ async fn connect_page(browser: &mut Browser, route: &Route) -> Result<Page, Stri
 
 /// The authorization request that the button of the connect page comes to.
 async fn button(browser: &mut Browser, page: &Page, route: &Route) -> Result<Url, String> {
-    let request = browser.press(page, None).await?.redirects()?;
+    let request = browser.press(page, &[]).await?.redirects()?;
     same(request.origin().ascii_serialization(), route.issuer.clone())?;
     for (name, value) in [
         ("response_type", "code"),
@@ -94,7 +96,7 @@ async fn consent_page(browser: &mut Browser, request: &Url, route: &Route) -> Re
 
 /// Where Allow leads: the redirect URI with what belongs there.
 async fn allow(browser: &mut Browser, asks: &Page, request: &Url, route: &Route) -> Result<Url, String> {
-    let callback = browser.press(asks, Some(ALLOW)).await?.redirects()?;
+    let callback = browser.press(asks, &[ALLOW]).await?.redirects()?;
     let (address, _) = callback.as_str().split_once('?').ok_or("it has no query")?;
     same(address, &route.redirect_uri())?;
     parameter(&callback, "code")?;
@@ -123,7 +125,7 @@ async fn deny(browser: &mut Browser, route: &Route) -> Result<(), String> {
     let page = connect_page(browser, route).await?;
     let request = button(browser, &page, route).await?;
     let asks = consent_page(browser, &request, route).await?;
-    let callback = browser.press(&asks, Some(DENY)).await?.redirects()?;
+    let callback = browser.press(&asks, &[DENY]).await?.redirects()?;
     same(parameter(&callback, "error")?.as_str(), "access_denied")?;
     let page = browser.open(&callback, CameFrom::AnotherSite).await?;
     page.shows(400)?;

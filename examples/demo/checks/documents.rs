@@ -5,7 +5,7 @@ use super::{Checks, mcp};
 use crate::{
     client_document::{ClientDocument, RULES, same},
     running::Route,
-    web::{Web, parse},
+    stack::web::{Web, parse},
 };
 
 /// All about both routes; the entity tag of the first document.

@@ -9,7 +9,7 @@ use tonic::{
 };
 
 use super::{Checks, mcp};
-use crate::{running::Route, web::Web};
+use crate::{running::Route, stack::web::Web};
 
 /// Asks for each route's own token, and for what must not be had.
 pub async fn check(checks: &mut Checks, web: &Web, [one, other]: &[Route; 2], address: &str) {

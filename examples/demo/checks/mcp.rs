@@ -5,8 +5,10 @@ use serde_json::Value;
 use crate::{
     client_document::same,
     running::Route,
-    stack::Answered,
-    web::{Web, parse},
+    stack::{
+        Answered,
+        web::{Web, parse},
+    },
 };
 
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"demo","version":"1"}}}"#;

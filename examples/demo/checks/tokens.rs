@@ -10,7 +10,7 @@ use envoy_cimd::{
 };
 
 use super::{Checks, mcp};
-use crate::{client_document::same, running::Route, web::Web};
+use crate::{client_document::same, running::Route, stack::web::Web};
 
 /// Looks into the store, which no process may have open, and calls each MCP server with what is there.
 pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_dir: &Path) {

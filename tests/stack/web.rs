@@ -6,9 +6,9 @@ use std::{net::Ipv4Addr, path::Path};
 use http::Version;
 use url::Url;
 
-use crate::stack::{Answered, Call, Client};
+use super::{Answered, Call, Client};
 
-/// Trusts the demo's certificate authority, and no other.
+/// Trusts one certificate authority, and no other.
 #[derive(Clone)]
 pub struct Web {
     tls: Client,

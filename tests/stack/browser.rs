@@ -3,10 +3,7 @@
 
 use url::{Url, form_urlencoded::Serializer};
 
-use crate::{
-    stack::{Answered, Call},
-    web::Web,
-};
+use super::{Answered, Call, web::Web};
 
 pub struct Browser {
     web: Web,
@@ -42,8 +39,13 @@ impl Browser {
         self.send(url, from, |call| call).await
     }
 
-    /// Sends the form of a page, by the button that has this name and value.
-    pub async fn press(&mut self, page: &Page, button: Option<(&str, &str)>) -> Result<Page, String> {
+    /// The values of its cookies.
+    pub fn cookies(&self) -> impl Iterator<Item = &str> {
+        self.cookies.iter().map(|cookie| cookie.value.as_str())
+    }
+
+    /// Sends the form of a page, with what the person typed, and the name and value of the button if it has some.
+    pub async fn press(&mut self, page: &Page, entered: &[(&str, &str)]) -> Result<Page, String> {
         let html = page.text();
         let (_, form) = html.split_once("<form ").ok_or("it has no form")?;
         let (form, _) = form.split_once("</form>").ok_or("its form has no end")?;
@@ -54,10 +56,10 @@ impl Browser {
         }
         let action = page.url.join(attribute(head, "action").unwrap_or_default()).map_err(|error| error.to_string())?;
         let hidden = tags.filter(|tag| tag.starts_with("input ")).filter_map(|tag| {
-            // None of the demo's values has a character that HTML would write otherwise.
+            // None of these values has a character that HTML would write otherwise.
             Some((attribute(tag, "name")?, attribute(tag, "value")?))
         });
-        let body = Serializer::new(String::new()).extend_pairs(hidden).extend_pairs(button).finish();
+        let body = Serializer::new(String::new()).extend_pairs(hidden).extend_pairs(entered).finish();
         let origin = action.origin().ascii_serialization();
         self.send(&action, CameFrom::SameOrigin, |call| {
             call.method("POST")
@@ -108,6 +110,10 @@ impl Browser {
             return;
         }
         self.cookies.retain(|cookie| (cookie.host.as_str(), cookie.name.as_str()) != (host, name));
+        // Without a value it is one that was taken back.
+        if value.is_empty() {
+            return;
+        }
         self.cookies.push(Cookie { host: host.to_owned(), name: name.to_owned(), value: value.to_owned() });
     }
 }
@@ -143,7 +149,7 @@ impl Page {
     }
 }
 
-/// An attribute of a tag, as the demo and envoy-cimd write them.
+/// An attribute of a tag, as the demo, envoy-cimd and oidc-provider write them.
 fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
     let (attributes, _) = tag.split_once('>')?;
     // Names and values take turns.

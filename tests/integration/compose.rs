@@ -1,0 +1,381 @@
+//! docker-compose.yml as it runs, driven from outside. `make compose-test` starts it and runs these, one by one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use envoy_cimd::{
+    proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    secret::generate_key_line,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{process::Command, task::JoinHandle};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use url::Url;
+
+use crate::{
+    exchange::single,
+    stack::{
+        Answered, Call,
+        browser::{Browser, CameFrom, Page, parameter},
+        web::{Web, parse},
+    },
+    world::{CALLBACK, DOCUMENT, START, metric},
+};
+
+const NOTES: &str = "https://notes.localhost:8443";
+const TICKETS: &str = "https://tickets.localhost:8443";
+const CHOREOGRAPHER: &str = "choreographer";
+const REPLICAS: [&str; 2] = ["processor-1", "processor-2"];
+const SERVED: &str = "envoy_cimd_requests_total{endpoint=\"document\",outcome=\"served\"}";
+const BEGUN: &str = "envoy_cimd_requests_total{endpoint=\"start\",outcome=\"begun\"}";
+const COMPLETED: &str = "envoy_cimd_requests_total{endpoint=\"callback\",outcome=\"completed\"}";
+const KEYS_RELOADED: &str = "envoy_cimd_reloads_total{file=\"state_keys\",result=\"ok\"}";
+/// Who owns the files of each in the volumes.
+const ENVOY_CIMD: &str = "65532";
+const ENVOY: &str = "101";
+/// How long what containers do may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+#[ignore = "needs running containers: make compose-test"]
+async fn compose_serves_both_documents() {
+    let demo = Demo::all_there().await;
+    for origin in [NOTES, TICKETS] {
+        let answer = demo.web.send(&parse(&format!("{origin}{DOCUMENT}")).expect("a URL"), |call| call).await;
+        let answer = answer.expect("an answer over TLS");
+        assert_eq!(answer.status, 200);
+        let document: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(document["client_id"], format!("{origin}{DOCUMENT}"));
+        assert_eq!(document["redirect_uris"], json!([format!("{origin}{CALLBACK}")]));
+    }
+    demo.finish().await;
+}
+
+/// Each replica is stopped under load: nobody notices, and the flow that the one began ends on the other.
+#[tokio::test]
+#[ignore = "needs running containers: make compose-test"]
+async fn compose_a_flow_begun_on_one_replica_ends_on_the_other() {
+    let mut demo = Demo::all_there().await;
+    let [one, other] = REPLICAS;
+    demo.stop_under_load(other).await;
+    let flow = demo.begin(NOTES).await;
+    assert_eq!(value(one, BEGUN).await, 1);
+
+    docker(&["start", &container(other).await]).await;
+    demo.until_served_by(other).await;
+    demo.stop_under_load(one).await;
+    demo.complete(flow).await;
+    assert_eq!((value(other, BEGUN).await, value(other, COMPLETED).await), (0, 1));
+    demo.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs running containers: make compose-test"]
+async fn compose_a_flow_survives_the_choreographers_death() {
+    let mut demo = Demo::all_there().await;
+    let choreographer = container(CHOREOGRAPHER).await;
+    let mut flow = demo.begin(TICKETS).await;
+    docker(&["kill", "--signal", "KILL", &choreographer]).await;
+    // Nothing was sent anywhere, so the same address may be opened again.
+    assert_eq!(flow.call_back().await, 503);
+    docker(&["start", &choreographer]).await;
+    until_healthy(CHOREOGRAPHER).await;
+    demo.complete(flow).await;
+    demo.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs running containers: make compose-test"]
+async fn compose_flows_and_tokens_survive_a_restart_of_redis() {
+    let mut demo = Demo::all_there().await;
+    let connected = demo.begin(TICKETS).await;
+    let token = demo.complete(connected).await;
+    let flow = demo.begin(NOTES).await;
+    docker(&["restart", &container("redis").await]).await;
+    demo.complete(flow).await;
+    assert_eq!(demo.token(TICKETS).await, token, "what was stored is still there");
+    demo.finish().await;
+}
+
+#[tokio::test]
+#[ignore = "needs running containers: make compose-test"]
+async fn compose_state_keys_rotate_without_a_failed_flow() {
+    let mut demo = Demo::all_there().await;
+    let old = read_volume(ENVOY_CIMD, "processor/state.keys").await.trim_end().to_owned();
+    let new = generate_key_line().expect("a key");
+    demo.secrets.extend([old.clone(), new.clone()]);
+
+    let before = demo.begin(NOTES).await;
+    rotate_to(&[&old, &new]).await;
+    let appended = demo.begin(TICKETS).await;
+    rotate_to(&[&new, &old]).await;
+    let moved = demo.begin(NOTES).await;
+    // As after those ten minutes, when no flow is left of the old key.
+    demo.complete(before).await;
+    demo.complete(appended).await;
+    rotate_to(&[&new]).await;
+    demo.complete(moved).await;
+    let after = demo.begin(TICKETS).await;
+    demo.complete(after).await;
+    demo.finish().await;
+}
+
+/// What runs, as the world outside of the containers meets it.
+struct Demo {
+    web: Web,
+    _dir: TempDir,
+    /// For those who carry MCP traffic.
+    tls: ClientTlsConfig,
+    /// What must be in no log.
+    secrets: Vec<String>,
+}
+
+/// A flow whose person has given consent, and whose browser is about to come back.
+struct Flow {
+    origin: &'static str,
+    browser: Browser,
+    callback: Url,
+}
+
+impl Demo {
+    /// Waits until all parts are there, and Envoy asks each replica.
+    async fn all_there() -> Self {
+        let welcome = container("welcome").await;
+        assert_eq!(docker(&["wait", &welcome]).await.trim(), "0", "{}", logs(&welcome).await);
+        let dir = tempfile::tempdir().expect("a folder");
+        let ca = dir.path().join("ca.pem");
+        docker(&["cp", &format!("{welcome}:/ca/ca.pem"), ca.to_str().expect("text")]).await;
+        let encryption_keys = read_volume(ENVOY_CIMD, "choreographer/encryption.keys").await;
+        let secrets = encryption_keys.lines().map(str::to_owned).collect();
+        let [cert, key] = ["envoy/peer.crt", "envoy/peer.key"].map(|file| read_volume(ENVOY, file));
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(std::fs::read(&ca).expect("the authority")))
+            .identity(Identity::from_pem(cert.await, key.await))
+            .domain_name(CHOREOGRAPHER);
+        let demo = Self { web: Web::new(&ca), _dir: dir, tls, secrets };
+        // The test before may have left something stopped.
+        for service in [CHOREOGRAPHER, "redis"].iter().chain(&REPLICAS) {
+            docker(&["start", &container(service).await]).await;
+        }
+        until_healthy(CHOREOGRAPHER).await;
+        for replica in REPLICAS {
+            demo.until_served_by(replica).await;
+        }
+        demo
+    }
+
+    /// From the connect page to the consent at the authorization server.
+    async fn begin(&mut self, origin: &'static str) -> Flow {
+        let mut browser = Browser::new(&self.web);
+        let page = open(&mut browser, &parse(&format!("{origin}{START}?return_to=/mcp")).expect("a URL")).await;
+        let mut next = browser.press(&page, &[]).await.expect("an answer").redirects().expect("a redirect");
+        self.secrets.push(parameter(&next, "state").expect("a state"));
+        let redirect_uri = format!("{origin}{CALLBACK}?");
+        // Past its redirects to itself, a page to sign in on, and one to consent on.
+        while !next.as_str().starts_with(&redirect_uri) {
+            let mut page = browser.open(&next, CameFrom::AnotherSite).await.expect("an answer");
+            if page.answer.status == 200 {
+                page =
+                    browser.press(&page, &[("login", "somebody"), ("password", "anything")]).await.expect("an answer");
+            }
+            next = page.redirects().expect("a redirect");
+        }
+        self.secrets.push(parameter(&next, "code").expect("a code"));
+        self.secrets.extend(browser.cookies().map(str::to_owned));
+        Flow { origin, browser, callback: next }
+    }
+
+    /// From the redirect endpoint to the token, which the MCP server takes.
+    async fn complete(&mut self, mut flow: Flow) -> String {
+        let page = open(&mut flow.browser, &flow.callback).await;
+        let arrived = page.redirects().unwrap_or_else(|error| panic!("{error}: {}", page.text()));
+        assert_eq!(arrived.as_str(), format!("{}/mcp", flow.origin));
+
+        let token = self.token(flow.origin).await;
+        self.secrets.push(token.clone());
+        let answer = self.initialize(&arrived, &token).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let message: Value = serde_json::from_slice(&answer.body).expect("JSON");
+        assert_eq!(message["result"]["serverInfo"]["name"], name(flow.origin));
+        assert_eq!(self.initialize(&arrived, "another").await.status, 401);
+        token
+    }
+
+    /// The first message to an MCP server.
+    async fn initialize(&self, url: &Url, token: &str) -> Answered {
+        let message = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize"}).to_string();
+        let post = |call: Call| call.method("POST").header("authorization", format!("Bearer {token}")).body(message);
+        self.web.send(url, post).await.expect("an answer")
+    }
+
+    /// What the choreographer hands out for a route.
+    async fn token(&self, origin: &str) -> String {
+        let address = docker(&["port", &container("choreographer-loopback").await, "9005"]).await;
+        let endpoint = Endpoint::from_shared(format!("https://{}", address.trim())).expect("an address");
+        let endpoint = endpoint.tls_config(self.tls.clone()).expect("certificates");
+        let request = GetUpstreamTokenRequest {
+            user: Some(single()),
+            client_id: format!("{origin}{DOCUMENT}"),
+            upstream: format!("http://{}:3000/mcp", name(origin)),
+            authorization_server: String::new(),
+        };
+        let mut client = UpstreamTokensClient::new(endpoint.connect().await.expect("a connection"));
+        client.get_upstream_token(request).await.expect("a token").into_inner().access_token
+    }
+
+    /// Stops a replica while documents are asked for all the time, each of which is answered.
+    async fn stop_under_load(&self, replica: &str) {
+        let done = Arc::new(AtomicBool::new(false));
+        let load: Vec<_> = [NOTES, TICKETS].map(|origin| self.load(origin, &done)).into();
+        let before = value(replica, SERVED).await;
+        until("the load reaches it", async || value(replica, SERVED).await > before).await;
+        docker(&["stop", &container(replica).await]).await;
+        done.store(true, Ordering::Relaxed);
+        for load in load {
+            let statuses = load.await.expect("it ends");
+            assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        }
+    }
+
+    fn load(&self, origin: &str, done: &Arc<AtomicBool>) -> JoinHandle<Vec<u16>> {
+        let (web, done) = (self.web.clone(), Arc::clone(done));
+        let url = parse(&format!("{origin}{DOCUMENT}")).expect("a URL");
+        tokio::spawn(async move {
+            let mut statuses = Vec::new();
+            while !done.load(Ordering::Relaxed) {
+                statuses.push(web.send(&url, |call| call).await.expect("an answer").status);
+            }
+            statuses
+        })
+    }
+
+    /// Waits until Envoy asks this replica.
+    async fn until_served_by(&self, replica: &str) {
+        let url = parse(&format!("{NOTES}{DOCUMENT}")).expect("a URL");
+        until_healthy(replica).await;
+        let before = value(replica, SERVED).await;
+        until(&format!("Envoy asks {replica}"), async || {
+            let _ = self.web.send(&url, |call| call).await;
+            value(replica, SERVED).await > before
+        })
+        .await;
+    }
+
+    /// No log of any container holds what nobody else may know.
+    async fn finish(self) {
+        let project = format!("label=com.docker.compose.project={}", project());
+        let containers = docker(&["ps", "--all", "--quiet", "--filter", &project]).await;
+        assert!(containers.lines().count() >= 9, "{containers}");
+        for id in containers.lines() {
+            let log = logs(id).await;
+            let leaked = self.secrets.iter().find(|secret| log.contains(secret.as_str()));
+            assert!(leaked.is_none(), "{id} holds {leaked:?}:\n{log}");
+        }
+    }
+}
+
+impl Flow {
+    /// What the browser gets when it comes back.
+    async fn call_back(&mut self) -> u16 {
+        open(&mut self.browser, &self.callback).await.answer.status
+    }
+}
+
+/// What docker-compose.yml calls the MCP server behind a route.
+fn name(origin: &str) -> &'static str {
+    if origin == NOTES { "notes" } else { "tickets" }
+}
+
+async fn open(browser: &mut Browser, url: &Url) -> Page {
+    browser.open(url, CameFrom::AnotherSite).await.expect("an answer")
+}
+
+async fn until(what: &str, holds: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        // Nothing tells when it is so.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A counter of a replica; nothing is counted yet where it does not exist.
+async fn value(replica: &str, name: &str) -> u64 {
+    let address = docker(&["port", &container(replica).await, "9002"]).await;
+    metric(address.trim(), name).await.unwrap_or(0)
+}
+
+/// Writes the file of state keys, and waits until each replica has read it.
+async fn rotate_to(keys: &[&str]) {
+    let mut before = [0; 2];
+    for (before, replica) in before.iter_mut().zip(REPLICAS) {
+        *before = value(replica, KEYS_RELOADED).await;
+    }
+    let write = "fs.writeFileSync('/volumes/processor/state.keys', process.argv[1])";
+    set_up(ENVOY_CIMD, &[write, &keys.join("\n")]).await;
+    for (before, replica) in before.into_iter().zip(REPLICAS) {
+        until("the keys are read again", async || value(replica, KEYS_RELOADED).await > before).await;
+    }
+}
+
+async fn read_volume(user: &str, file: &str) -> String {
+    set_up(user, &[&format!("process.stdout.write(fs.readFileSync('/volumes/{file}'))")]).await
+}
+
+/// Runs a line of JavaScript where all volumes are, as the user that owns the files.
+async fn set_up(user: &str, script: &[&str]) -> String {
+    let compose = std::env::var("COMPOSE").expect("`make compose-test` sets COMPOSE");
+    let mut command = compose.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let run = ["run", "--rm", "-T", "--no-deps", "--user", user, "setup", "node", "-e"];
+    command.extend(run.iter().chain(script).map(|&arg| arg.to_owned()));
+    output(&command).await
+}
+
+/// Waits until a container says that it is healthy, which envoy-cimd's own `probe` finds out.
+async fn until_healthy(service: &str) {
+    let id = container(service).await;
+    until(&format!("{service} is healthy"), async || {
+        docker(&["inspect", "--format", "{{.State.Health.Status}}", &id]).await.trim() == "healthy"
+    })
+    .await;
+}
+
+async fn container(service: &str) -> String {
+    let labels = [("project", project()), ("service", service.to_owned())]
+        .map(|(name, value)| format!("label=com.docker.compose.{name}={value}"));
+    let [project, service] = &labels;
+    // Not those that a single command ran in.
+    let once = "label=com.docker.compose.oneoff=False";
+    let ids = docker(&["ps", "--all", "--quiet", "--filter", project, "--filter", service, "--filter", once]).await;
+    ids.trim().to_owned()
+}
+
+fn project() -> String {
+    std::env::var("COMPOSE_PROJECT_NAME").expect("`make compose-test` sets COMPOSE_PROJECT_NAME")
+}
+
+/// What a container printed, before it was restarted too.
+async fn logs(id: &str) -> String {
+    let output = Command::new("docker").args(["logs", id]).output().await.expect("docker runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+}
+
+async fn docker(args: &[&str]) -> String {
+    let command: Vec<String> = ["docker"].iter().chain(args).map(|&arg| arg.to_owned()).collect();
+    output(&command).await
+}
+
+/// The standard output of a command, which must succeed.
+async fn output(command: &[String]) -> String {
+    let [program, args @ ..] = command else { panic!("no program") };
+    let output = Command::new(program).args(args).output().await.expect("it runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
