@@ -109,7 +109,7 @@ impl FromStr for Origin {
         let (text, port) = match url.port() {
             Some(0) => return Err(OriginError::PortZero),
             Some(port) => (format!("https://{host}:{port}"), port),
-            None => (format!("https://{host}"), 443),
+            None => (["https://", &host].concat(), 443),
         };
         Ok(Self { text, host, port })
     }

@@ -285,12 +285,12 @@ impl Paths {
 
     /// The URL of the document, which is the route's `client_id`.
     pub fn client_id(&self, origin: &Origin) -> String {
-        format!("{origin}{}", self.document)
+        [origin.as_str(), &self.document.0].concat()
     }
 
     /// The route's redirect URI.
     pub fn redirect_uri(&self, origin: &Origin) -> String {
-        format!("{origin}{}", self.callback)
+        [origin.as_str(), &self.callback.0].concat()
     }
 }
 
