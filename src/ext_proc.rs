@@ -79,7 +79,8 @@ pub struct Answers {
     _open: OpenStream,
 }
 
-enum State {
+/// Where a stream is after an answer.
+pub enum State {
     Listening,
     /// Envoy has been asked for time; the reply comes when the call is over.
     Calling(BoxFuture<'static, Reply>),
@@ -117,36 +118,43 @@ impl Stream for Answers {
             if matches!(self.state, State::Replied) {
                 continue;
             }
-            let Some(phase) = &message.request else {
-                let unknown = Status::unimplemented("a message of a kind that this version does not know");
-                return Poll::Ready(Some(Err(unknown)));
-            };
-            let Phase::RequestHeaders(headers) = phase else {
-                return Poll::Ready(Some(Ok(response(untouched(phase)))));
-            };
-            // Envoy only watches, and heeds no answer: to redeem a code would use it up for nobody.
-            if message.observability_mode {
-                static WARNED: Once = Once::new();
-                WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
-                return Poll::Ready(Some(Ok(response(untouched(phase)))));
-            }
-            let sources = sources(&message, self.endpoints.users.source());
-            let answer = self.endpoints.answer(&request(headers), &sources);
-            return Poll::Ready(Some(Ok(match answer {
-                Answer::PassThrough => response(untouched(phase)),
-                Answer::Reply(reply) => {
-                    self.state = State::Replied;
-                    response(Response::ImmediateResponse(immediate(reply)))
-                }
-                Answer::Later(call) => {
-                    self.state = State::Calling(call);
-                    // Without this, Envoy would answer 504 when its `message_timeout` is over.
-                    ProcessingResponse {
-                        override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT, nanos: 0 }),
-                        ..ProcessingResponse::default()
-                    }
-                }
+            let answered = answer(&self.endpoints, &message);
+            return Poll::Ready(Some(answered.map(|(response, state)| {
+                self.state = state;
+                response
             })));
+        }
+    }
+}
+
+/// The answer to one message, and what is to come after it.
+///
+/// # Errors
+/// A message of a kind that is not known.
+pub fn answer(endpoints: &Endpoints, message: &ProcessingRequest) -> Result<(ProcessingResponse, State), Status> {
+    let Some(phase) = &message.request else {
+        return Err(Status::unimplemented("a message of a kind that this version does not know"));
+    };
+    let pass = || Ok((response(untouched(phase)), State::Listening));
+    let Phase::RequestHeaders(headers) = phase else {
+        return pass();
+    };
+    // Envoy only watches, and heeds no answer: to redeem a code would use it up for nobody.
+    if message.observability_mode {
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
+        return pass();
+    }
+    match endpoints.answer(&request(headers), &sources(message, endpoints.users.source())) {
+        Answer::PassThrough => pass(),
+        Answer::Reply(reply) => Ok((response(Response::ImmediateResponse(immediate(reply))), State::Replied)),
+        Answer::Later(call) => {
+            // Without this, Envoy would answer 504 when its `message_timeout` is over.
+            let more_time = ProcessingResponse {
+                override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT, nanos: 0 }),
+                ..ProcessingResponse::default()
+            };
+            Ok((more_time, State::Calling(call)))
         }
     }
 }

@@ -23,9 +23,10 @@ use crate::{
     stack::{
         Answered, Call,
         browser::{Browser, CameFrom, Page, parameter},
+        metric,
         web::{Web, parse},
     },
-    world::{CALLBACK, DOCUMENT, START, metric},
+    world::{CALLBACK, DOCUMENT, START},
 };
 
 const NOTES: &str = "https://notes.localhost:8443";

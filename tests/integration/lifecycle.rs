@@ -12,21 +12,18 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 use http::Version;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
-    stack::{Call, Cimd, get},
-    stream::document_of,
-    world::{DOCUMENT, Wish, World, executable, metric},
+    stack::{
+        Call, Cimd, get,
+        grpc::{channel, fetch_documents},
+        in_process::document_of,
+        metric, resident,
+    },
+    world::{DOCUMENT, Wish, World, executable},
 };
-
-pub async fn channel(address: &str) -> Channel {
-    Endpoint::from_shared(format!("http://{address}")).expect("an address").connect().await.expect("a connection")
-}
 
 async fn readiness(cimd: &Cimd) -> (u16, String) {
     let (status, body) = get(cimd.admin.parse().expect("an address"), "/readyz").await.expect("an answer");
@@ -140,42 +137,20 @@ async fn killed_under_load_only_our_paths_notice() {
     assert!(world.upstream.seen().iter().all(|request| request == "GET /mcp"), "nothing of ours went on");
 }
 
-/// Resident memory, in KiB.
-pub fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
-}
-
 /// Nothing is kept of a route: a hundred thousand of them leave no trace.
 #[tokio::test]
 async fn memory_stays_flat_over_distinct_origins() {
     const ORIGINS: usize = 100_000;
-    const AT_ONCE: usize = 50;
     let cimd = Cimd::start(&executable(), &[]).await;
     let channel = channel(&cimd.ext_proc).await;
-    let pid = cimd.process.pid();
-    let mut after_a_tenth = 0;
-    for batch in 0..ORIGINS / AT_ONCE {
-        let calls = (0..AT_ONCE).map(|index| {
-            let mut client = ExternalProcessorClient::new(channel.clone());
-            async move {
-                let message = document_of(&format!("https://route-{}.example", batch * AT_ONCE + index));
-                let mut answers = client.process(tokio_stream::once(message)).await.expect("a stream").into_inner();
-                answers.message().await.expect("an answer").expect("a message");
-                assert!(answers.message().await.expect("the end").is_none());
-            }
-        });
-        futures_util::future::join_all(calls).await;
-        if batch == ORIGINS / AT_ONCE / 10 {
-            after_a_tenth = resident(pid);
-        }
-    }
+    fetch_documents(&channel, 0..ORIGINS / 10).await;
+    let after_a_tenth = resident(cimd.process.pid());
+    fetch_documents(&channel, ORIGINS / 10..ORIGINS).await;
     let served = metric(&cimd.admin, "envoy_cimd_requests_total{endpoint=\"document\",outcome=\"served\"}").await;
     assert_eq!(served, Some(ORIGINS as u64));
     let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
     assert!(text.len() < 10_000, "nor does a metric grow with them");
-    let growth = resident(pid).saturating_sub(after_a_tenth);
+    let growth = resident(cimd.process.pid()).saturating_sub(after_a_tenth);
     assert!(growth < 4096, "{growth} KiB more after 90,000 further origins");
 }
 

@@ -10,8 +10,8 @@ use crate::{
     choreographer::Mood,
     exchange::Party,
     flow::{Flows, honest, press, with_query},
-    lifecycle::{channel, open_stream},
-    stack::Call,
+    lifecycle::open_stream,
+    stack::{Call, grpc::channel},
     tokens::person,
     world::{CALLBACK, DOCUMENT, START, Wish, World},
 };

@@ -6,8 +6,8 @@ use http::Version;
 
 use crate::{
     flow::press,
-    stack::{Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy},
-    world::{DOCUMENT, HOSTS, Upstream, Wish, envoy_config, executable, metric},
+    stack::{Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy, metric},
+    world::{DOCUMENT, HOSTS, Upstream, Wish, envoy_config, executable},
 };
 
 const NOTES: &str = "notes.localhost";

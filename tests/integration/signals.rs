@@ -16,8 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{connect_through, with_upstream},
-    lifecycle::channel,
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client},
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, grpc::channel},
     world::{Wish, World, executable},
 };
 

@@ -1,24 +1,12 @@
 //! The gRPC edge over an in-memory connection: a real `Process` stream, message by message.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use envoy_cimd::{
-    choreographer::Embedded,
-    cli::{self, Task},
-    endpoint::Endpoints,
-    ext_proc::ExtProc,
-    serve,
-};
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::{HeaderMap, HeaderValue},
-        service::ext_proc::v3::{
-            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
-            external_processor_client::ExternalProcessorClient, external_processor_server::ExternalProcessorServer,
-            processing_request::Request as Phase, processing_response::Response,
-        },
-    },
-    google::protobuf::{Struct, Value, value::Kind},
+use envoy_cimd::{endpoint::Endpoints, ext_proc::ExtProc};
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
+    external_processor_client::ExternalProcessorClient, external_processor_server::ExternalProcessorServer,
+    processing_request::Request as Phase, processing_response::Response,
 };
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
@@ -27,23 +15,7 @@ use prost_types::FieldDescriptorProto;
 use tonic::{Code, Status, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use crate::world::DOCUMENT;
-
-/// The endpoints as `serve` makes them from these flags.
-fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
-    let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
-    let parsed = cli::parse(args).expect("good flags");
-    let Task::Serve(settings) = parsed.task else { panic!("serve") };
-    let embedded = Embedded::new(&settings.exchange).expect("good settings");
-    let exchange = serve::Exchange {
-        calls: embedded.calls.clone(),
-        choreographer: Arc::new(embedded),
-        embedded: None,
-        second: None,
-        tls: None,
-    };
-    Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
-}
+use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, message};
 
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
@@ -61,44 +33,6 @@ async fn channel(endpoints: Arc<Endpoints>) -> Channel {
 
 pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {
     ExternalProcessorClient::new(channel(endpoints).await)
-}
-
-pub fn attribute(of: &str, key: &str) -> String {
-    format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{key}']")
-}
-
-pub fn headers(pairs: &[(&str, &str)]) -> HttpHeaders {
-    let headers = pairs
-        .iter()
-        .map(|(key, value)| HeaderValue {
-            key: (*key).to_owned(),
-            raw_value: value.as_bytes().to_vec(),
-            ..HeaderValue::default()
-        })
-        .collect();
-    HttpHeaders { headers: Some(HeaderMap { headers }), end_of_stream: true, ..HttpHeaders::default() }
-}
-
-/// Request headers as Envoy sends them, for a route whose attributes are these.
-pub fn message(pairs: &[(&str, &str)], attributes: &[(String, &str)]) -> ProcessingRequest {
-    let fields = attributes
-        .iter()
-        .map(|(name, text)| (name.clone(), Value { kind: Some(Kind::StringValue((*text).to_owned())) }))
-        .collect();
-    ProcessingRequest {
-        request: Some(Phase::RequestHeaders(headers(pairs))),
-        attributes: HashMap::from([("envoy.filters.http.ext_proc".to_owned(), Struct { fields })]),
-        ..ProcessingRequest::default()
-    }
-}
-
-/// A request for the document of a route, with nothing wrong.
-pub fn document_of(from: &str) -> ProcessingRequest {
-    let authority = from.trim_start_matches("https://");
-    message(
-        &[(":method", "GET"), (":path", DOCUMENT), (":authority", authority), (":scheme", "https")],
-        &[(attribute("route", "from"), from)],
-    )
 }
 
 fn phase(phase: Phase) -> ProcessingRequest {

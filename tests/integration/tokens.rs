@@ -22,9 +22,9 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CLIENT, Party, single},
-    stack::{Certificates, Choreographer, ready_address},
+    stack::{Certificates, Choreographer, metric, ready_address},
     store::Redis,
-    world::{executable, metric, run},
+    world::{executable, run},
 };
 
 /// A lie whose tokens are over when they come, so that whoever wants one has to refresh it.

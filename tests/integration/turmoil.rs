@@ -38,11 +38,9 @@ use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::single,
     flow::press,
-    lifecycle::resident,
     soak::{Chance, number},
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy},
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::document_of, resident},
     store::Redis,
-    stream::document_of,
     world::{CALLBACK, DOCUMENT, Wish, envoy_config, executable},
 };
 

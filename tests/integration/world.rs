@@ -9,11 +9,10 @@ use axum::{Router, extract::Request, routing::any};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::stack::{Call, Certificates, Cimd, Client, Envoy, get};
+pub use crate::stack::in_process::{CALLBACK, DOCUMENT};
+use crate::stack::{Call, Certificates, Cimd, Client, Envoy, metric};
 
-pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const START: &str = "/.pomerium/oauth/start";
-pub const CALLBACK: &str = "/.pomerium/oauth/callback";
 
 /// The hosts of the certificate; tests name their routes after them.
 pub const HOSTS: &[&str] =
@@ -91,13 +90,6 @@ impl World {
     pub fn https(&self) -> Client {
         Client::tls(self.envoy.https, &self.certificates.ca)
     }
-}
-
-/// The value of a metric of the process with this admin address.
-pub async fn metric(admin: &str, name: &str) -> Option<u64> {
-    let (_, text) = get(admin.parse().expect("an address"), "/metrics").await.expect("metrics");
-    let text = String::from_utf8(text.to_vec()).expect("text");
-    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// The program's own configuration, on free ports.

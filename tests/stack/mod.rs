@@ -23,6 +23,8 @@ use tokio::{
 use url::{Position, Url};
 
 pub mod browser;
+pub mod grpc;
+pub mod in_process;
 pub mod tls_listener;
 pub mod web;
 
@@ -115,6 +117,17 @@ impl Process {
         self.child.id().expect("it still runs")
     }
 
+    /// The CPU time it took so far, its threads' too.
+    pub fn cpu(&self) -> Duration {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the process");
+        // Nanoseconds that a thread ran; `stat` counts in hundredths of a second.
+        let ran = threads.filter_map(|thread| {
+            let line = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            line.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(ran.sum())
+    }
+
     /// All that it has printed.
     pub fn output(&self) -> String {
         self.lines.lock().expect("lines").join("\n")
@@ -173,6 +186,13 @@ impl Process {
         }
         self.ended().await
     }
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// A reader of what a process prints.
@@ -303,23 +323,35 @@ impl Envoy {
             // Envoy has no way to tell that it is ready but being asked.
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
-        let (_, listeners) = get(admin, "/listeners?format=json").await.expect("the listeners");
-        let listeners: serde_json::Value = serde_json::from_slice(&listeners).expect("JSON");
-        let bound = |name: &str| -> SocketAddr {
-            let listeners = listeners["listener_statuses"].as_array().expect("listeners");
-            let listener = listeners.iter().find(|listener| listener["name"] == name).expect("a listener");
-            let socket = &listener["local_address"]["socket_address"];
-            let port = socket["port_value"].as_u64().expect("a port");
-            ([127, 0, 0, 1], u16::try_from(port).expect("a port")).into()
-        };
-        Self { admin, https: bound("https"), http: bound("http"), process }
+        Self { admin, https: listener(admin, "https").await, http: listener(admin, "http").await, process }
     }
+
+    /// The address of a listener.
+    pub async fn listener(&self, name: &str) -> SocketAddr {
+        listener(self.admin, name).await
+    }
+}
+
+async fn listener(admin: SocketAddr, name: &str) -> SocketAddr {
+    let (_, listeners) = get(admin, "/listeners?format=json").await.expect("the listeners");
+    let listeners: serde_json::Value = serde_json::from_slice(&listeners).expect("JSON");
+    let listeners = listeners["listener_statuses"].as_array().expect("listeners");
+    let listener = listeners.iter().find(|listener| listener["name"] == name).expect("a listener");
+    let port = listener["local_address"]["socket_address"]["port_value"].as_u64().expect("a port");
+    ([127, 0, 0, 1], u16::try_from(port).expect("a port")).into()
 }
 
 /// A plain GET.
 pub async fn get(address: SocketAddr, path: &str) -> Result<(u16, Bytes), String> {
     let reply = Client::plain(address).send(http::Version::HTTP_11, Call::get("localhost", path)).await?;
     Ok((reply.status, reply.body))
+}
+
+/// The value of a metric of the process with this admin address.
+pub async fn metric(admin: &str, name: &str) -> Option<u64> {
+    let (_, text) = get(admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+    let text = String::from_utf8(text.to_vec()).expect("text");
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 /// A request, sent as it stands: the path is not mended, the authority need not be the name that TLS asks for.
