@@ -529,6 +529,32 @@ async fn redis_gives_each_flow_to_one_of_two_choreographers() {
     assert_eq!((completed, party.servers.exchanges().len(), exchanges.len()), (50, 50, 50));
 }
 
+/// What a flow asks of Redis: one script each to keep the flow, to take it, and to keep the token.
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_is_asked_three_times_a_flow() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    let party = Party::start(vec![Lie::none("good")], &flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let flow = async || {
+        let begun = party.begun("good").await;
+        party.complete(party.answer("good", &begun)).await.expect("completed");
+    };
+    // The first flow connects, and sends the scripts.
+    flow().await;
+    let before = redis.command_calls().await;
+    flow().await;
+    let mut calls = redis.command_calls().await;
+    for (command, before) in before {
+        calls.entry(command).and_modify(|calls| *calls -= before);
+    }
+    calls.retain(|command, calls| *calls > 0 && command != "info");
+    println!("{calls:?}");
+    assert_eq!(calls.get("evalsha"), Some(&3), "{calls:?}");
+}
+
 /// The whole way, in one process: Envoy, the filter, the embedded choreographer, the authorization server.
 #[tokio::test]
 async fn the_whole_flow_in_one_process() {

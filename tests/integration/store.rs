@@ -2,6 +2,7 @@
 //! two processes. `make test-redis` runs the part that needs a redis-server.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -608,6 +609,19 @@ impl Redis {
             _ => None,
         });
         ready.await.then_some(process)
+    }
+
+    /// How often each command ran so far, those of scripts too.
+    pub async fn command_calls(&self) -> BTreeMap<String, u64> {
+        let client = redis::Client::open(self.url("redis", "")).expect("a URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("an answer");
+        let calls = |line: &str| {
+            let (command, stats) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((command.to_owned(), stats.split(',').next()?.parse().ok()?))
+        };
+        stats.lines().filter_map(calls).collect()
     }
 
     pub fn url(&self, scheme: &str, login: &str) -> String {
