@@ -18,7 +18,7 @@ SOAK_SECONDS ?= 600
 export SOAK_SECONDS
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test test-redis redis-needs soak lint manifests e2e e2e-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs lint manifests e2e e2e-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -41,6 +41,14 @@ redis-needs:
 	@command -v $(REDIS_SERVER) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
 		|| { echo "redis-server is needed (Debian: apt-get install redis-server); or set REDIS_SERVER to a Redis or Valkey of yours" >&2; exit 1; }
+
+bench: $(NEEDS_ENVOY) bench-needs ## what a request costs, in this process and through Envoy; ARGS='--bench through_envoy -- load' is a part
+	cargo bench --locked $(or $(ARGS),--bench in_process --bench through_envoy)
+
+bench-needs:
+	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk; } \
+		|| { echo "wrk is needed (Debian: apt-get install wrk)" >&2; exit 1; }
 
 lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
 	cargo fmt --check

@@ -1,0 +1,126 @@
+//! What a request costs in this process, without gRPC, at any number of routes. Each line says how often it allocates.
+
+use std::sync::Arc;
+
+use divan::{AllocProfiler, Bencher};
+use envoy_cimd::{
+    ext_proc::answer,
+    route::{Field, Fields, Route, RouteSpec, RouteTable},
+    secret::{Key, random},
+    state::{FlowId, StateKeys},
+};
+use prost::Message;
+
+use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message};
+
+#[path = "../tests/stack/mod.rs"]
+#[expect(dead_code, reason = "the tests use all of it")]
+mod stack;
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+const ROUTES: [usize; 3] = [1, 1_000, 100_000];
+
+const NOW: u64 = 1_800_000_000;
+
+fn main() {
+    divan::main();
+}
+
+/// From the decoded message to the encoded answer.
+#[divan::bench(args = ROUTES)]
+fn document(bencher: Bencher<'_, '_>, routes: usize) {
+    let endpoints = endpoints(&[]);
+    let mut buffer = Vec::with_capacity(16 * 1024);
+    let mut origins = origins(routes);
+    bencher.with_inputs(|| document_of(&origins())).bench_local_refs(|message| {
+        buffer.clear();
+        let (answer, _) = answer(&endpoints, message).expect("an answer");
+        answer.encode(&mut buffer)
+    });
+}
+
+/// The same for a callback that is refused, with the page that a browser gets.
+#[divan::bench(args = ROUTES)]
+fn forged_callback(bencher: Bencher<'_, '_>, routes: usize) {
+    let endpoints = endpoints(&[]);
+    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let path = format!("{CALLBACK}?code=c&state={}", forged(&keys));
+    endpoints.state_keys.store(Arc::new(keys));
+    let mut buffer = Vec::with_capacity(16 * 1024);
+    let mut origins = origins(routes);
+    let callback = |origin: &str| {
+        let authority = origin.trim_start_matches("https://");
+        message(
+            &[
+                (":method", "GET"),
+                (":path", &path),
+                (":authority", authority),
+                (":scheme", "https"),
+                ("accept", "text/html"),
+            ],
+            &[(attribute("route", "from"), origin)],
+        )
+    };
+    bencher.with_inputs(|| callback(&origins())).bench_local_refs(|message| {
+        buffer.clear();
+        let (answer, _) = answer(&endpoints, message).expect("an answer");
+        answer.encode(&mut buffer)
+    });
+}
+
+#[divan::bench(args = ROUTES)]
+fn route_from_attributes(bencher: Bencher<'_, '_>, routes: usize) {
+    let mut origins = origins(routes);
+    bencher.with_inputs(&mut origins).bench_local_refs(|from| {
+        let text = |text| Some(Field::Text(text));
+        Route::new(&Fields([text(from), text("https://mcp.internal.example/mcp"), None, None, None]))
+    });
+}
+
+#[divan::bench(args = ROUTES)]
+fn route_from_the_file(bencher: Bencher<'_, '_>, routes: usize) {
+    let specs: Vec<RouteSpec> =
+        (0..routes).map(|route| RouteSpec { from: Some(origin(route)), ..RouteSpec::default() }).collect();
+    let table = RouteTable::new(&specs).expect("good routes");
+    let mut origins = origins(routes);
+    bencher
+        .with_inputs(|| origins().split_off("https://".len()))
+        .bench_local_refs(|authority| table.find(authority).cloned());
+}
+
+#[divan::bench(args = ROUTES)]
+fn state_mint(bencher: Bencher<'_, '_>, routes: usize) {
+    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let mut origins = origins(routes);
+    bencher
+        .with_inputs(&mut origins)
+        .bench_local_refs(|redirect_uri| keys.mint(FlowId([7; 16]), redirect_uri, "a cookie", NOW, NOW + 600));
+}
+
+#[divan::bench(args = ROUTES)]
+fn state_verify(bencher: Bencher<'_, '_>, routes: usize) {
+    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let mut origins = origins(routes);
+    bencher
+        .with_inputs(|| {
+            let redirect_uri = origins();
+            let state = keys.mint(FlowId([7; 16]), &redirect_uri, "a cookie", NOW, NOW + 600).expect("a state");
+            (redirect_uri, state)
+        })
+        .bench_local_refs(|(redirect_uri, state)| keys.verify(state, redirect_uri, NOW));
+}
+
+/// The origins of that many routes, over and over, none soon after itself.
+fn origins(routes: usize) -> impl FnMut() -> String {
+    let mut route = 0;
+    move || {
+        route = (route + 7919) % routes;
+        origin(route)
+    }
+}
+
+fn origin(route: usize) -> String {
+    format!("https://route-{route:06}.example")
+}
