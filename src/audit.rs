@@ -2,6 +2,8 @@
 
 use crate::{state::FlowId, user::User};
 
+pub const TARGET: &str = "audit";
+
 /// Writes an event. Nothing in it is secret: the flow is named by its tag, never by its id.
 pub fn event(event: &str, user: &User, client_id: &str, issuer: &str, flow: Option<&FlowId>, outcome: &str) {
     let (user_issuer, user_subject) = match user {
@@ -9,5 +11,5 @@ pub fn event(event: &str, user: &User, client_id: &str, issuer: &str, flow: Opti
         User::Single => ("", "single user"),
     };
     let flow = flow.map(FlowId::tag).unwrap_or_default();
-    tracing::info!(target: "audit", event, user_issuer, user_subject, client_id, issuer, flow, outcome);
+    tracing::info!(target: TARGET, event, user_issuer, user_subject, client_id, issuer, flow, outcome);
 }

@@ -142,7 +142,10 @@ pub struct Limits {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "The process")]
 pub struct ProcessArgs {
-    /// Who may connect to a Unix socket of ours, as octal file permissions.
+    /// How many threads answer. One takes more requests than a worker of Envoy's sends, and the fewest cycles for each.
+    #[arg(long, env = "ENVOY_CIMD_THREADS", value_name = "COUNT", default_value = "1", value_parser = at_least_one)]
+    pub threads: usize,
+    /// Who may connect to the Unix socket of --listen, as octal file permissions.
     #[arg(long, env = "ENVOY_CIMD_SOCKET_MODE", value_name = "MODE", default_value = "660")]
     pub socket_mode: SocketMode,
     /// Allow plain gRPC on an address that other machines reach.
@@ -200,6 +203,9 @@ pub struct ExchangeArgs {
     /// Where tokens are handed out: `unix:/path`, or `host:port` with mTLS. Whoever reaches it may have every user's token.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_LISTEN", value_name = "ADDR")]
     pub tokens_listen: Option<ListenAddr>,
+    /// Who may connect to the Unix socket of --tokens-listen, as octal file permissions.
+    #[arg(long, env = "ENVOY_CIMD_TOKENS_SOCKET_MODE", value_name = "MODE", default_value = "600")]
+    pub tokens_socket_mode: SocketMode,
     /// Whom --tokens-listen lets in over TCP, as --allow-peer says for --listen, and instead of it. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_ALLOW_PEER", value_name = "SAN", value_delimiter = ',')]
     pub tokens_allow_peer: Vec<PeerName>,
@@ -263,16 +269,25 @@ impl Serve {
     }
 
     /// How the choreographer is reached, where it is another process.
-    pub fn client(&self) -> Option<ClientSettings> {
-        Some(ClientSettings {
-            url: self.choreographer.clone()?,
-            tls: ClientTlsSettings {
-                ca: self.choreographer_ca.clone(),
-                cert: self.choreographer_cert.clone(),
-                key: self.choreographer_key.clone(),
-                peer: self.choreographer_peer.clone(),
-            },
-        })
+    ///
+    /// # Errors
+    /// Where it is said how, but not where.
+    pub fn client(&self) -> anyhow::Result<Option<ClientSettings>> {
+        let tls = ClientTlsSettings {
+            ca: self.choreographer_ca.clone(),
+            cert: self.choreographer_cert.clone(),
+            key: self.choreographer_key.clone(),
+            peer: self.choreographer_peer.clone(),
+        };
+        match &self.choreographer {
+            Some(url) => Ok(Some(ClientSettings { url: url.clone(), tls })),
+            None if tls == ClientTlsSettings::default() => Ok(None),
+            // The flows and tokens would be kept here, and nobody would notice.
+            None => bail!(
+                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need \
+                 --choreographer"
+            ),
+        }
     }
 }
 

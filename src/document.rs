@@ -93,17 +93,17 @@ impl Document {
     }
 
     /// Answers a `GET` or `HEAD`; Envoy leaves the body of an answer to `HEAD` away and keeps its length.
-    pub fn reply(self, request: &Request<'_>, cache_control: &str) -> Reply {
+    pub fn reply(&self, request: &Request<'_>, cache_control: &str) -> Reply {
         if if_none_match(request, &self.etag) { self.not_modified(cache_control) } else { self.served(cache_control) }
     }
 
     /// The document itself.
-    pub fn served(self, cache_control: &str) -> Reply {
+    pub fn served(&self, cache_control: &str) -> Reply {
         let reply = Reply::new(200, "served")
             .header("content-type", "application/json")
             .header("x-content-type-options", "nosniff")
-            .body(self.body);
-        cacheable(reply, self.etag, cache_control)
+            .body(self.body.clone());
+        cacheable(reply, self.etag.clone(), cache_control)
     }
 
     /// The answer to who has it already.

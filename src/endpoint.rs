@@ -14,7 +14,8 @@ use crate::{
     browser, callback,
     choreographer::Choreographer,
     cli::Limits,
-    document::{self, Document, NameTemplate},
+    document::{self, NameTemplate},
+    documents::Documents,
     metrics::Metrics,
     refusal::{Audience, Refusal},
     refusal_log::RefusalLog,
@@ -30,6 +31,7 @@ use crate::{
 pub struct Endpoints {
     pub paths: Paths,
     pub names: NameTemplate,
+    pub documents: Documents,
     /// The `cache-control` of a document.
     pub cache_control: String,
     /// The config file's routes, the newest good ones.
@@ -171,7 +173,7 @@ impl Endpoints {
 
     fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
-        let document = Document::new(route, &self.paths, &self.names).map_err(Refusal::MisconfiguredRoute)?;
+        let document = self.documents.of(route, &self.paths, &self.names).map_err(Refusal::MisconfiguredRoute)?;
         check(request, route, document::METHODS)?;
         if query.is_some() {
             return Err(Refusal::NotFound);

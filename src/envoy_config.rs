@@ -34,13 +34,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         bail!("no route was given: --route from=https://…,to=https://…");
     }
     let routes = checked(&specs, &paths, options)?;
-    let processor = match (&options.processor, file) {
-        (Some(address), _) => address.clone(),
-        (None, Some(file)) if file.content.settings.contains_key("listen") => {
-            file.content.values("listen")?.join("").parse().map_err(|error| anyhow::anyhow!("`listen` {error}"))?
-        }
-        (None, _) => ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 9001 },
-    };
+    let processor = processor(options, file)?;
     let cluster = quoted(&options.cluster);
     let filter = Filter::new(&options.routes, cluster.clone()).render()?;
     let cluster = Cluster::new(cluster, &processor, options)?.render()?;
@@ -71,6 +65,28 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         }
         .render()?,
     })
+}
+
+/// Where envoy-cimd is, and that Envoy is told how to speak to it.
+fn processor(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Result<ListenAddr> {
+    let says = |key| file.is_some_and(|file| file.content.settings.contains_key(key));
+    let address = match (&options.processor, file) {
+        (Some(address), _) => address.clone(),
+        (None, Some(file)) if says("listen") => {
+            let listen = file.content.values("listen")?.join("");
+            let address = listen.parse().map_err(|error| anyhow::anyhow!("`listen` {error}"))?;
+            if matches!(&address, ListenAddr::Tcp { host, .. } if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()))
+            {
+                bail!("`listen` is {listen}, all addresses of a machine: --processor says which one Envoy connects to");
+            }
+            address
+        }
+        (None, _) => ListenAddr::Tcp { host: "127.0.0.1".to_owned(), port: 9001 },
+    };
+    if says("tls_cert") && options.processor_ca.is_none() && matches!(address, ListenAddr::Tcp { .. }) {
+        bail!("envoy-cimd has `tls_cert`, so Envoy needs --processor-ca, --processor-cert and --processor-key");
+    }
+    Ok(address)
 }
 
 /// A route with what Envoy must know of its upstream, if it has one.

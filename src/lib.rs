@@ -21,6 +21,7 @@ pub mod cli;
 pub mod config_file;
 pub mod discovery;
 pub mod document;
+pub mod documents;
 pub mod endpoint;
 pub mod envoy_config;
 pub mod ext_proc;
@@ -74,23 +75,29 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
     match task {
         cli::Task::Serve(settings) => {
             let log = LogFilter::start(&settings.process.log)?;
-            block_on(serve::serve(*settings, file, log))
+            let threads = settings.process.threads;
+            block_on(threads, serve::serve(*settings, file, log))
         }
         cli::Task::Choreographer(settings) => {
             let log = LogFilter::start(&settings.process.log)?;
-            block_on(choreographer::command::run(*settings, log))
+            let threads = settings.process.threads;
+            block_on(threads, choreographer::command::run(*settings, log))
         }
         cli::Task::Check(options) => print(&check::check(&options)?),
         cli::Task::Completions { shell } => print(&cli::completions(shell)),
         cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
-        cli::Task::Probe(options) => return block_on(probe::run(*options)),
+        cli::Task::Probe(options) => return block_on(1, probe::run(*options)),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Runtime::new()?;
+/// Runs a task to its end, and what it spawns on this many threads.
+///
+/// # Errors
+/// Those of the task, and where the system gives no threads.
+pub fn block_on<T>(threads: usize, task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let result = runtime.block_on(task);
     // What did not finish by the drain timeout is not waited for.
     runtime.shutdown_background();

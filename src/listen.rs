@@ -80,12 +80,20 @@ impl ListenAddr {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SocketMode(u32);
 
+/// The owner and the group.
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
 impl FromStr for SocketMode {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match u32::from_str_radix(text, 8) {
-            Ok(mode) if mode <= 0o777 => Ok(Self(mode)),
+            // Who can neither read nor write cannot connect.
+            Ok(mode) if mode <= 0o777 && mode & 0o222 != 0 => Ok(Self(mode)),
             _ => Err("is octal permissions such as 660"),
         }
     }

@@ -5,8 +5,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+
+use crate::audit;
 
 /// What is logged at the moment.
 #[derive(Clone)]
@@ -36,10 +38,19 @@ impl LogFilter {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Changes the filter. What is audited, and that the filter was changed, is logged whatever it says.
+    ///
     /// # Errors
     /// Where the filter is none; the one before stays.
     pub fn set(&self, text: &str) -> anyhow::Result<()> {
-        self.handle.reload(EnvFilter::try_new(text)?)?;
+        if text.is_empty() {
+            bail!("the filter is empty");
+        }
+        let mut filter = EnvFilter::try_new(text)?;
+        for kept in [audit::TARGET, module_path!()] {
+            filter = filter.add_directive(format!("{kept}=info").parse()?);
+        }
+        self.handle.reload(filter)?;
         text.clone_into(&mut self.text.lock().unwrap_or_else(PoisonError::into_inner));
         tracing::info!(filter = text, "the log's filter was changed");
         Ok(())

@@ -1,6 +1,6 @@
 //! What every long-running command shares: it binds, says that it is ready, runs, and ends in order.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use axum::serve::ListenerExt;
@@ -29,6 +29,9 @@ use crate::{
     tls::{ServerTls, TlsListener, server_tls},
 };
 
+/// How many streams of a connection may have been reset before anybody looked at them.
+const RESET_STREAMS: usize = 10_000;
+
 /// A gRPC server and what goes with it.
 pub struct Process<'a> {
     pub main: GrpcListener,
@@ -50,7 +53,9 @@ pub struct GrpcListener {
     pub name: &'static str,
     pub flag: &'static str,
     pub address: ListenAddr,
-    /// None on a Unix socket, whose file's permissions say who may connect.
+    /// Who may connect to a Unix socket.
+    pub mode: SocketMode,
+    /// None on a Unix socket.
     pub tls: Option<ServerTls>,
     pub routes: Routes,
 }
@@ -62,18 +67,17 @@ impl Process<'_> {
     /// Where a listener cannot be bound, or a part of the process ends before it should.
     pub async fn run(self, mut tasks: Tasks) -> anyhow::Result<()> {
         let mut stop = StopSignals::new()?;
-        let mode = self.args.socket_mode;
-        let grpc = bind(self.main.flag, &self.main.address, mode).await?;
+        let grpc = bind(self.main.flag, &self.main.address, self.main.mode).await?;
         let second = match self.second {
-            Some(second) => Some((bind(second.flag, &second.address, mode).await?, second)),
+            Some(second) => Some((bind(second.flag, &second.address, second.mode).await?, second)),
             None => None,
         };
-        let admin = bind("admin-listen", self.admin_listen, mode).await?;
+        let admin = bind("admin-listen", self.admin_listen, SocketMode::default()).await?;
 
         let readiness = Arc::new(Readiness::default());
         log_ready("admin", &admin.address()?);
         let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log);
-        tasks.spawn("the admin listener", serve_admin(admin, router));
+        tasks.spawn("the admin listener", admin::serve(admin, router));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status(self.service, ServingStatus::Serving).await;
         let address = grpc.address()?;
@@ -83,7 +87,8 @@ impl Process<'_> {
             if let Some(tls) = tls.clone() {
                 tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(&self.metrics)));
             }
-            serving.spawn(name, serve_grpc(listener, tls, Server::builder().add_routes(routes), drained.clone()));
+            let router = server().add_routes(routes);
+            serving.spawn(name, serve_grpc(name, listener, tls, router, drained.clone()));
         };
         let GrpcListener { name, tls, routes, .. } = self.main;
         serve(name, grpc, tls, routes.add_service(health_service));
@@ -172,7 +177,15 @@ fn log_ready(listener: &'static str, address: &str) {
     tracing::info!(listener, address, "ready");
 }
 
+/// A gRPC server. Where many clients of Envoy's go away at once, it resets as many streams, some before they were looked
+/// at; HTTP/2 takes more than 20 of those for an attack, and ends the connection with all that is on it. Whoever may
+/// connect here is trusted.
+pub fn server() -> Server {
+    Server::builder().http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
+}
+
 async fn serve_grpc(
+    name: &'static str,
     listener: Listener,
     tls: Option<ServerTls>,
     router: Router,
@@ -181,7 +194,7 @@ async fn serve_grpc(
     let drained = drained.cancelled_owned();
     match (listener, tls) {
         (Listener::Tcp(listener), Some(tls)) => {
-            let listener = TlsListener::new(listener, move || tls.current());
+            let listener = TlsListener::new(name, listener, move || tls.current());
             router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
         }
         (Listener::Tcp(listener), None) => {
@@ -206,16 +219,6 @@ where
         let (stream, _) = listener.accept().await;
         Some((Ok(stream), listener))
     })
-}
-
-async fn serve_admin(listener: Listener, router: axum::Router) -> anyhow::Result<()> {
-    match listener {
-        Listener::Tcp(listener) => {
-            axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await?;
-        }
-        Listener::Unix(listener, _file) => axum::serve(listener, router).await?,
-    }
-    Ok(())
 }
 
 /// Waits for the streams, and for the exchanges whose browser has gone.

@@ -19,6 +19,7 @@ use crate::{
     choreographer::{Choreographer, Client, Embedded, tokens_listener},
     cli::{LoadedFile, Serve, setting_keys},
     config_file::ConfigFile,
+    documents::Documents,
     endpoint::{Endpoints, system_clock},
     ext_proc::ExtProc,
     log::LogFilter,
@@ -57,7 +58,7 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
             "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
         );
     }
-    if let Some(client) = settings.client() {
+    if let Some(client) = settings.client()? {
         if let Some(address) = client.url.plain()
             && !settings.process.insecure_grpc
             // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
@@ -105,6 +106,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
     Ok(Endpoints {
         paths: settings.routes.paths()?,
         names: settings.routes.client_name.clone(),
+        documents: Documents::default(),
         cache_control: settings.routes.cache_control(),
         routes: Arc::new(ArcSwap::from_pointee(routes)),
         dynamic_metadata: settings.routes.dynamic_metadata,
@@ -151,6 +153,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
             name: "ext_proc",
             flag: "listen",
             address: settings.listen,
+            mode: settings.process.socket_mode,
             tls,
             routes: Routes::new(ext_proc),
         },

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use envoy_cimd::process::server;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     ProcessingRequest, ProcessingResponse,
     external_processor_server::{ExternalProcessor, ExternalProcessorServer},
@@ -17,10 +18,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
 };
 use futures_util::Stream;
 use serde_json::json;
-use tonic::{
-    Status, Streaming,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Status, Streaming, transport::server::TcpIncoming};
 
 use crate::{
     configuration::{document, host},
@@ -54,12 +52,7 @@ pub async fn serve() {
     };
     let (_health, health_service) = tonic_health::server::health_reporter();
     let floor = ExternalProcessorServer::new(Constant(Arc::new(answer)));
-    Server::builder()
-        .add_service(floor)
-        .add_service(health_service)
-        .serve_with_incoming(incoming)
-        .await
-        .expect("it serves");
+    server().add_service(floor).add_service(health_service).serve_with_incoming(incoming).await.expect("it serves");
 }
 
 struct Constant(Arc<ProcessingResponse>);

@@ -147,7 +147,12 @@ impl Client {
         request.set_timeout(deadline);
         match timeout(deadline, call(self.inner.clone(), request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(refusal(&status)),
+            Ok(Err(status)) => {
+                // With TLS 1.3 it shows only here that the other side does not let us in.
+                let reason = anyhow::Error::from(status.clone());
+                tracing::warn!("a call of the choreographer failed: {reason:#}");
+                Err(refusal(&status))
+            }
             Err(_) => Err(Refusal::Timeout),
         }
     }

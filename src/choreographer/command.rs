@@ -32,6 +32,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
             name: "choreographer",
             flag: "listen",
             address: settings.listen,
+            mode: settings.process.socket_mode,
             tls,
             routes: Routes::new(service),
         },

@@ -43,5 +43,12 @@ pub fn tokens_listener(
         );
     }
     let routes = Routes::new(UpstreamTokensServer::new(TokensService(embedded.clone())));
-    Ok(Some(GrpcListener { name: "tokens", flag: "tokens-listen", address, tls, routes }))
+    Ok(Some(GrpcListener {
+        name: "tokens",
+        flag: "tokens-listen",
+        address,
+        mode: settings.tokens_socket_mode,
+        tls,
+        routes,
+    }))
 }

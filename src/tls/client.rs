@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
@@ -96,6 +96,8 @@ fn config(loaded: Loaded, peer: Option<&PeerName>) -> anyhow::Result<ClientConfi
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session is not verified again.
+    config.resumption = Resumption::disabled();
     Ok(config)
 }
 

@@ -1,6 +1,6 @@
 //! Who is at the other end, by the names in a certificate.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, io, str::FromStr, sync::Arc};
 
 use rustls::{
     CertificateError, Error, OtherError,
@@ -57,20 +57,27 @@ pub fn check(certificate: &CertificateDer<'_>, allowed: &[PeerName]) -> Result<(
     Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NotAllowed(names))))))
 }
 
-/// A certificate of somebody else's.
-struct NotAllowed(Vec<PeerName>);
-
-/// rustls shows errors that it does not know by their `Debug`.
-impl fmt::Debug for NotAllowed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+/// Why there is no TLS with somebody, in words.
+pub fn refusal(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) => reason.to_string(),
+        _ => error.to_string(),
     }
 }
+
+/// How many names an error shows: a certificate can have thousands.
+const SHOWN: usize = 5;
+
+/// A certificate of somebody else's.
+#[derive(Debug)]
+struct NotAllowed(Vec<PeerName>);
 
 impl fmt::Display for NotAllowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no name of the certificate is allowed; it has:")?;
-        self.0.iter().try_for_each(|name| write!(f, " {name}"))
+        self.0.iter().take(SHOWN).try_for_each(|name| write!(f, " {name}"))?;
+        if self.0.len() > SHOWN { write!(f, " and {} more", self.0.len() - SHOWN) } else { Ok(()) }
     }
 }
 

@@ -8,7 +8,7 @@ use rustls::{
     client::danger::HandshakeSignatureValid,
     pki_types::{CertificateDer, UnixTime},
     server::{
-        WebPkiClientVerifier,
+        NoServerSessionStorage, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
@@ -57,6 +57,9 @@ fn config(loaded: Loaded, allowed: &[PeerName]) -> anyhow::Result<ServerConfig> 
         .with_single_cert(chain, key)
         .context("--tls-cert and --tls-key")?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session is not verified again: a certificate would let its caller in for as long after its end.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 

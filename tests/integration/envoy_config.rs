@@ -145,6 +145,23 @@ fn routes_come_from_the_file_too() {
     }
 }
 
+/// What Envoy could not speak to is not printed.
+#[test]
+fn a_file_whose_listener_envoy_could_not_reach() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let path = file.path().to_str().expect("text");
+    for (content, error) in [
+        ("listen: 0.0.0.0:9001\n", "`listen` is 0.0.0.0:9001, all addresses of a machine: --processor says"),
+        ("listen: '[::]:9001'\n", "--processor says"),
+        ("listen: 10.0.0.1:9001\ntls_cert: a\ntls_key: b\nclient_ca: c\n", "so Envoy needs --processor-ca"),
+    ] {
+        std::fs::write(file.path(), content).expect("written");
+        let (code, stdout, stderr) = run(&["envoy-config", "--config", path, "--part", "cluster"], &[]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{content}");
+        assert!(stderr.contains(error), "{content}: {stderr}");
+    }
+}
+
 #[test]
 fn a_wrong_route_is_refused_by_name() {
     for (route, error) in [

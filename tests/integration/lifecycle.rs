@@ -1,8 +1,11 @@
 //! The process as such: how it starts, ends, dies, and what it holds on to.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use envoy_types::pb::envoy::service::ext_proc::v3::{
@@ -91,8 +94,14 @@ async fn over_a_unix_socket() {
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("cimd.sock");
     let address = format!("unix:{}", socket.display());
-    let mut world = World::start(Wish { cimd: &["--listen", &address], ..Wish::default() }).await;
+    let tokens = dir.path().join("tokens.sock");
+    let tokens_address = format!("unix:{}", tokens.display());
+    let flags = ["--listen", &address, "--tokens-listen", &tokens_address, "--socket-mode", "666"];
+    let mut world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
     assert_eq!(world.cimd.ext_proc, address);
+    let mode = |path| std::fs::metadata(path).expect("a socket").permissions().mode() & 0o777;
+    // Who lets Envoy in does not hand everybody's tokens out.
+    assert_eq!((mode(&socket), mode(&tokens)), (0o666, 0o600));
     assert_eq!(world.document("notes.localhost").await.0, 200);
     assert_eq!(world.cimd.process.stop().await, Some(0));
     assert!(!socket.exists(), "the socket goes with the process");

@@ -216,3 +216,40 @@ async fn certificates_of_the_choreographer_are_read_again() {
     let _choreographer = Choreographer::start(&executable(), &again).await;
     assert_eq!(through_envoy(&filter, &[]).await.1, THROUGH, "a new one is made with the new files");
 }
+
+/// A certificate that was good once does not let its owner in again without a look at it.
+#[tokio::test]
+async fn no_session_is_resumed() {
+    use rustls::{
+        HandshakeKind,
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+        version::{TLS12, TLS13},
+    };
+    use tokio::io::AsyncReadExt;
+    let dir = tempfile::tempdir().expect("a folder");
+    let authority = Authority::make(dir.path());
+    let (server, envoy) = (authority.issue("cimd", CIMD), authority.issue("envoy", ENVOY));
+    let cimd = Cimd::start(&executable(), &listener(&server)).await;
+    for version in [&TLS12, &TLS13] {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&authority.ca).expect("a certificate")).expect("a CA");
+        let chain = vec![CertificateDer::from_pem_file(&envoy.cert).expect("a certificate")];
+        let key = PrivateKeyDer::from_pem_file(&envoy.key).expect("a key");
+        let mut config = rustls::ClientConfig::builder_with_provider(envoy_cimd::tls::provider())
+            .with_protocol_versions(&[version])
+            .expect("a version")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .expect("a certificate and its key");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+        for _ in 0..2 {
+            let stream = tokio::net::TcpStream::connect(&cimd.ext_proc).await.expect("a connection");
+            let name = ServerName::try_from("localhost").expect("a name");
+            let mut stream = connector.connect(name, stream).await.expect("it is let in");
+            // Its first words; what else it had to say of the session came before them.
+            stream.read_u8().await.expect("HTTP/2");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full), "{version:?}");
+        }
+    }
+}

@@ -97,6 +97,8 @@ fn bad_settings_are_named() {
             "--client-ca /dev/null: has no certificate",
         ),
         ("tokens_allow_peer: a.example\n", "--tokens-allow-peer is for a --tokens-listen of TCP"),
+        ("choreographer_ca: /nowhere\n", "--choreographer-peer need --choreographer"),
+        ("socket_mode: 444\n", "`socket_mode`: bad value \"444\": is octal permissions such as 660"),
         (
             "choreographer: 'https://c.example'\nstate_keys: /dev/null\n",
             "an https:// --choreographer needs --choreographer-ca",

@@ -10,13 +10,14 @@ use opentelemetry_proto::tonic::{
     common::v1::any_value::Value as Attribute,
     trace::v1::{Span, span::SpanKind},
 };
+use tokio::io::AsyncWriteExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{connect_through, with_upstream},
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, grpc::channel},
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, get, grpc::channel},
     world::{Wish, World, executable},
 };
 
@@ -127,15 +128,35 @@ async fn log(address: &str, method: &'static str, filter: &str) -> Answered {
 async fn the_logs_filter_changes_while_it_runs() {
     let mut cimd = Cimd::start(&executable(), &[]).await;
     assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n");
-    let bad = log(&cimd.admin, "PUT", "a=b=c").await;
-    assert_eq!(bad.status, 400, "{bad:?}");
+    for bad in ["a=b=c", "", " \n"] {
+        assert_eq!(log(&cimd.admin, "PUT", bad).await.status, 400, "{bad:?}");
+    }
+    let client = Client::plain(cimd.admin.parse().expect("an address"));
+    let rebound = Call::get("rebound.example", "/log").method("PUT").body("off");
+    assert_eq!(client.send(http::Version::HTTP_11, rebound).await.expect("an answer").status, 403);
     assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n", "the one before stays");
     assert!(!cimd.process.output().contains("\"DEBUG\""));
     assert_eq!(log(&cimd.admin, "PUT", "debug\n").await.text(), "debug\n");
     // What HTTP/2 says of a connection, at that level.
     drop(channel(&cimd.ext_proc).await);
     cimd.process.line(|line| line.contains("\"DEBUG\"").then_some(())).await;
+    // That somebody silenced it is said all the same.
     assert_eq!(log(&cimd.admin, "PUT", "off").await.status, 200);
+    cimd.process.line(|line| line.contains("\"filter\":\"off\"").then_some(())).await;
     cimd.process.stop().await;
     assert!(!cimd.process.output().contains("\"stopping\""));
+}
+
+/// Callers who say nothing keep nobody out for long.
+#[tokio::test]
+async fn slow_callers_of_the_admin_listener() {
+    let cimd = Cimd::start(&executable(), &[]).await;
+    let address: std::net::SocketAddr = cimd.admin.parse().expect("an address");
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET /hea").await.expect("sent");
+        slow.push(stream);
+    }
+    assert_eq!(get(address, "/readyz").await.expect("an answer").0, 200);
 }

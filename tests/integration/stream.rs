@@ -20,7 +20,7 @@ use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, messag
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let server = tonic::transport::Server::builder().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
+    let server = envoy_cimd::process::server().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
     tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
     let mut ours = Some(TokioIo::new(ours));
     let connector = tower::service_fn(move |_| {
@@ -188,4 +188,27 @@ fn the_client_id_is_the_url_of_a_request_for_it() {
         let body: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
         prop_assert_eq!(&body["client_id"], &format!("{origin}{DOCUMENT}"));
     });
+}
+
+/// As where many clients of Envoy's go away at once: the connection, which has everybody's streams, stays.
+#[tokio::test]
+async fn many_streams_that_are_reset_at_once() {
+    let mut client = client(endpoints(&[])).await;
+    for _ in 0..5 {
+        let mut calls: Vec<_> = (0..300)
+            .map(|_| {
+                let mut client = client.clone();
+                Box::pin(async move { client.process(tokio_stream::pending()).await.map(drop) })
+            })
+            .collect();
+        for call in &mut calls {
+            let _ = futures_util::poll!(call);
+        }
+        // Sent, and reset before anybody looks at them.
+        tokio::task::yield_now().await;
+        drop(calls);
+    }
+    // There is no second connection to be had here.
+    let (answers, status) = exchange(&mut client, vec![document_of("https://a.example")]).await;
+    assert!(status.is_ok() && answers.len() == 1, "{answers:?} {status:?}");
 }
