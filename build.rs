@@ -1,5 +1,7 @@
 //! Compiles the choreographer's contract, without a `protoc`.
 
+#![forbid(unsafe_code)]
+
 use std::error::Error;
 
 const PROTO: &str = "envoy_cimd/choreographer/v1/choreographer.proto";

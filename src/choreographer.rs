@@ -8,7 +8,7 @@ use crate::{refusal::Refusal, state::FlowId, user::User};
 mod client;
 pub mod command;
 mod embedded;
-mod oauth;
+pub mod oauth;
 mod service;
 mod tokens;
 mod tokens_listener;

@@ -2,30 +2,29 @@
 //! own (RFC 8414, OpenID Connect Discovery), as the MCP specification orders them.
 
 use std::{
-    cell::Cell,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::{Method, Request, StatusCode, header};
 use moka::{Expiry, future::Cache};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use url::Url;
+
+pub mod documents;
 
 use crate::{
     choreographer::Upstream,
     outgoing::{FetchError, Outgoing, cut, shown},
 };
+use documents::{Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses};
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
 /// How long no second look-up is begun for who only looks: longer than one takes.
 const BEGUN: Duration = Duration::from_secs(20);
-/// The longest URL and the longest scope that are taken of a stranger, in bytes: both go into an address.
-const MAX_URL: usize = 2048;
-const MAX_SCOPE: usize = 4096;
 /// How many upstreams are remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -89,32 +88,6 @@ pub enum Problem {
     Unsupported(&'static str),
 }
 
-/// Protected resource metadata, as far as it is read (RFC 9728, section 2).
-#[derive(Debug, Deserialize)]
-struct ResourceMetadata {
-    resource: String,
-    #[serde(default)]
-    authorization_servers: Vec<String>,
-    scopes_supported: Option<Vec<String>>,
-}
-
-/// Authorization server metadata, as far as it is read (RFC 8414, section 2).
-#[derive(Debug, Deserialize)]
-struct ServerMetadata {
-    issuer: String,
-    authorization_endpoint: Option<String>,
-    token_endpoint: Option<String>,
-    revocation_endpoint: Option<String>,
-    response_types_supported: Option<Vec<String>>,
-    grant_types_supported: Option<Vec<String>>,
-    code_challenge_methods_supported: Option<Vec<String>>,
-    scopes_supported: Option<Vec<String>>,
-    #[serde(default)]
-    authorization_response_iss_parameter_supported: bool,
-    #[serde(default)]
-    client_id_metadata_document_supported: bool,
-}
-
 /// The look-ups, and what they found.
 #[derive(Clone, Debug)]
 pub struct Discovery {
@@ -173,11 +146,7 @@ impl Discovery {
         let challenge = self.challenge(&url).await.map_err(|error| at_upstream(error.into()))?;
         let resource = self.resource(&url, &challenge).await.map_err(at_resource)?;
         let issuer = resource.authorization_servers.first().ok_or_else(|| at_resource(Problem::NoServer))?;
-        let listed = resource.scopes_supported.map(|scopes| scopes.join(" ")).filter(|scope| !scope.is_empty());
-        let scope = challenge.scope.or(listed);
-        if scope.as_ref().is_some_and(|scope| scope.len() > MAX_SCOPE) {
-            return Err(at_resource(Problem::LongScope));
-        }
+        let scope = resource.scope(challenge).map_err(at_resource)?;
         self.server(issuer, resource.resource, scope).await
     }
 
@@ -194,34 +163,12 @@ impl Discovery {
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(Challenge::default());
         }
-        let mut challenge = Challenge::default();
-        for value in answer.headers().get_all(header::WWW_AUTHENTICATE) {
-            let Ok(value) = value.to_str() else { continue };
-            let Ok(challenges) = http_auth::parse_challenges(value) else { continue };
-            for bearer in challenges.iter().filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer")) {
-                for (name, value) in &bearer.params {
-                    match name.to_ascii_lowercase().as_str() {
-                        "resource_metadata" => challenge.resource_metadata = Some(value.to_unescaped()),
-                        "scope" => challenge.scope = Some(value.to_unescaped()).filter(|scope| !scope.is_empty()),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Ok(challenge)
+        Ok(Challenge::read(answer.headers()))
     }
 
-    /// The challenge's address where there is one, else the path's, else the root's (RFC 9728, section 3.1).
     async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
-        let addresses = match &challenge.resource_metadata {
-            Some(address) => vec![strangers_url("resource_metadata", address)?],
-            None => well_known(upstream, "oauth-protected-resource"),
-        };
-        let metadata: ResourceMetadata = self.metadata(&addresses, Some(upstream)).await?;
-        let named = strangers_url("resource", &metadata.resource)?;
-        if !is_prefix(&named, upstream) {
-            return Err(Problem::ForeignResource(shown(&named)));
-        }
+        let metadata: ResourceMetadata = self.metadata(&challenge.addresses(upstream)?, Some(upstream)).await?;
+        metadata.check(upstream)?;
         Ok(metadata)
     }
 
@@ -232,74 +179,9 @@ impl Discovery {
         scope: Option<String>,
     ) -> Result<AuthorizationServer, DiscoveryError> {
         let of_server = |problem| DiscoveryError::Server(cut(issuer.to_owned()), problem);
-        let url = strangers_url("issuer", issuer).map_err(of_server)?;
-        // RFC 8414, section 2.
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(of_server(Problem::NotUrl("issuer")));
-        }
-        // Of each the one for the whole issuer, never the root's: that would be another issuer's.
-        let inserted = ["oauth-authorization-server", "openid-configuration"];
-        let mut addresses: Vec<Url> =
-            inserted.iter().filter_map(|name| well_known(&url, name).into_iter().next()).collect();
-        if url.path() != "/" {
-            // OpenID Connect Discovery, section 4.1, appends where RFC 8414 inserts.
-            addresses.extend(Url::parse(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))));
-        }
+        let addresses = server_addresses(issuer).map_err(of_server)?;
         let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
-        self.usable(issuer, metadata, resource, scope).map_err(of_server)
-    }
-
-    /// RFC 8414, section 3.3, and what MCP asks of a server.
-    fn usable(
-        &self,
-        issuer: &str,
-        metadata: ServerMetadata,
-        resource: String,
-        scope: Option<String>,
-    ) -> Result<AuthorizationServer, Problem> {
-        if metadata.issuer != issuer {
-            return Err(Problem::ForeignIssuer(cut(metadata.issuer)));
-        }
-        let has = |list: &Option<Vec<String>>, value: &str| {
-            list.as_ref().is_some_and(|list| list.iter().any(|item| item == value))
-        };
-        if !has(&metadata.code_challenge_methods_supported, "S256") {
-            return Err(Problem::Unsupported("PKCE with S256 (`code_challenge_methods_supported`)"));
-        }
-        if metadata.grant_types_supported.is_some() && !has(&metadata.grant_types_supported, "authorization_code") {
-            return Err(Problem::Unsupported("the authorization code grant (`grant_types_supported`)"));
-        }
-        if metadata.response_types_supported.is_some() && !has(&metadata.response_types_supported, "code") {
-            return Err(Problem::Unsupported("the response type `code` (`response_types_supported`)"));
-        }
-        if !metadata.client_id_metadata_document_supported {
-            return Err(Problem::Unsupported(
-                "client ID metadata documents (`client_id_metadata_document_supported`); this client registers in no other way",
-            ));
-        }
-        let endpoint = |name, url: Option<String>| {
-            let url = strangers_url(name, &url.ok_or(Problem::Lacks(name))?)?;
-            self.outgoing.check_url(&url, None)?;
-            Ok::<_, Problem>(url)
-        };
-        let authorization_endpoint = endpoint("authorization_endpoint", metadata.authorization_endpoint)?;
-        // Ours would come second, and it is not known which of two a server heeds.
-        if let Some((own, _)) = authorization_endpoint.query_pairs().find(|(name, _)| OURS.contains(&name.as_ref())) {
-            return Err(Problem::OwnParameter(own.into_owned()));
-        }
-        Ok(AuthorizationServer {
-            authorization_endpoint,
-            token_endpoint: endpoint("token_endpoint", metadata.token_endpoint)?,
-            revocation_endpoint: metadata
-                .revocation_endpoint
-                .map(|url| endpoint("revocation_endpoint", Some(url)))
-                .transpose()?,
-            sends_iss: metadata.authorization_response_iss_parameter_supported,
-            offline_access: has(&metadata.scopes_supported, "offline_access"),
-            issuer: metadata.issuer,
-            resource,
-            scope,
-        })
+        metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)
     }
 
     /// The first of these addresses that has a document. A document that is none ends the search: the next address
@@ -318,37 +200,6 @@ impl Discovery {
     }
 }
 
-/// The parameters of an authorization request that are ours to give.
-const OURS: &[&str] = &[
-    "client_id",
-    "code_challenge",
-    "code_challenge_method",
-    "prompt",
-    "redirect_uri",
-    "resource",
-    "response_type",
-    "scope",
-    "state",
-];
-
-/// A URL that a stranger wrote: what a parser would have to mend is refused, since others would mend it otherwise.
-fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
-    let mended = Cell::new(false);
-    let note = |_| mended.set(true);
-    let url = (text.len() <= MAX_URL && text.is_ascii())
-        .then(|| Url::options().syntax_violation_callback(Some(&note)).parse(text).ok())
-        .flatten();
-    url.filter(|url| !mended.get() && url.username().is_empty() && url.password().is_none())
-        .ok_or(Problem::NotUrl(name))
-}
-
-/// What a 401 says, as far as it is read.
-#[derive(Debug, Default, PartialEq)]
-struct Challenge {
-    resource_metadata: Option<String>,
-    scope: Option<String>,
-}
-
 fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
     let mut request = Request::new(Vec::new());
     *request.method_mut() = Method::GET;
@@ -356,33 +207,6 @@ fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
     *request.uri_mut() = url.as_str().parse().unwrap_or_default();
     request.headers_mut().insert(header::ACCEPT, http::HeaderValue::from_static(accept));
     request
-}
-
-/// Where the metadata of a URL may be: its path inserted after the well-known name, then the root.
-fn well_known(url: &Url, name: &str) -> Vec<Url> {
-    let at = |path: &str| {
-        let mut address = url.clone();
-        address.set_path(&format!("/.well-known/{name}{path}"));
-        address.set_query(None);
-        address.set_fragment(None);
-        address
-    };
-    match url.path().trim_end_matches('/') {
-        "" => vec![at("")],
-        path => vec![at(path), at("")],
-    }
-}
-
-/// Whether `prefix` is `url`, or a part of its path by whole segments, on the same origin.
-fn is_prefix(prefix: &Url, url: &Url) -> bool {
-    let bare = prefix.query().is_none() && prefix.fragment().is_none() && prefix.username().is_empty();
-    if prefix == url {
-        return true;
-    }
-    bare && prefix.origin() == url.origin() && {
-        let path = prefix.path().trim_end_matches('/');
-        url.path().strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
 }
 
 struct BriefErrors;
@@ -394,43 +218,5 @@ impl Expiry<Upstream, Found> for BriefErrors {
             Err(DiscoveryError::Busy) => Duration::ZERO,
             Err(_) => FAILED,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn url(text: &str) -> Url {
-        Url::parse(text).expect(text)
-    }
-
-    #[test]
-    fn a_resource_is_the_upstream_or_a_part_of_its_path() {
-        for (resource, upstream, good) in [
-            ("https://u.example/mcp", "https://u.example/mcp", true),
-            ("https://u.example/mcp/", "https://u.example/mcp", true),
-            ("https://u.example", "https://u.example/mcp", true),
-            ("https://u.example/a", "https://u.example/a/mcp", true),
-            ("https://u.example/mcp", "https://u.example/mcp-evil", false),
-            ("https://u.example/mcp/x", "https://u.example/mcp", false),
-            ("https://u.example:8443/mcp", "https://u.example/mcp", false),
-            ("http://u.example/mcp", "https://u.example/mcp", false),
-            ("https://v.example/mcp", "https://u.example/mcp", false),
-            ("https://u.example/?x", "https://u.example/mcp", false),
-        ] {
-            assert_eq!(is_prefix(&url(resource), &url(upstream)), good, "{resource} {upstream}");
-        }
-    }
-
-    #[test]
-    fn well_known_addresses() {
-        let found =
-            |text: &str| -> Vec<String> { well_known(&url(text), "x").iter().map(ToString::to_string).collect() };
-        assert_eq!(found("https://u.example"), ["https://u.example/.well-known/x"]);
-        assert_eq!(
-            found("https://u.example/a/b/?q#f"),
-            ["https://u.example/.well-known/x/a/b", "https://u.example/.well-known/x"]
-        );
     }
 }

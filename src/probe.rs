@@ -9,10 +9,11 @@ use serde::Serialize;
 use crate::{cli::Probe, origin::Origin, outgoing::address::special_use, route::EndpointPath};
 
 mod fetch;
-mod judge;
+pub mod judge;
 mod ready;
 mod variations;
 
+pub use fetch::Answer;
 use fetch::{Failure, Fetcher};
 pub use ready::{DEFAULT_READY, ReadyUrl};
 

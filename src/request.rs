@@ -22,6 +22,9 @@ pub const HEADERS: &[&str] = &[
     "x-request-id",
 ];
 
+/// The longest name of a request, in bytes.
+const MAX_ID: usize = 128;
+
 /// An HTTP request as far as Envoy forwarded it.
 #[derive(Debug, Default)]
 pub struct Request<'a> {
@@ -86,9 +89,10 @@ impl<'a> Request<'a> {
         self.text(":authority").unwrap_or_default()
     }
 
-    /// Envoy's name for the request, which its access log carries too.
+    /// Envoy's name for the request, which its access log carries too. An Envoy may take it from the client, and it goes
+    /// into answers: one that is long, or has other characters than a name, is none.
     pub fn id(&self) -> Option<&'a str> {
-        self.text("x-request-id")
+        self.text("x-request-id").filter(|id| id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
     /// The path without the query, and the query where there is a `?`.
@@ -141,6 +145,23 @@ mod tests {
                 request.push(name, value.as_bytes());
             }
             assert_eq!(request.is_https(), https, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_short_and_safe_to_repeat() {
+        let (long, longer) = ("a".repeat(MAX_ID), "a".repeat(MAX_ID + 1));
+        for (id, found) in [
+            ("5f0c9a4e-6d3f-4b1e-9a43-2f0f6a1f1b11", true),
+            (&long, true),
+            (&longer, false),
+            ("a b", false),
+            ("a\r\nset-cookie: b", false),
+            ("ä", false),
+        ] {
+            let mut request = Request::default();
+            request.push("x-request-id", id.as_bytes());
+            assert_eq!(request.id(), found.then_some(id), "{id}");
         }
     }
 

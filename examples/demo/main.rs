@@ -1,5 +1,7 @@
 //! Two MCP routes behind a real Envoy on this machine, each with an authorization server of its own to connect to.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use anyhow::bail;

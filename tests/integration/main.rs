@@ -1,5 +1,7 @@
 //! One binary for all tests that need more than the library: real Envoys, real processes, real files.
 
+#![forbid(unsafe_code)]
+
 mod authorization_server;
 mod choreographer;
 mod compose;
@@ -16,6 +18,7 @@ mod mtls;
 mod outgoing;
 mod probe;
 mod recipes;
+mod security;
 mod settings;
 mod signals;
 mod soak;

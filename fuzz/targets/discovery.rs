@@ -1,0 +1,98 @@
+//! Discovery: a 401's challenges, an upstream's metadata and an authorization server's, with a line `--` between them.
+//! A text without one stands for all three.
+
+#![no_main]
+
+use std::sync::LazyLock;
+
+use envoy_cimd::{
+    discovery::documents::{Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses},
+    outgoing::{Outgoing, OutgoingSettings},
+};
+use envoy_cimd_fuzz::{at_both_sizes, is_public};
+use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
+use libfuzzer_sys::fuzz_target;
+use url::Url;
+
+static OUTGOING: LazyLock<Outgoing> = LazyLock::new(|| Outgoing::new(&OutgoingSettings::default()).expect("a client"));
+static UPSTREAM: LazyLock<Url> = LazyLock::new(|| Url::parse("https://u.example/a/mcp").expect("a URL"));
+
+/// The parameters that only we may give.
+const OURS: [&str; 5] = ["client_id", "redirect_uri", "state", "scope", "code_challenge"];
+
+fuzz_target!(|text: &str| at_both_sizes(text, check));
+
+fn check(text: &str) {
+    let mut parts = text.split("\n--\n");
+    let challenge = parts.next().unwrap_or_default();
+    let resource = parts.next().unwrap_or(challenge);
+    let server = parts.next().unwrap_or(resource);
+    let (issuer, resource, scope) = upstream(challenge, resource);
+    authorization_server(&issuer, server, resource, scope);
+}
+
+/// The issuer, the resource and the scope that the upstream's words come to.
+fn upstream(challenge: &str, metadata: &str) -> (String, String, Option<String>) {
+    let unnamed = ("https://as.example".to_owned(), UPSTREAM.to_string(), None);
+    let challenge = Challenge::read(&challenges(challenge));
+    match challenge.addresses(&UPSTREAM) {
+        Ok(addresses) => {
+            assert!((1..=2).contains(&addresses.len()));
+            assert!(addresses.iter().all(|url| url.as_str().len() <= MAX_URL + 50 && url.username().is_empty()));
+        }
+        Err(problem) => is_short(&problem),
+    }
+    let Ok(metadata) = serde_json::from_str::<ResourceMetadata>(metadata) else { return unnamed };
+    match metadata.check(&UPSTREAM) {
+        Ok(()) => {
+            let named = Url::parse(&metadata.resource).expect("a URL");
+            assert_eq!(named.origin(), UPSTREAM.origin());
+            assert!(["/a/mcp", "/a/mcp/", "/a", "/a/", "/"].contains(&named.path()), "{named}");
+        }
+        Err(problem) => {
+            is_short(&problem);
+            return unnamed;
+        }
+    }
+    let scope = metadata.scope(challenge).unwrap_or_default();
+    assert!(scope.as_ref().is_none_or(|scope| (1..=MAX_SCOPE).contains(&scope.len())));
+    (metadata.authorization_servers.into_iter().next().unwrap_or(unnamed.0), metadata.resource, scope)
+}
+
+/// Each line as a header, and as a challenge of the scheme that is looked for.
+fn challenges(text: &str) -> HeaderMap {
+    let values = text.lines().flat_map(|line| [line.to_owned(), format!("Bearer {line}")]);
+    values.filter_map(|value| Some((WWW_AUTHENTICATE, HeaderValue::from_str(&value).ok()?))).collect()
+}
+
+fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: Option<String>) {
+    match server_addresses(issuer) {
+        Ok(addresses) => {
+            let issuer = Url::parse(issuer).expect("a URL");
+            for address in addresses {
+                assert_eq!(address.origin().ascii_serialization(), issuer.origin().ascii_serialization(), "{address}");
+                assert!(address.path().contains("/.well-known/"), "{address}");
+                assert!(address.query().is_none() && address.fragment().is_none() && address.username().is_empty());
+            }
+        }
+        Err(problem) => is_short(&problem),
+    }
+    let Ok(metadata) = serde_json::from_str::<ServerMetadata>(metadata) else { return };
+    match metadata.server(&OUTGOING, issuer, resource.clone(), scope.clone()) {
+        Ok(server) => {
+            assert!(server.issuer == issuer && server.resource == resource && server.scope == scope);
+            let endpoints = [Some(&server.authorization_endpoint), Some(&server.token_endpoint)];
+            for endpoint in endpoints.into_iter().chain([server.revocation_endpoint.as_ref()]).flatten() {
+                assert!(is_public(endpoint) && endpoint.as_str().len() <= MAX_URL + 1, "{endpoint}");
+            }
+            assert!(!server.authorization_endpoint.query_pairs().any(|(name, _)| OURS.contains(&name.as_ref())));
+        }
+        Err(problem) => is_short(&problem),
+    }
+}
+
+/// What a stranger says does not fill the log.
+fn is_short(problem: &impl ToString) {
+    let text = problem.to_string();
+    assert!(text.len() < MAX_URL + 1000, "{text}");
+}

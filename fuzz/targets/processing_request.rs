@@ -1,0 +1,371 @@
+//! A whole request through the gRPC service: whatever Envoy sends, the answer is one of those in the contract.
+//!
+//! An input that begins with a zero byte is a `ProcessingRequest`. Any other is text: the first byte says what the
+//! choreographer answers, and each further line is a header (`:method: GET`), an attribute of the route (`@from: …`),
+//! dynamic metadata of its namespace (`#from: …`) or of the user's (`!issuer: …`). In it, `{state}` and `{cookie}` are
+//! those of a flow that began.
+
+#![no_main]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use envoy_cimd::{
+    choreographer::{Begin, Begun, Choreographer, Complete, Trace, Upstream},
+    cli::{self, Task},
+    endpoint::Endpoints,
+    ext_proc::ExtProc,
+    refusal::Refusal,
+    secret::Key,
+    serve::{self, Exchange},
+    state::{FlowId, StateKeys},
+};
+use envoy_cimd_fuzz::is_local;
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{HeaderMap, HeaderValue, Metadata},
+        service::ext_proc::v3::{
+            HttpHeaders, ImmediateResponse, ProcessingRequest, ProcessingResponse,
+            external_processor_server::ExternalProcessorServer, processing_request::Request as Phase,
+            processing_response::Response,
+        },
+    },
+    google::protobuf::{Struct, Value, value::Kind},
+};
+use http_body_util::{BodyExt, Full};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use tokio::runtime::{Builder, Runtime};
+use tower::ServiceExt;
+use url::{Url, form_urlencoded};
+
+const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
+const START: &str = "/.pomerium/oauth/start";
+const CALLBACK: &str = "/.pomerium/oauth/callback";
+
+/// Every answer that there is: at which of document, start and callback, with which status, under which label.
+const ANSWERS: &[(&str, i32, &str)] = &[
+    ("d", 200, "served"),
+    ("d", 304, "not_modified"),
+    ("d", 204, "preflight"),
+    ("d", 404, "not_found"),
+    ("s", 200, "shown"),
+    ("s", 303, "begun"),
+    ("s", 403, "cross_site"),
+    ("s", 502, "authorization_server_unusable"),
+    ("c", 303, "completed"),
+    ("c", 409, "already_used"),
+    ("c", 400, "malformed"),
+    ("c", 400, "unknown_key"),
+    ("c", 400, "bad_mac"),
+    ("c", 400, "expired"),
+    ("c", 400, "wrong_route"),
+    ("c", 400, "wrong_browser"),
+    ("c", 400, "wrong_context"),
+    ("c", 400, "unknown_flow"),
+    ("c", 400, "issuer_mismatch"),
+    ("c", 400, "as_error"),
+    ("c", 502, "exchange_failed"),
+    ("c", 503, "prefetch"),
+    ("sc", 400, "bad_request"),
+    ("sc", 403, "user_unknown"),
+    ("sc", 502, "choreographer_failed"),
+    ("sc", 503, "choreographer_unavailable"),
+    ("sc", 503, "too_many_flows"),
+    ("sc", 504, "timeout"),
+    ("dsc", 403, "https_required"),
+    ("dsc", 405, "method_not_allowed"),
+    ("dsc", 421, "misdirected_request"),
+    ("dsc", 431, "headers_too_large"),
+    ("dsc", 500, "misconfigured_route"),
+];
+
+const FROM: &str = "https://mcp.example.com";
+const NOW: u64 = 1_800_000_000;
+const FLOW: FlowId = FlowId([7; 16]);
+const SECRET: &str = "a-browsers-secret";
+const NOT_CONNECTED: &str =
+    r#"{"error":"bad_request","message":"The connection was not made, and nothing was changed."}"#;
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().build().expect("a runtime"));
+static FAKE: LazyLock<Arc<Fake>> = LazyLock::new(Arc::default);
+static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
+    let flags = ["--dynamic-metadata", "--user-namespace=users", "--user-issuer=issuer", "--user-subject=subject"];
+    let args = ["envoy-cimd", "serve"].iter().chain(&flags).map(std::ffi::OsString::from);
+    let Task::Serve(settings) = cli::parse(args).expect("good flags").task else { panic!("serve") };
+    let choreographer = FAKE.clone();
+    let exchange = Exchange { choreographer, calls: Default::default(), embedded: None, second: None, tls: None };
+    let mut endpoints = serve::endpoints(&settings, None, &exchange).expect("good settings");
+    endpoints.clock = || NOW;
+    endpoints.state_keys.store(Arc::new(StateKeys::new(vec![Key::new([1; 32])])));
+    Arc::new(endpoints)
+});
+static STATE: LazyLock<String> = LazyLock::new(|| {
+    let redirect_uri = format!("{FROM}{CALLBACK}");
+    ENDPOINTS.state_keys.load().mint(FLOW, &redirect_uri, SECRET, NOW, NOW + 600).expect("a key")
+});
+static COOKIE: LazyLock<String> = LazyLock::new(|| format!("__Host-envoy_cimd_{}={SECRET}", FLOW.tag()));
+
+fuzz_target!(|data: &[u8]| {
+    let (mood, message) = match data {
+        [0, message @ ..] => (0, message.to_vec()),
+        [mood, lines @ ..] => (*mood, written(lines).encode_to_vec()),
+        [] => return,
+    };
+    FAKE.mood.store(mood, Relaxed);
+    FAKE.begun.store(false, Relaxed);
+    FAKE.completed.store(false, Relaxed);
+    let (answers, ended_well) = RUNTIME.block_on(exchange(&message));
+    let Ok(request) = ProcessingRequest::decode(&message[..]) else {
+        assert!(answers.is_empty() && !ended_well, "Envoy would take that for consent");
+        return;
+    };
+    assert_eq!(ended_well, request.request.is_some());
+    let request = Headers::of(&request);
+    assert!(!FAKE.begun.load(Relaxed) || request.may_begin());
+    assert!(!FAKE.completed.load(Relaxed) || request.may_complete());
+    let mut replied = false;
+    for answer in &answers {
+        assert!(!replied, "nothing follows a reply: {answers:?}");
+        if let Some(Response::ImmediateResponse(reply)) = &answer.response {
+            replied = true;
+            check(&request, reply, message.len());
+        }
+    }
+});
+
+fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
+    let (status, label) =
+        (reply.status.as_ref().map_or(0, |status| status.code), &reply.details["envoy_cimd_".len()..]);
+    let endpoint = match request.path() {
+        DOCUMENT => "d",
+        START => "s",
+        CALLBACK => "c",
+        path => panic!("{path} is not ours"),
+    };
+    let documented = ANSWERS.iter().any(|row| row.0.contains(endpoint) && (row.1, row.2) == (status, label));
+    assert!(documented, "{endpoint} {status} {label}");
+
+    let headers: http::HeaderMap = reply
+        .headers
+        .iter()
+        .flat_map(|headers| &headers.set_headers)
+        .map(|option| {
+            let header = option.header.as_ref().expect("a header");
+            let name: http::HeaderName = header.key.parse().expect("a header's name");
+            (name, http::HeaderValue::from_bytes(&header.raw_value).expect("a header's value"))
+        })
+        .collect();
+    let header = |name: &str| headers.get(name).map(|value| value.to_str().expect("text"));
+    let long: usize = headers.values().map(|value| value.len()).sum();
+    assert!(long < 4096, "{headers:?}");
+    // Only the page of start shows what is as long as an operator wants it.
+    assert!(reply.body.len() < 8192 + if label == "shown" { 8 * message } else { 0 });
+
+    if !["served", "not_modified", "preflight"].contains(&label) {
+        assert_eq!((header("cache-control"), header("x-content-type-options")), (Some("no-store"), Some("nosniff")));
+    }
+    if endpoint != "d" {
+        let policy = header("content-security-policy").expect("a policy");
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+        let referrer = if label == "shown" { "same-origin" } else { "no-referrer" };
+        assert_eq!(header("referrer-policy"), Some(referrer));
+    }
+    let body = String::from_utf8(reply.body.clone()).expect("text");
+    match header("content-type") {
+        Some("application/json") => {
+            serde_json::from_str::<serde_json::Value>(&body).expect("JSON");
+            assert!(status != 400 || body == NOT_CONNECTED, "{body}");
+        }
+        Some("text/html; charset=utf-8") => {
+            assert!(!body.to_ascii_lowercase().contains("<script") && body.ends_with("</html>"), "{body}");
+        }
+        other => assert!(other.is_none() && body.is_empty(), "{other:?} {body}"),
+    }
+    assert_eq!(headers.contains_key("set-cookie"), label == "begun");
+    match (label, header("location")) {
+        ("begun", Some(location)) => {
+            assert!(location.starts_with("https://as.example/authorize?"), "{location}");
+            assert_eq!(
+                Url::parse(location).expect("a URL").query_pairs().filter(|(name, _)| name == "state").count(),
+                1
+            );
+        }
+        ("completed", Some(location)) => assert!(is_local(location), "{location}"),
+        (label, location) => assert!(location.is_none() && status != 303, "{label} {location:?}"),
+    }
+}
+
+/// The answers to a stream that has this message twice, and whether the stream ended well.
+async fn exchange(message: &[u8]) -> (Vec<ProcessingResponse>, bool) {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(message.len()).expect("a short message").to_be_bytes());
+    frame.extend(message);
+    let request = http::Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Process")
+        .body(Full::new(Bytes::from(frame.repeat(2))))
+        .expect("a request");
+    let server = ExternalProcessorServer::new(ExtProc::new(ENDPOINTS.clone()));
+    let response = server.oneshot(request).await.expect("an answer");
+    let mut status = response.headers().get("grpc-status").cloned();
+    let mut body = response.into_body();
+    let mut bytes = Vec::new();
+    // Trailers are the end, as HTTP/2 has it.
+    while status.is_none() {
+        let frame = body.frame().await.expect("an end").expect("a frame");
+        match frame.into_data() {
+            Ok(data) => bytes.extend(data),
+            Err(frame) => status = frame.trailers_ref().and_then(|trailers| trailers.get("grpc-status").cloned()),
+        }
+    }
+    let mut frames = &bytes[..];
+    let mut answers = Vec::new();
+    while let Some((&[_, a, b, c, d], rest)) = frames.split_first_chunk() {
+        let (answer, rest) = rest.split_at(u32::from_be_bytes([a, b, c, d]) as usize);
+        answers.push(ProcessingResponse::decode(answer).expect("an answer"));
+        frames = rest;
+    }
+    (answers, status.is_some_and(|status| status == "0"))
+}
+
+/// The message that the lines of a text stand for.
+fn written(lines: &[u8]) -> ProcessingRequest {
+    let (mut headers, mut attributes, mut ours, mut users) =
+        (Vec::new(), Struct::default(), Struct::default(), Struct::default());
+    for line in lines.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.windows(2).position(|pair| pair == b": ") else { continue };
+        let (Ok(name), value) = (std::str::from_utf8(&line[..colon]), &line[colon + 2..]) else { continue };
+        let text = || Value { kind: Some(Kind::StringValue(String::from_utf8_lossy(value).into_owned())) };
+        if let Some(key) = name.strip_prefix('@') {
+            attributes.fields.insert(format!("xds.route_metadata.filter_metadata['envoy_cimd']['{key}']"), text());
+        } else if let Some(key) = name.strip_prefix('#') {
+            ours.fields.insert(key.to_owned(), text());
+        } else if let Some(key) = name.strip_prefix('!') {
+            users.fields.insert(key.to_owned(), text());
+        } else {
+            let raw_value = match std::str::from_utf8(value) {
+                Ok(text) => text.replace("{state}", &STATE).replace("{cookie}", &COOKIE).into_bytes(),
+                Err(_) => value.to_vec(),
+            };
+            headers.push(HeaderValue { key: name.to_owned(), raw_value, ..HeaderValue::default() });
+        }
+    }
+    let filter_metadata = HashMap::from([("envoy_cimd".to_owned(), ours), ("users".to_owned(), users)]);
+    ProcessingRequest {
+        request: Some(Phase::RequestHeaders(HttpHeaders {
+            headers: Some(HeaderMap { headers }),
+            ..HttpHeaders::default()
+        })),
+        attributes: HashMap::from([("envoy.filters.http.ext_proc".to_owned(), attributes)]),
+        metadata_context: Some(Metadata { filter_metadata, ..Metadata::default() }),
+        ..ProcessingRequest::default()
+    }
+}
+
+/// The headers of a request, and what they may lead to at most.
+struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    fn of(message: &ProcessingRequest) -> Self {
+        let Some(Phase::RequestHeaders(HttpHeaders { headers: Some(map), .. })) = &message.request else {
+            return Self(Vec::new());
+        };
+        let text = |header: &HeaderValue| match header.raw_value.is_empty() {
+            true => header.value.clone(),
+            false => String::from_utf8_lossy(&header.raw_value).into_owned(),
+        };
+        Self(map.headers.iter().map(|header| (header.key.clone(), text(header))).collect())
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |header| header.0 == name).map(|header| header.1.as_str())
+    }
+
+    fn path(&self) -> &str {
+        self.values(":path").next().unwrap_or_default().split('?').next().unwrap_or_default()
+    }
+
+    fn may_begin(&self) -> bool {
+        let own_page = match self.values("sec-fetch-site").next() {
+            Some(site) => site == "same-origin",
+            None => self.values("origin").next().is_some(),
+        };
+        own_page && self.path() == START && self.values(":method").next() == Some("POST")
+    }
+
+    fn may_complete(&self) -> bool {
+        let query = self.values(":path").next().and_then(|path| path.split_once('?')).map_or("", |(_, query)| query);
+        let state = form_urlencoded::parse(query.as_bytes()).any(|(name, value)| name == "state" && value == *STATE);
+        let cookie = self.values("cookie").any(|cookies| cookies.contains(COOKIE.as_str()));
+        state && cookie && self.path() == CALLBACK && self.values(":method").next() == Some("GET")
+    }
+}
+
+/// A choreographer in any mood, which notes that it was called.
+#[derive(Default)]
+struct Fake {
+    mood: AtomicU8,
+    begun: AtomicBool,
+    completed: AtomicBool,
+}
+
+impl Fake {
+    /// What it answers in its mood: one of these, or a refusal.
+    fn answer<const N: usize>(&self, answers: [&str; N], refusals: &[Refusal]) -> Result<String, Refusal> {
+        let mood = usize::from(self.mood.load(Relaxed)) % (N + refusals.len());
+        match answers.get(mood) {
+            Some(answer) => Ok((*answer).to_owned()),
+            None => Err(refusals[mood - N].clone()),
+        }
+    }
+}
+
+#[async_trait]
+impl Choreographer for Fake {
+    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, Refusal> {
+        self.answer(["https://as.example", "<script>"], &[Refusal::Timeout]).map(Some)
+    }
+
+    async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, Refusal> {
+        self.begun.store(true, Relaxed);
+        let unusable = Refusal::AuthorizationServerUnusable("a reason".to_owned());
+        let refusals = [
+            unusable,
+            Refusal::TooManyFlows,
+            Refusal::ChoreographerFailed,
+            Refusal::ChoreographerUnavailable,
+            Refusal::Timeout,
+        ];
+        let urls = [
+            "https://as.example/authorize?a=b",
+            "http://as.example/authorize",
+            "https://as.example/authorize?state=x",
+            "javascript:alert(1)",
+        ];
+        let authorization_url = self.answer(urls, &refusals)?;
+        Ok(Begun { flow_id: FLOW, expires_at: NOW + 600, authorization_url })
+    }
+
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Refusal> {
+        self.completed.store(true, Relaxed);
+        let refusals = [
+            Refusal::WrongContext,
+            Refusal::UnknownFlow,
+            Refusal::IssuerMismatch,
+            Refusal::AuthorizationError,
+            Refusal::AlreadyUsed { return_to: "/done".to_owned() },
+            Refusal::AlreadyUsed { return_to: "javascript:alert(1)".to_owned() },
+            Refusal::ExchangeFailed,
+            Refusal::ChoreographerFailed,
+            Refusal::ChoreographerUnavailable,
+            Refusal::Timeout,
+        ];
+        self.answer(["/done?a=b#c", "//evil.example", "https://evil.example"], &refusals)
+    }
+}

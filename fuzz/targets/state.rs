@@ -1,0 +1,61 @@
+//! The OAuth state: what was minted verifies, and nothing else does.
+
+#![no_main]
+
+use envoy_cimd::{
+    secret::Key,
+    state::{FlowId, MAX_LIFETIME, StateError, StateKeys},
+};
+use envoy_cimd_fuzz::at_both_sizes;
+use libfuzzer_sys::{
+    arbitrary::{self, Arbitrary},
+    fuzz_target,
+};
+
+const NOW: u64 = 1_800_000_000;
+
+#[derive(Arbitrary, Debug)]
+struct Input<'a> {
+    flow_id: [u8; 16],
+    lifetime: u16,
+    later: u16,
+    /// Where the state is changed, and by what.
+    position: u8,
+    change: u8,
+    redirect_uri: &'a str,
+    cookie: &'a str,
+    text: &'a str,
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let keys = StateKeys::new([1, 2].map(|byte| Key::new([byte; 32])).into());
+    let Input { redirect_uri, cookie, .. } = input;
+    let now = NOW + u64::from(input.later);
+    let minted =
+        keys.mint(FlowId(input.flow_id), redirect_uri, cookie, NOW, NOW + u64::from(input.lifetime)).expect("a key");
+
+    let verified = keys.verify(&minted, redirect_uri, now);
+    if u64::from(input.later) >= u64::from(input.lifetime).min(MAX_LIFETIME) {
+        assert_eq!(verified, Err(StateError::Expired));
+    } else {
+        let verified = verified.expect("it is fresh");
+        assert!(verified.flow_id == FlowId(input.flow_id));
+        assert_eq!(verified.check_browser(Some(cookie)), Ok(()));
+        assert_eq!(verified.check_browser(None), Err(StateError::WrongBrowser));
+        let other = format!("{cookie}x");
+        assert_eq!(verified.check_browser(Some(&other)), Err(StateError::WrongBrowser));
+        let other = format!("{redirect_uri}x");
+        assert_eq!(keys.verify(&minted, &other, now), Err(StateError::WrongRoute));
+    }
+
+    let mut changed = minted.clone().into_bytes();
+    let position = usize::from(input.position) % changed.len();
+    changed[position] ^= input.change;
+    let changed = String::from_utf8_lossy(&changed);
+    assert!(changed == minted || keys.verify(&changed, redirect_uri, now).is_err(), "{changed}");
+
+    at_both_sizes(input.text, |text| {
+        assert!(text == minted || keys.verify(text, redirect_uri, now).is_err(), "{text}");
+        assert!(keys.verify(&format!("{minted}{text}"), redirect_uri, now).is_err() || text.is_empty(), "{text}");
+    });
+});

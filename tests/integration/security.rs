@@ -1,0 +1,32 @@
+//! The table of attacks in SECURITY.md names tests that exist.
+
+use std::{fs, path::Path};
+
+use crate::settings::section;
+
+#[test]
+fn every_test_of_the_table_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("SECURITY.md")).expect("the page");
+    let rows: Vec<&str> = section(&page, "attacks").lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    assert!(!rows.is_empty());
+    for row in rows {
+        let tests = row.trim_end_matches(" |").rsplit("| ").next().expect("a column").split(", ");
+        for test in tests {
+            let name = test.trim_matches('`');
+            let (module, function) = name.rsplit_once("::").unwrap_or_else(|| panic!("no module: {row}"));
+            let file = module.trim_end_matches("::tests").replace("::", "/") + ".rs";
+            let folder = if module.ends_with("::tests") { "src" } else { "tests/integration" };
+            let source =
+                fs::read_to_string(root.join(folder).join(file)).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(is_test(&source, function), "there is no test {name}");
+        }
+    }
+}
+
+/// Whether a source has a function of this name with an attribute that makes it a test.
+fn is_test(source: &str, function: &str) -> bool {
+    let before = source.split_once(&format!("fn {function}(")).map_or("", |(before, _)| before);
+    let attributes = before.rsplit("\n\n").next().unwrap_or_default();
+    attributes.contains("test]") || attributes.contains("::test(")
+}
