@@ -2,32 +2,46 @@
 //!
 //! `make manifests` holds them to the schemas of their kinds.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
+use envoy_cimd::cli::{self, Task};
 use http::Version;
 use serde_json::{Value, json};
 
 use crate::{
     envoy_config::printed,
     flow::{Flows, honest, press},
+    recipes::{ISSUER, keys, signed},
     stack::{Call, Certificates},
-    world::{DOCUMENT, START, Wish, World, http_filters, run, virtual_hosts, without_metadata},
+    world::{CALLBACK, DOCUMENT, START, Wish, World, http_filters, run, shell, virtual_hosts, without_metadata},
 };
 
 const FILTER: &str = "envoy.filters.http.ext_proc";
 const NOTES: &str = "notes.localhost";
+/// What `envoy-cimd` is told of people, with Envoy Gateway and with Istio.
+const USER: [&str; 3] =
+    ["--user-namespace=envoy.filters.http.jwt_authn", "--user-issuer=people.iss", "--user-subject=people.sub"];
+/// How long the last spans may take, and then some.
+const AFTER_THE_DRAIN: u64 = 2 + 5;
 
-/// The documents of a manifest that are of a kind.
-fn documents(file: &str, kind: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(file);
-    let text = std::fs::read_to_string(path).expect(file);
-    let documents = text.split("\n---\n").map(|document| serde_saphyr::from_str::<Value>(document).expect(document));
-    documents.filter(|document| document["kind"] == kind).collect()
+fn file(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
 }
 
-fn document(file: &str, kind: &str) -> Value {
-    let [document] = &documents(file, kind)[..] else { panic!("one {kind} in {file}") };
-    document.clone()
+fn documents(text: &str) -> Vec<Value> {
+    text.split("\n---\n").map(|document| serde_saphyr::from_str(document).expect(document)).collect()
+}
+
+/// The one document of a manifest that is of a kind.
+fn document(manifest: &str, kind: &str) -> Value {
+    let documents = documents(&file(&format!("envoy/{manifest}")));
+    let [document] = &documents.iter().filter(|document| document["kind"] == kind).collect::<Vec<_>>()[..] else {
+        panic!("one {kind} in {manifest}")
+    };
+    (*document).clone()
 }
 
 fn printed_filter(cluster: &str) -> Value {
@@ -49,7 +63,7 @@ fn istio_patches(apply_to: &str, operation: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn istio() {
-    let [filter] = &istio_patches("HTTP_FILTER", "INSERT_BEFORE")[..] else { panic!("one filter") };
+    let [people, filter] = &istio_patches("HTTP_FILTER", "INSERT_BEFORE")[..] else { panic!("two filters") };
     let [host] = &istio_patches("VIRTUAL_HOST", "MERGE")[..] else { panic!("one host") };
     // The last that is put first is the first.
     let routes: Vec<Value> = istio_patches("HTTP_ROUTE", "INSERT_FIRST").into_iter().rev().collect();
@@ -59,25 +73,35 @@ async fn istio() {
     let route = "--route=from=https://mcp.example.com,to=https://mcp.internal.example/mcp";
     let hosts: Value = serde_saphyr::from_str(&printed(&["envoy-config", "--part=routes", route])).expect("YAML");
     assert_eq!(host["metadata"], hosts[0]["metadata"]);
-    assert_eq!(routes, hosts[0]["routes"].as_array().expect("routes")[..4]);
+    let mut ours = routes.clone();
+    let with_people = ours.iter_mut().filter_map(|route| {
+        let configs = route.get_mut("typed_per_filter_config")?.as_object_mut()?;
+        configs.remove(people["name"].as_str()?).map(|_| route["match"]["path"].clone())
+    });
+    assert_eq!(with_people.collect::<Vec<_>>(), [START, CALLBACK]);
+    assert_eq!(ours, hosts[0]["routes"].as_array().expect("routes")[..4]);
 
     // As Istio would merge it; its name for the cluster is one that no `:authority` may be.
+    let (key, jwks) = keys();
+    let mut people = people.clone();
+    let provider = people["typed_config"]["providers"]["people"].as_object_mut().expect("a provider");
+    provider.remove("remote_jwks").expect("where the keys are");
+    provider.insert("local_jwks".to_owned(), json!({"inline_string": jwks}));
+    let mcp = json!({"match": {"path": "/mcp"}, "direct_response": {"status": 204}});
     let world = World::start(Wish {
         edit: &|config| {
             let filters = http_filters(config);
             let ours = filters.iter().position(|filter| filter["name"] == FILTER).expect("our filter");
             filters[ours] = filter.clone();
+            filters.insert(ours, people.clone());
+            let routes: Vec<&Value> = routes.iter().chain([&mcp]).collect();
             virtual_hosts(config).insert(
                 0,
                 json!({"name": "mcp.example.com:443", "domains": ["mcp.example.com", "mcp.example.com:443"],
                     "metadata": host["metadata"], "routes": routes}),
             );
         },
-        cimd: &[
-            "--user-namespace=envoy.filters.http.jwt_authn",
-            "--user-issuer=payload.iss",
-            "--user-subject=payload.sub",
-        ],
+        cimd: &USER,
         envoy_config: &["--cluster", cluster],
         ..Wish::default()
     })
@@ -89,9 +113,21 @@ async fn istio() {
     let answer = send(DOCUMENT, ("accept", "*/*")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.text().starts_with(r#"{"client_id":"https://mcp.example.com/"#), "{answer:?}");
-    let answer = send(START, ("accept", "*/*")).await;
-    assert!(answer.status == 403 && answer.text().contains("user_unknown"), "{answer:?}");
     assert_eq!(send(DOCUMENT, ("service-worker", "script")).await.status, 403);
+
+    let session = |expires: u64| {
+        let claims = json!({"iss": ISSUER, "aud": "mcp-gateway", "sub": "ann", "exp": expires});
+        format!("session={}", signed(&key, &claims))
+    };
+    let (good, old) = (session(4_000_000_000), session(1));
+    for (path, statuses) in
+        [(START, [200, 401, 401]), (CALLBACK, [400, 401, 401]), (DOCUMENT, [200; 3]), ("/mcp", [204; 3])]
+    {
+        for (cookie, status) in [&good, &old, "none=1"].into_iter().zip(statuses) {
+            let answer = send(path, ("cookie", cookie)).await;
+            assert!(answer.status == status && answer.all("location").is_empty(), "{path} {cookie} {answer:?}");
+        }
+    }
 }
 
 /// The filter as Envoy Gateway makes it of the EnvoyExtensionPolicy, which was read from its source (1.9).
@@ -177,41 +213,46 @@ async fn envoy_gateway() {
 
 #[test]
 fn kubernetes() {
-    let file = "kubernetes/envoy-cimd.yaml";
+    let manifest = "kubernetes/envoy-cimd.yaml";
     let dir = tempfile::tempdir().expect("a folder");
-    let path = |path: &Path| path.to_str().expect("text").to_owned();
     let certificates = Certificates::make(dir.path(), &["envoy-cimd"]);
-    let keys = dir.path().join("keys");
-    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("a key")).expect("written");
-    let text = document(file, "ConfigMap")["data"]["envoy-cimd.yaml"].as_str().expect("a config file").to_owned();
-    let config = dir.path().join("envoy-cimd.yaml");
-    let secrets = documents(file, "Secret");
-    let store = secrets.iter().find_map(|secret| secret["stringData"]["url"].as_str()).expect("a store");
-    let check = |keys: &Path| {
-        let text = text
-            .replace("/etc/envoy-cimd/tls/tls.crt", &path(&certificates.cert))
-            .replace("/etc/envoy-cimd/tls/tls.key", &path(&certificates.key))
-            .replace("/etc/envoy-cimd/tls/ca.crt", &path(&certificates.ca))
-            .replace("/etc/envoy-cimd/keys/state.keys", &path(keys))
-            .replace("/etc/envoy-cimd/keys/encryption.keys", &path(keys));
-        assert!(!text.contains("/etc/"), "{text}");
-        std::fs::write(&config, text).expect("written");
-        run(&["check", "--config", &path(&config)], &[("ENVOY_CIMD_STORE", store)])
-    };
-    let (code, stdout, stderr) = check(&keys);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
-    // The keys that stand in the manifest are none.
-    for key in ["state.keys", "encryption.keys"] {
-        let unset = secrets.iter().find_map(|secret| secret["stringData"][key].as_str()).expect(key);
-        std::fs::write(&keys, unset).expect("written");
-        assert_eq!(check(&keys).0, Some(1), "{key}");
-    }
+    std::fs::copy(&certificates.ca, dir.path().join("redis-ca.crt")).expect("a copy");
+    // What it says to do first, but for a cluster.
+    let text = file(&format!("envoy/{manifest}"));
+    let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
+    shell(&format!("kubectl() {{ printf '%s\\n' \"$*\" >> asked; }}\n{}", commands.join("\n")), dir.path());
+    let made = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect(name);
+    assert_eq!(
+        made("asked"),
+        "create namespace envoy-cimd\n\
+         -n envoy-cimd create secret generic envoy-cimd-keys --from-file state.keys --from-file encryption.keys\n\
+         -n envoy-cimd create secret generic envoy-cimd-store --from-file url --from-file ca.crt=redis-ca.crt\n"
+    );
 
+    let text = document(manifest, "ConfigMap")["data"]["envoy-cimd.yaml"].as_str().expect("a config file").to_owned();
     let settings: Value = serde_saphyr::from_str(&text).expect("YAML");
-    let pod = &document(file, "Deployment")["spec"]["template"]["spec"];
+    let path = |path: PathBuf| path.to_str().expect("text").to_owned();
+    let text = text
+        .replace("/etc/envoy-cimd/tls/tls.crt", &path(certificates.cert))
+        .replace("/etc/envoy-cimd/tls/tls.key", &path(certificates.key))
+        .replace("/etc/envoy-cimd/tls/ca.crt", &path(certificates.ca))
+        .replace("/etc/envoy-cimd/store/ca.crt", &path(dir.path().join("redis-ca.crt")))
+        .replace("/etc/envoy-cimd/keys/state.keys", &path(dir.path().join("state.keys")))
+        .replace("/etc/envoy-cimd/keys/encryption.keys", &path(dir.path().join("encryption.keys")));
+    assert!(!text.contains("/etc/"), "{text}");
+    for flag in USER {
+        let (key, value) = flag.trim_start_matches("--").split_once('=').expect("a value");
+        assert_eq!(settings[key.replace('-', "_")], value, "as in ../istio");
+    }
+    let config = dir.path().join("envoy-cimd.yaml");
+    std::fs::write(&config, text).expect("written");
+    let (code, stdout, stderr) = run(&["check", "--config", &path(config)], &[("ENVOY_CIMD_STORE", &made("url"))]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
+
+    let pod = &document(manifest, "Deployment")["spec"]["template"]["spec"];
     let seconds = |value: &Value| value.as_u64().expect("seconds");
-    let stop = seconds(&settings["drain_delay"]) + seconds(&settings["drain_timeout"]);
-    assert!(seconds(&pod["terminationGracePeriodSeconds"]) > stop, "killed before it has stopped");
+    let stop = seconds(&settings["drain_delay"]) + seconds(&settings["drain_timeout"]) + AFTER_THE_DRAIN;
+    assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= stop, "killed before it has stopped");
     let port =
         |listen: &str| settings[listen].as_str().expect("an address").rsplit(':').next().expect("a port").to_owned();
     let ports: Vec<String> = pod["containers"][0]["ports"]
@@ -221,4 +262,73 @@ fn kubernetes() {
         .map(|port| port["containerPort"].to_string())
         .collect();
     assert_eq!(ports, [port("listen"), port("admin_listen")]);
+}
+
+/// The sidecar runs as the Deployment's container does, on the same Secrets.
+#[test]
+fn sidecar() {
+    let pod = document("kubernetes/envoy-cimd.yaml", "Deployment")["spec"]["template"]["spec"].clone();
+    let proxy = document("gateway/sidecar.yaml", "EnvoyProxy");
+    let patch = &proxy["spec"]["provider"]["kubernetes"]["envoyDeployment"]["patch"]["value"]["spec"];
+    let beside = &patch["template"]["spec"];
+    let (alone, sidecar) = (&pod["containers"][0], &beside["initContainers"][0]);
+    for key in ["image", "args", "env", "resources"] {
+        assert_eq!(alone[key], sidecar[key], "{key}");
+    }
+    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
+        let mut expected = alone[probe].clone();
+        expected["httpGet"]["port"] = json!("cimd-admin");
+        assert_eq!(expected, sidecar[probe]);
+    }
+    // It is a guest in its pod, so what the Deployment says of the pod is said of the container.
+    for key in ["runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile"] {
+        assert_eq!(pod["securityContext"][key], sidecar["securityContext"][key], "{key}");
+    }
+    for key in ["allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"] {
+        assert_eq!(alone["securityContext"][key], sidecar["securityContext"][key], "{key}");
+    }
+    for (of_pod, of_sidecar) in
+        [("config", "envoy-cimd-config"), ("keys", "envoy-cimd-keys"), ("store", "envoy-cimd-store")]
+    {
+        let named = |list: &Value, name: &str| {
+            let mut found = list.as_array().expect("a list").iter().filter(|entry| entry["name"] == name);
+            let mut entry = found.next().expect(name).clone();
+            entry["name"] = Value::Null;
+            entry
+        };
+        assert_eq!(named(&pod["volumes"], of_pod), named(&beside["volumes"], of_sidecar));
+        assert_eq!(named(&alone["volumeMounts"], of_pod), named(&sidecar["volumeMounts"], of_sidecar));
+    }
+}
+
+/// A file that is applied again would overwrite them.
+#[test]
+fn no_manifest_holds_a_secret() {
+    let mut seen = 0;
+    for folder in ["gateway", "istio", "kubernetes"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("envoy").join(folder);
+        for entry in std::fs::read_dir(path).expect(folder) {
+            let path = entry.expect("a file").path();
+            for document in documents(&std::fs::read_to_string(&path).expect("text")) {
+                assert!(document["kind"].is_string() && document["kind"] != "Secret", "{}", path.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20);
+}
+
+#[test]
+fn nothing_is_killed_before_it_has_stopped() {
+    let parsed = cli::parse(["envoy-cimd", "serve"].map(Into::into)).expect("settings");
+    let Task::Serve(serve) = parsed.task else { panic!("serve") };
+    let stop = u64::from(serve.process.drain_delay) + u64::from(serve.process.drain_timeout) + AFTER_THE_DRAIN;
+    for (path, before, after) in [
+        ("docker-compose.yml", "stop_grace_period: ", "s\n"),
+        ("docs/deploy.md", "Compose `stop_grace_period` of ", " s "),
+    ] {
+        let text = file(path);
+        let seconds = text.split(before).nth(1).and_then(|rest| rest.split(after).next()).expect(before);
+        assert!(seconds.parse::<u64>().expect("seconds") >= stop, "{path}: {seconds}");
+    }
 }

@@ -17,11 +17,11 @@ use crate::{
     envoy_config::{printed, validate},
     flow::{Begun, Flows, honest, press, without_cookie},
     stack::{Call, Certificates, Client},
-    world::{CALLBACK, DOCUMENT, START, Wish, World},
+    world::{CALLBACK, DOCUMENT, START, Wish, World, shell},
 };
 
 const NOTES: &str = "notes.localhost";
-const ISSUER: &str = "https://login.example.com";
+pub const ISSUER: &str = "https://login.example.com";
 
 /// A section of the page.
 struct Recipe {
@@ -33,9 +33,12 @@ struct Recipe {
     pieces: Vec<(String, Value)>,
 }
 
+fn page() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipes.md")).expect("recipes")
+}
+
 fn recipes() -> Vec<Recipe> {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipes.md")).expect("recipes");
-    page.split("\n## ").skip(1).filter_map(Recipe::read).collect()
+    page().split("\n## ").skip(1).filter_map(Recipe::read).collect()
 }
 
 fn recipe(title: &str) -> Recipe {
@@ -49,6 +52,9 @@ impl Recipe {
             section.split(&fence).skip(1).map(|block| block.split("```").next().expect("an end")).collect()
         };
         let [commands] = blocks("sh")[..] else { return None };
+        if !commands.starts_with("envoy-cimd serve ") {
+            return None;
+        }
         let commands = commands.replace("\\\n", " ");
         let arguments = |command: &str| -> Vec<String> {
             let line = commands.lines().find_map(|line| line.strip_prefix(&format!("envoy-cimd {command} ")));
@@ -174,6 +180,24 @@ fn envoy_takes_each() {
     }
 }
 
+/// The files that recipes begin with are those that the commands before them make.
+#[test]
+fn before_you_begin() {
+    let page = page();
+    let section = page.split("\n## ").find(|section| section.starts_with("Before you begin\n")).expect("the section");
+    let commands = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("commands");
+    let dir = tempfile::tempdir().expect("a folder");
+    shell(&commands.replace("/etc/", "etc/"), dir.path());
+    for recipe in recipes() {
+        for file in recipe.serve.iter().filter(|argument| argument.ends_with(".keys")) {
+            let made = dir.path().join(file.trim_start_matches('/'));
+            let text =
+                std::fs::read_to_string(&made).unwrap_or_else(|error| panic!("{}: {file}: {error}", recipe.title));
+            assert_eq!(text.trim_end().len(), 43, "{file}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn behind_a_load_balancer() {
     let recipe = recipe("Behind a load balancer that ends TLS");
@@ -197,13 +221,7 @@ async fn jwt_authn() {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), jwks).expect("the keys");
     let flows = recipe("jwt_authn").start(&[("/etc/envoy/jwks.json", file.path().to_str().expect("text"))]).await;
-    let sign = |claims: Value| {
-        let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(&json!({"alg": "HS256"})), part(&claims));
-        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&key).expect("a key");
-        mac.update(signed.as_bytes());
-        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
-    };
+    let sign = |claims: Value| signed(&key, &claims);
     let claims = |subject: &str| json!({"iss": ISSUER, "aud": "mcp-gateway", "sub": subject, "exp": 4_000_000_000_u64});
     let mut strangers = vec!["x.y.z".to_owned()];
     for (name, value) in [("iss", json!("https://other.example")), ("aud", json!("other")), ("exp", json!(1))] {
@@ -276,8 +294,17 @@ async fn people(flows: Flows, session: &dyn Fn(&str) -> String, strangers: &[Str
     flows.finish().await;
 }
 
+/// A token.
+pub fn signed(key: &[u8], claims: &Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", part(&json!({"alg": "HS256"})), part(claims));
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(key).expect("a key");
+    mac.update(signed.as_bytes());
+    format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(mac.finalize().into_bytes()))
+}
+
 /// A key, and the same as a set of public keys would be written.
-fn keys() -> (Vec<u8>, String) {
+pub fn keys() -> (Vec<u8>, String) {
     let key = b"a key of the test, thirty-two bytes and more".to_vec();
     let jwk = json!({"kty": "oct", "alg": "HS256", "k": BASE64_URL_SAFE_NO_PAD.encode(&key)});
     (key, json!({"keys": [jwk]}).to_string())

@@ -33,6 +33,15 @@ pub fn run(args: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, S
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
+/// Has a shell run commands as they stand on a page, with the program on its path.
+pub fn shell(commands: &str, dir: &Path) {
+    let path =
+        format!("{}:{}", executable().parent().expect("a folder").display(), std::env::var("PATH").expect("a path"));
+    let output = std::process::Command::new("sh").args(["-euc", commands]).current_dir(dir).env("PATH", path).output();
+    let output = output.expect("sh runs");
+    assert!(output.status.success(), "{commands}\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The parts, and how to reach them.
 #[derive(Debug)]
 pub struct World {
