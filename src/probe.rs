@@ -152,7 +152,15 @@ async fn report(options: &Probe) -> anyhow::Result<Report> {
     let path = target.path.as_ref().unwrap_or(&options.document_path);
     let client_id = format!("{}{path}", target.origin);
     let mut findings = judge::client_id(&client_id);
-    let fetcher = Fetcher::new(&target.origin, path, options)?;
+    let fetcher = match Fetcher::new(&target.origin, path, options) {
+        Ok(fetcher) => fetcher,
+        // Who reads JSON finds there what a person finds on stderr.
+        Err(error) if options.json => {
+            findings.push(Finding::error("option", format!("{error:#}")));
+            return Ok(Report { client_id, verdict: Verdict::NotAsked, findings });
+        }
+        Err(error) => return Err(error),
+    };
     let asked = ask(fetcher, &target.origin, &client_id, &mut findings).await;
     let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
     let verdict = match (asked, refused) {
@@ -173,10 +181,14 @@ async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &
         }
     }
     let answer = match fetcher.get(&[]).await {
+    if let Err(reason) = fetcher.connect().await {
+        findings.push(Finding::error("unreachable", format!("no connection could be made: {reason}")));
+        return false;
+    }
         Ok(answer) => answer,
         Err(failure) => {
             findings.push(failed(&failure));
-            return !matches!(failure, Failure::Unreachable(_));
+            return true;
         }
     };
     let judged = judge::answer(client_id, &answer);
@@ -202,7 +214,6 @@ fn special_use_addresses(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = F
 fn failed(failure: &Failure) -> Finding {
     use rustls::Error::InvalidCertificate;
     match failure {
-        Failure::Unreachable(reason) => Finding::error("unreachable", format!("no connection could be made: {reason}")),
         Failure::Tls(InvalidCertificate(CertificateError::UnknownIssuer)) => Finding::error(
             "tls_untrusted",
             "the certificate is of an authority that is not trusted here (see --extra-ca)",

@@ -100,6 +100,12 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
     if let Some(error) = tls_error(error) {
         return tls_reason(error);
     }
+    // This names the part that is no HTTP, and quotes nothing.
+    if let Some(error) =
+        chain(error).find_map(|error| error.downcast_ref::<hyper::Error>().filter(|error| error.is_parse()))
+    {
+        return error.to_string();
+    }
     match chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last() {
         Some(error) if error.get_ref().is_none() => error.to_string(),
         Some(error) if error.kind() != io::ErrorKind::Other => error.kind().to_string(),

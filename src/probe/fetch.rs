@@ -2,15 +2,17 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
+use futures_util::future::select_ok;
 use http::{HeaderMap, HeaderValue};
 use reqwest::Method;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 use url::{Host, Url};
 
 use crate::{
@@ -41,8 +43,6 @@ pub struct Answer {
 /// Why there is none.
 #[derive(Debug)]
 pub enum Failure {
-    /// Nobody was there.
-    Unreachable(String),
     Tls(rustls::Error),
     Timeout,
     Broken(String),
@@ -83,6 +83,18 @@ impl Fetcher {
         Ok(found)
     }
 
+    /// Finds out whether one of the addresses takes connections. Whatever fails later, a server would meet too.
+    ///
+    /// # Errors
+    /// Where none does, with the reason.
+    pub async fn connect(&self) -> Result<(), String> {
+        // All at once, since one that never answers says nothing of the others.
+        let attempts = self.addresses.iter().map(|address| Box::pin(TcpStream::connect(*address)));
+        let first = timeout(self.patience, select_ok(attempts)).await;
+        let first = first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        first.map(drop).map_err(|error| error.to_string())
+    }
+
     /// # Errors
     /// Where no whole answer came.
     pub async fn get(&self, headers: &[(&'static str, &str)]) -> Result<Answer, Failure> {
@@ -93,10 +105,7 @@ impl Fetcher {
     /// Where no whole answer came.
     pub async fn send(&self, method: Method, headers: &[(&'static str, &str)]) -> Result<Answer, Failure> {
         let began = Instant::now();
-        let connected = Arc::default();
-        let client = outgoing::client(&self.tls, self.addresses.clone(), Arc::clone(&connected)).http1_only().build();
-        let connected = || connected.load(Ordering::Relaxed);
-        let failed = |error| failure(&error, connected());
+        let client = outgoing::client(&self.tls, self.addresses.clone(), Arc::default()).http1_only().build();
         let client = client.map_err(failed)?;
         // The URL's port is where to connect; `host` is the origin's, unless a header says otherwise.
         let mut all = HeaderMap::new();
@@ -113,17 +122,15 @@ impl Fetcher {
             }
             Ok(Ok(None)) => Err(Failure::TooLarge),
             Ok(Err(error)) => Err(failed(error)),
-            Err(_) if connected() => Err(Failure::Timeout),
-            Err(_) => Err(Failure::Unreachable("no answer in time".to_owned())),
+            Err(_) => Err(Failure::Timeout),
         }
     }
 }
 
-fn failure(error: &reqwest::Error, connected: bool) -> Failure {
-    match outgoing::tls_error(error) {
+fn failed(error: reqwest::Error) -> Failure {
+    match outgoing::tls_error(&error) {
         Some(error) => Failure::Tls(error.clone()),
-        None if connected => Failure::Broken(outgoing::reason(error)),
-        None => Failure::Unreachable(outgoing::reason(error)),
+        None => Failure::Broken(outgoing::reason(&error)),
     }
 }
 

@@ -5,11 +5,15 @@ use axum::{
     body::Body,
     http::{Method, Request, Response, StatusCode, header::HOST},
     routing::any,
+    serve::Listener,
 };
 use envoy_cimd::outgoing::MAX_BODY;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 use serde_json::Value;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use crate::{
     settings::{readme, section},
@@ -235,6 +239,41 @@ async fn who_could_not_be_asked_is_not_judged() {
         (&["https://192.0.2.1", "--connect-to=127.0.0.1:1"], "--connect-to: the URL names an address itself"),
         (&["--ready", "https://127.0.0.1:9002/readyz"], "must be `http://…` or `unix:/path`"),
     ] {
+/// Whoever takes a connection was asked, and a server would get no more of it.
+#[tokio::test]
+async fn what_is_no_answer_is_refused() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let hangs_up = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = |listener: &TcpListener| listener.local_addr().expect("an address").to_string();
+    let rows = [("timeout", address(&silent)), ("no_answer", address(&hangs_up))];
+    tokio::spawn(async move {
+        while let Ok(connection) = hangs_up.accept().await {
+            drop(connection);
+        }
+    });
+    for (expected, address) in rows {
+        let found = probe(&["https://mcp.example.com", "--connect-to", &address, "--timeout=1"]).await;
+        assert_eq!(found, (Some(1), "refused".into(), vec![expected.into()]));
+    }
+    // A header that HTTP does not allow, and a server that writes it all the same.
+    let dir = tempfile::tempdir().expect("a folder");
+    let certificates = Authority::make(dir.path()).issue_edited("tls", &[HOST_NAME], |_| {});
+    let mut listener = TlsListener::bind(&certificates).await.expect("a port");
+    let address = listener.address().expect("an address").to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await;
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 302 Found\r\nlocation: /\x1b[2J\r\n\r\n").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    let (url, ca) = (format!("https://{HOST_NAME}"), certificates.ca.to_str().expect("text"));
+    let (code, stdout, _) = run(&[&url, "--extra-ca", ca, "--connect-to", &address]).await;
+    assert_eq!(code, Some(1));
+    assert!(stdout.contains("error no_answer: no whole answer came: invalid HTTP header parsed\n"), "{stdout}");
+}
+
         let (code, stdout, stderr) = run(args).await;
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?} {stderr}");
         assert!(stderr.contains(error), "{args:?} {stderr}");
@@ -264,3 +303,7 @@ async fn whether_a_process_is_ready() {
     let (code, _, stderr) = run(&["--ready", &url]).await;
     assert_eq!((code, stderr.as_str()), (Some(1), "envoy-cimd: not ready: no answer within 3 seconds\n"));
 }
+    for args in [["https://mcp.example.com", "--extra-ca=/nowhere"], ["https://192.0.2.1", "--connect-to=127.0.0.1:1"]]
+    {
+        assert_eq!(probe(&args).await, (Some(2), "not_asked".into(), vec!["option".into()]));
+    }
