@@ -29,8 +29,17 @@ impl FromStr for ReadyUrl {
             let path = path.starts_with('/').then(|| path.into());
             return path.map(Self::Unix).ok_or("a Unix socket is written `unix:/path`, with an absolute path");
         }
-        let url = Url::parse(text).map_err(|_| "is not a URL")?;
-        if url.scheme() == "http" { Ok(Self::Http(url)) } else { Err("must be `http://…` or `unix:/path`") }
+        let mut url = Url::parse(text).map_err(|_| "is not a URL")?;
+        if url.scheme() != "http" {
+            return Err("must be `http://…` or `unix:/path`");
+        }
+        match url.path() {
+            "/" => url.set_path("/readyz"),
+            path if path.ends_with("/readyz") => {}
+            // `/metrics` and `/healthz` answer 200 whether the process is ready or not.
+            _ => return Err("must end in /readyz, or have no path"),
+        }
+        Ok(Self::Http(url))
     }
 }
 

@@ -286,8 +286,9 @@ async fn whether_a_process_is_ready() {
     let socket = format!("unix:{}", dir.path().join("admin.sock").display());
     let over_tcp = Cimd::start(&executable(), &["--drain-delay=60"]).await;
     let over_unix = Cimd::start(&executable(), &["--admin-listen", &socket]).await;
-    let url = format!("http://{}/readyz", over_tcp.admin);
-    for url in [&url, &over_unix.admin] {
+    let no_path = format!("http://{}", over_tcp.admin);
+    let url = format!("{no_path}/readyz");
+    for url in [&url, &no_path, &over_unix.admin] {
         assert_eq!(run(&["--ready", url]).await, (Some(0), String::new(), String::new()));
     }
     let mut stopping = over_tcp;
@@ -307,3 +308,4 @@ async fn whether_a_process_is_ready() {
     {
         assert_eq!(probe(&args).await, (Some(2), "not_asked".into(), vec!["option".into()]));
     }
+        (&["--ready", "http://127.0.0.1:9002/metrics"], "must end in /readyz, or have no path"),
