@@ -10,6 +10,7 @@ use crate::{cli::Probe, origin::Origin, outgoing::address::special_use, route::E
 
 mod fetch;
 pub mod judge;
+mod object;
 mod ready;
 mod variations;
 
@@ -180,11 +181,11 @@ async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &
             return false;
         }
     }
-    let answer = match fetcher.get(&[]).await {
     if let Err(reason) = fetcher.connect().await {
         findings.push(Finding::error("unreachable", format!("no connection could be made: {reason}")));
         return false;
     }
+    let answer = match fetcher.get(&[]).await {
         Ok(answer) => answer,
         Err(failure) => {
             findings.push(failed(&failure));

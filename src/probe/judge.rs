@@ -1,16 +1,16 @@
 //! What is wrong with an answer. The rules are those of the CIMD draft and of MCP, and the habits of servers in use.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{Finding, fetch::Answer};
+use super::{Finding, fetch::Answer, object::Object};
 use crate::{
     check::LONGEST_SAFE_CLIENT_ID,
     document::{MAX_BYTES, MEMBERS},
-    outgoing::cut,
+    outgoing::{cut, known_addresses},
 };
 
 /// Where servers in use stop reading, in bytes.
@@ -50,6 +50,10 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
         findings.push(Finding::error("content_encoding", "the document is compressed, though nobody asked for that"));
     }
     findings.extend(caching(&answer.headers));
+    if answer.headers.contains_key("set-cookie") {
+        findings
+            .push(Finding::warning("set_cookie", "a cookie comes with the document, which some caches do not keep"));
+    }
     match answer.body.len() {
         size if size > HARD_LIMIT => findings.push(Finding::error("too_large", TOO_LARGE)),
         size if size > MAX_BYTES => {
@@ -58,12 +62,18 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
         }
         _ => {}
     }
-    match serde_json::from_slice(&answer.body) {
-        Ok(Value::Object(document)) => members(client_id, &document, &mut findings),
-        Ok(_) => findings.push(Finding::error("not_json", "the body is no JSON object")),
+    match serde_json::from_slice::<Object>(&answer.body) {
+        Ok(document) => {
+            findings.extend(document.repeated.iter().map(|name| {
+                let text =
+                    format!("\"{}\" is there twice: servers refuse that, or differ in which one counts", said(name));
+                Finding::error("duplicate_member", text)
+            }));
+            members(client_id, &document.members, &mut findings);
+        }
         Err(error) => {
-            // Its text names a place, and nothing of what is there.
-            findings.push(Finding::error("not_json", format!("the body is no JSON: {}", said(&error.to_string()))));
+            let text = format!("the body is no JSON object: {}", said(&error.to_string()));
+            findings.push(Finding::error("not_json", text));
         }
     }
     findings
@@ -74,8 +84,15 @@ pub fn said(text: &str) -> String {
     cut(text.escape_debug().to_string())
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+/// A header as text, each byte a character, so that none is lost on the way to [`said`].
+fn text(headers: &HeaderMap, name: &str) -> String {
+    headers.get(name).map(|value| value.as_bytes().iter().copied().map(char::from).collect()).unwrap_or_default()
+}
+
+/// The parts of a header that is a list.
+fn parts(headers: &HeaderMap, name: &str) -> Vec<String> {
+    let lines = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(|part| part.trim().to_ascii_lowercase()).collect()
 }
 
 fn status(answer: &Answer) -> Option<Finding> {
@@ -90,7 +107,7 @@ fn status(answer: &Answer) -> Option<Finding> {
         }
         200 => return None,
         300..=399 => {
-            let to = said(text(&answer.headers, "location"));
+            let to = said(&text(&answer.headers, "location"));
             Finding::error("redirect", format!("the answer is {status}, a redirect to \"{to}\": servers follow none"))
         }
         401 | 403 | 407 | 429 | 503 if label.is_none() => Finding::error(
@@ -108,9 +125,12 @@ fn status(answer: &Answer) -> Option<Finding> {
 }
 
 fn content_type(answer: &Answer) -> Option<Finding> {
-    let found = text(&answer.headers, "content-type");
+    if answer.headers.get_all("content-type").iter().count() > 1 {
+        return Some(Finding::error("content_type", "there is more than one content-type"));
+    }
+    let found = &text(&answer.headers, "content-type");
     let essence = found.split(';').next().unwrap_or_default().trim();
-    match found {
+    match found.as_str() {
         "application/json" => None,
         "" => Some(Finding::error("content_type", "there is no content-type; it must be application/json")),
         _ if essence.eq_ignore_ascii_case("application/json") => Some(Finding::warning(
@@ -125,13 +145,8 @@ fn content_type(answer: &Answer) -> Option<Finding> {
 }
 
 fn caching(headers: &HeaderMap) -> Vec<Finding> {
-    let values: Vec<String> = headers
-        .get_all("cache-control")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|directive| directive.trim().to_ascii_lowercase())
-        .collect();
+    let values = parts(headers, "cache-control");
+    let max_age = values.iter().find_map(|directive| directive.strip_prefix("max-age=")?.parse::<u64>().ok());
     let mut findings = Vec::new();
     // `private="set-cookie"` keeps a header out of caches, and is no different to those who look for the word.
     let forbids = |directive: &&String| {
@@ -140,8 +155,18 @@ fn caching(headers: &HeaderMap) -> Vec<Finding> {
     if let Some(directive) = values.iter().find(forbids) {
         let text = format!("cache-control has \"{}\"; some servers refuse what they must not keep", said(directive));
         findings.push(Finding::warning("not_cacheable", text));
-    } else if !values.iter().any(|directive| directive.starts_with("max-age=")) {
-        findings.push(Finding::warning("no_max_age", "cache-control has no max-age: each server guesses one"));
+    } else if let Some(max_age) = max_age {
+        let age = text(headers, "age").parse().unwrap_or(0);
+        if age >= max_age {
+            let text = format!("the answer is {age} s old, and max-age is {max_age} s: servers fetch each time");
+            findings.push(Finding::warning("stale", text));
+        }
+    } else {
+        let text = "cache-control has no max-age in whole seconds: each server guesses one";
+        findings.push(Finding::warning("no_max_age", text));
+    }
+    if parts(headers, "vary").iter().any(|name| name == "*") {
+        findings.push(Finding::warning("vary", "vary is \"*\", so no cache answers with what it has"));
     }
     if !headers.contains_key("etag") {
         findings.push(Finding::warning("no_etag", "there is no etag, so servers fetch the whole document each time"));
@@ -167,7 +192,15 @@ fn members(client_id: &str, document: &Map<String, Value>, findings: &mut Vec<Fi
         Some(uri) if !same_origin(uri, client_id) => findings.push(other_origin("client_uri", uri)),
         _ => {}
     }
+    let has = |member, fits: fn(&Value) -> bool| document.get(member).is_some_and(fits);
+    let has_keys = has("jwks", Value::is_object) || has("jwks_uri", Value::is_string);
     match document.get("token_endpoint_auth_method").map(|method| method.as_str().unwrap_or_default()) {
+        Some(method @ ("private_key_jwt" | "self_signed_tls_client_auth")) if !has_keys => {
+            findings.push(Finding::error(
+                "keys_missing",
+                format!("token_endpoint_auth_method is \"{method}\", and there is neither jwks nor jwks_uri"),
+            ))
+        }
         Some("none" | "private_key_jwt" | "tls_client_auth" | "self_signed_tls_client_auth") => {}
         None => findings.push(Finding::error(
             "auth_method_missing",
@@ -210,29 +243,40 @@ fn redirect_uris(client_id: &str, uris: Option<&Value>, findings: &mut Vec<Findi
         findings.push(Finding::error("redirect_uris_missing", "redirect_uris is missing, empty or no list"));
         return;
     };
-    for uri in uris {
-        let uri = uri.as_str().unwrap_or_default();
-        match Url::parse(uri) {
-            Ok(url) if url.fragment().is_none() => {
-                if !same_origin(uri, client_id) {
-                    findings.push(other_origin("redirect_uris", uri));
-                }
-            }
-            _ => findings.push(Finding::error(
-                "redirect_uri",
-                format!("\"{}\" in redirect_uris is no URL without a fragment", said(uri)),
-            )),
+    findings.extend(uris.iter().filter_map(|uri| redirect_uri(client_id, uri.as_str().unwrap_or_default())));
+}
+
+fn redirect_uri(client_id: &str, uri: &str) -> Option<Finding> {
+    let fault = |fault| Some(Finding::error("redirect_uri", format!("\"{}\" in redirect_uris {fault}", said(uri))));
+    let Ok(url) = Url::parse(uri) else { return fault("is no URL") };
+    let loopback = known_addresses(&url).is_some_and(|addresses| addresses.iter().all(IpAddr::is_loopback));
+    match url.scheme() {
+        _ if url.fragment().is_some() => fault("has a fragment"),
+        _ if !url.username().is_empty() || url.password().is_some() => fault("has a user name or password"),
+        _ if url.host_str().unwrap_or_default().contains('*') || url.path().contains('*') => {
+            fault("has a `*`: servers compare it byte by byte, or refuse it")
         }
+        "https" if same_origin(uri, client_id) => None,
+        "https" => Some(other_origin("redirect_uris", uri)),
+        "http" if loopback => {
+            let text =
+                format!("\"{}\" in redirect_uris is http on this machine; some servers take https only", said(uri));
+            Some(Finding::warning("redirect_uri_loopback", text))
+        }
+        _ => fault("is not https"),
     }
 }
 
-/// A list that may be left out; where it is there, it has what we need.
+/// A list of texts that may be left out; where it is there, it has what we need.
 fn listed(document: &Map<String, Value>, member: &'static str, needed: &str, findings: &mut Vec<Finding>) {
-    let has = |list: &Vec<Value>| list.iter().any(|value| value == needed);
+    let fits = |list: &Vec<Value>| list.iter().all(Value::is_string) && list.iter().any(|value| value == needed);
     match document.get(member) {
         None => {}
-        Some(Value::Array(list)) if has(list) => {}
-        Some(_) => findings.push(Finding::error(member, format!("{member} is there and lacks \"{needed}\""))),
+        Some(Value::Array(list)) if fits(list) => {}
+        Some(_) => {
+            let text = format!("{member} is there and is no list of texts with \"{needed}\"");
+            findings.push(Finding::error(member, text));
+        }
     }
 }
 
@@ -252,6 +296,8 @@ fn same_origin(uri: &str, client_id: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderValue, header::LOCATION};
+
     use super::*;
 
     const CLIENT_ID: &str = "https://a.example/c.json";
@@ -293,12 +339,33 @@ mod tests {
             (r#"["https://a.example/cb"]"#, "[7]", "redirect_uri"),
             (r#""https://a.example/cb""#, r#""https://a.example/cb#x""#, "redirect_uri"),
             (r#""https://a.example/cb""#, r#""https://a.example:444/cb""#, "other_origin"),
+            (r#""https://a.example/cb""#, r#""javascript:alert(1)""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""data:text/html,x""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""com.example.app:/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""http://a.example/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""http://127.0.0.1:7/cb""#, "redirect_uri_loopback"),
+            (r#""https://a.example/cb""#, r#""http://[::1]/cb""#, "redirect_uri_loopback"),
+            (r#""https://a.example/cb""#, r#""http://localhost/cb""#, "redirect_uri_loopback"),
+            (r#""https://a.example/cb""#, r#""http://10.0.0.1/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""https://u@a.example/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""https://:p@a.example/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""https://*.a.example/cb""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""https://a.example/*""#, "redirect_uri"),
+            (r#""https://a.example/cb""#, r#""https://a.example/cb","javascript:alert(1)""#, "redirect_uri"),
             (r#","token_endpoint_auth_method":"none""#, "", "auth_method_missing"),
             (r#""none""#, r#""client_secret_post""#, "auth_method"),
             (r#""none""#, "7", "auth_method"),
+            (r#""none""#, r#""private_key_jwt""#, "keys_missing"),
+            (r#""none""#, r#""self_signed_tls_client_auth""#, "keys_missing"),
+            (r#""none""#, r#""private_key_jwt","jwks_uri":"https://a.example/k""#, "extra_member"),
+            (r#""none""#, r#""private_key_jwt","jwks":{"keys":[]}"#, "extra_member"),
             (r#""authorization_code","#, "", "grant_types"),
             (r#","refresh_token""#, "", "no_refresh_grant"),
             (r#"["code"]"#, r#"["token"]"#, "response_types"),
+            (r#"["code"]"#, r#"["code",7]"#, "response_types"),
+            (r#""refresh_token"]"#, r#""refresh_token",{}]"#, "grant_types"),
+            (r#"{"client_id":"#, r#"{"client_id":"https://b.example/c.json","client_id":"#, "duplicate_member"),
+            (r#"{"client_id":"#, r#"{"client\u005fid":7,"client_id":"#, "duplicate_member"),
             (r#""none""#, r#""none","client_secret":"x""#, "secret"),
             (r#""none""#, r#""none","client_secret_expires_at":0"#, "secret"),
             (r#""none""#, r#""none","logo_uri":null"#, "null"),
@@ -327,6 +394,11 @@ mod tests {
     fn what_strangers_say_is_safe_to_show() {
         let shown = said(&format!("\u{1b}[2J\r\n{}", "ü".repeat(1000)));
         assert!(shown.len() < 210 && !shown.contains(['\u{1b}', '\n', '\r']), "{shown}");
+        let location = HeaderValue::from_bytes(b"/\t\x9b2J").expect("a value");
+        let headers = [(LOCATION, location)].into_iter().collect();
+        let found = super::answer(CLIENT_ID, &Answer { status: 302, headers, ..good() });
+        let message = found.first().map(|finding| finding.message.as_str());
+        assert_eq!(message, Some(r#"the answer is 302, a redirect to "/\t\u{9b}2J": servers follow none"#));
     }
 
     #[test]

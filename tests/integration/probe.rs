@@ -9,7 +9,7 @@ use axum::{
 };
 use envoy_cimd::outgoing::MAX_BODY;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -88,8 +88,9 @@ impl Liar {
         let document = format!(
             r#"{{"client_id":"{origin}{DOCUMENT}","client_name":"Lies","redirect_uris":["{origin}/cb"],"grant_types":["authorization_code","refresh_token"],"token_endpoint_auth_method":"none"}}"#
         );
-        let app = Router::new().fallback(any(move |request: Asked| {
+        let app = Router::new().fallback(any(move |mut request: Asked| {
             let document = document.clone();
+            request.extensions_mut().insert(Document(document.clone()));
             async move {
                 if request.uri().path() == "/pending" {
                     std::future::pending::<()>().await;
@@ -100,6 +101,14 @@ impl Liar {
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { _dir: dir, origin, ca: certificates.ca.to_str().expect("text").to_owned() }
     }
+}
+
+/// What an honest answer has, for a lie about a part of it.
+#[derive(Clone)]
+struct Document(String);
+
+fn document(asked: &Asked) -> &str {
+    &asked.extensions().get::<Document>().expect("a document").0
 }
 
 fn honest(method: &Method, document: String) -> Reply {
@@ -116,6 +125,11 @@ fn with(mut reply: Reply, header: &'static str, value: &'static str) -> Reply {
     reply
 }
 
+fn and(mut reply: Reply, header: &'static str, value: &'static str) -> Reply {
+    reply.headers_mut().append(header, value.parse().expect("a value"));
+    reply
+}
+
 fn without(mut reply: Reply, header: &str) -> Reply {
     reply.headers_mut().remove(header);
     reply
@@ -128,6 +142,13 @@ fn status(mut reply: Reply, status: u16) -> Reply {
 
 fn body(reply: Reply, body: impl Into<Body>) -> Reply {
     reply.map(|_| body.into())
+}
+
+/// The document with this member instead of what it has.
+fn member(asked: &Asked, reply: Reply, name: &str, value: Value) -> Reply {
+    let mut document: Value = serde_json::from_str(document(asked)).expect("JSON");
+    document[name] = value;
+    body(reply, document.to_string())
 }
 
 #[tokio::test]
@@ -147,17 +168,36 @@ async fn every_lie_is_found() {
         ("status", 1, |_, reply| body(status(reply, 403), r#"{"error":"https_required"}"#)),
         ("content_type", 1, |_, reply| with(reply, "content-type", "application/octet-stream")),
         ("content_type", 1, |_, reply| without(reply, "content-type")),
+        ("content_type", 1, |_, reply| and(reply, "content-type", "application/json")),
+        ("content_type", 1, |_, reply| and(reply, "content-type", "text/plain")),
         ("content_type_parameters", 0, |_, reply| with(reply, "content-type", "application/json; charset=utf-8")),
         ("content_encoding", 1, |_, reply| with(reply, "content-encoding", "identity")),
         ("too_large", 1, |_, reply| body(reply, format!(r#"{{"client_id":"{}"}}"#, "x".repeat(MAX_BODY)))),
         ("not_json", 1, |_, reply| body(reply, "")),
         ("not_json", 1, |_, reply| body(reply, "[]")),
         ("not_json", 1, |_, reply| body(reply, "\u{feff}{}")),
+        ("duplicate_member", 1, |asked, reply| {
+            body(reply, document(asked).replacen('{', r#"{"client_id":"https://other.example/c.json","#, 1))
+        }),
+        ("redirect_uri", 1, |asked, reply| member(asked, reply, "redirect_uris", json!(["javascript:alert(1)"]))),
+        ("redirect_uri", 1, |asked, reply| member(asked, reply, "redirect_uris", json!(["https://*.example/cb"]))),
+        ("redirect_uri_loopback", 0, |asked, reply| {
+            member(asked, reply, "redirect_uris", json!(["http://127.0.0.1:8000/cb"]))
+        }),
+        ("keys_missing", 1, |asked, reply| {
+            member(asked, reply, "token_endpoint_auth_method", json!("private_key_jwt"))
+        }),
+        ("response_types", 1, |asked, reply| member(asked, reply, "response_types", json!(["code", 7]))),
         ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "private, max-age=60")),
         ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "No-Cache")),
         ("not_cacheable", 0, |_, reply| with(reply, "cache-control", "no-store")),
         ("no_max_age", 0, |_, reply| with(reply, "cache-control", "public")),
         ("no_max_age", 0, |_, reply| without(reply, "cache-control")),
+        ("no_max_age", 0, |_, reply| with(reply, "cache-control", "max-age=banana")),
+        ("stale", 0, |_, reply| with(reply, "age", "60")),
+        ("stale", 0, |_, reply| with(reply, "cache-control", "max-age=0")),
+        ("vary", 0, |_, reply| with(reply, "vary", "accept, *")),
+        ("set_cookie", 0, |_, reply| with(reply, "set-cookie", "a=b")),
         ("no_etag", 0, |_, reply| without(reply, "etag")),
         ("accept", 0, |asked, reply| match asked.headers()["accept"].to_str() {
             Ok("text/html") => body(reply, PAGE),
@@ -199,46 +239,6 @@ async fn every_lie_is_found() {
     assert_eq!((code, codes), (Some(1), vec!["special_use_address".into(), "timeout".into()]));
 }
 
-#[tokio::test]
-async fn a_bad_certificate_is_named() {
-    type Row = (&'static str, fn(&mut CertificateParams));
-    let rows: &[Row] = &[
-        ("tls_untrusted", |_| {}),
-        ("tls_untrusted", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
-        ("tls_expired", |leaf| leaf.not_after = date_time_ymd(2001, 1, 1)),
-        ("tls_not_yet_valid", |leaf| leaf.not_before = date_time_ymd(2901, 1, 1)),
-        ("tls_wrong_name", |leaf| {
-            leaf.subject_alt_names = vec![rcgen::SanType::DnsName("other.localhost".try_into().expect("a name"))];
-        }),
-    ];
-    for (expected, edit) in rows {
-        let liar = Liar::start(edit, |_, reply| reply).await;
-        let trusted: &[&str] = if *expected == "tls_untrusted" { &[] } else { &["--extra-ca", &liar.ca] };
-        let (code, verdict, codes) = probe(&[&[liar.origin.as_str()], trusted].concat()).await;
-        assert_eq!((code, verdict.as_str()), (Some(1), "refused"), "{expected}");
-        assert_eq!(codes, ["special_use_address", expected]);
-    }
-}
-
-#[tokio::test]
-async fn who_could_not_be_asked_is_not_judged() {
-    // Bound and never listened on: nobody else gets this port meanwhile.
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
-    let nobody = socket.local_addr().expect("an address").to_string();
-    let (code, verdict, codes) = probe(&["https://mcp.example.com", "--connect-to", &nobody]).await;
-    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unreachable".into()]));
-    let (code, verdict, codes) = probe(&["https://no.such.host.invalid"]).await;
-    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unresolvable".into()]));
-    for (args, error) in [
-        (&[][..], "<URL>"),
-        (&["http://mcp.example.com"], "must be https"),
-        (&["https://mcp.example.com", "--ready"], "cannot be used with"),
-        (&["https://mcp.example.com", "--timeout=0"], "--timeout"),
-        (&["https://mcp.example.com", "--extra-ca=/nowhere"], "--extra-ca /nowhere"),
-        (&["https://192.0.2.1", "--connect-to=127.0.0.1:1"], "--connect-to: the URL names an address itself"),
-        (&["--ready", "https://127.0.0.1:9002/readyz"], "must be `http://…` or `unix:/path`"),
-    ] {
 /// Whoever takes a connection was asked, and a server would get no more of it.
 #[tokio::test]
 async fn what_is_no_answer_is_refused() {
@@ -274,6 +274,51 @@ async fn what_is_no_answer_is_refused() {
     assert!(stdout.contains("error no_answer: no whole answer came: invalid HTTP header parsed\n"), "{stdout}");
 }
 
+#[tokio::test]
+async fn a_bad_certificate_is_named() {
+    type Row = (&'static str, fn(&mut CertificateParams));
+    let rows: &[Row] = &[
+        ("tls_untrusted", |_| {}),
+        ("tls_untrusted", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
+        ("tls_expired", |leaf| leaf.not_after = date_time_ymd(2001, 1, 1)),
+        ("tls_not_yet_valid", |leaf| leaf.not_before = date_time_ymd(2901, 1, 1)),
+        ("tls_wrong_name", |leaf| {
+            leaf.subject_alt_names = vec![rcgen::SanType::DnsName("other.localhost".try_into().expect("a name"))];
+        }),
+    ];
+    for (expected, edit) in rows {
+        let liar = Liar::start(edit, |_, reply| reply).await;
+        let trusted: &[&str] = if *expected == "tls_untrusted" { &[] } else { &["--extra-ca", &liar.ca] };
+        let (code, verdict, codes) = probe(&[&[liar.origin.as_str()], trusted].concat()).await;
+        assert_eq!((code, verdict.as_str()), (Some(1), "refused"), "{expected}");
+        assert_eq!(codes, ["special_use_address", expected]);
+    }
+}
+
+#[tokio::test]
+async fn who_could_not_be_asked_is_not_judged() {
+    // Bound and never listened on: nobody else gets this port meanwhile.
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let nobody = socket.local_addr().expect("an address").to_string();
+    let (code, verdict, codes) = probe(&["https://mcp.example.com", "--connect-to", &nobody]).await;
+    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unreachable".into()]));
+    let (code, verdict, codes) = probe(&["https://no.such.host.invalid"]).await;
+    assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unresolvable".into()]));
+    for args in [["https://mcp.example.com", "--extra-ca=/nowhere"], ["https://192.0.2.1", "--connect-to=127.0.0.1:1"]]
+    {
+        assert_eq!(probe(&args).await, (Some(2), "not_asked".into(), vec!["option".into()]));
+    }
+    for (args, error) in [
+        (&[][..], "<URL>"),
+        (&["http://mcp.example.com"], "must be https"),
+        (&["https://mcp.example.com", "--ready"], "cannot be used with"),
+        (&["https://mcp.example.com", "--timeout=0"], "--timeout"),
+        (&["https://mcp.example.com", "--extra-ca=/nowhere"], "--extra-ca /nowhere"),
+        (&["https://192.0.2.1", "--connect-to=127.0.0.1:1"], "--connect-to: the URL names an address itself"),
+        (&["--ready", "https://127.0.0.1:9002/readyz"], "must be `http://…` or `unix:/path`"),
+        (&["--ready", "http://127.0.0.1:9002/metrics"], "must end in /readyz, or have no path"),
+    ] {
         let (code, stdout, stderr) = run(args).await;
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?} {stderr}");
         assert!(stderr.contains(error), "{args:?} {stderr}");
@@ -304,8 +349,3 @@ async fn whether_a_process_is_ready() {
     let (code, _, stderr) = run(&["--ready", &url]).await;
     assert_eq!((code, stderr.as_str()), (Some(1), "envoy-cimd: not ready: no answer within 3 seconds\n"));
 }
-    for args in [["https://mcp.example.com", "--extra-ca=/nowhere"], ["https://192.0.2.1", "--connect-to=127.0.0.1:1"]]
-    {
-        assert_eq!(probe(&args).await, (Some(2), "not_asked".into(), vec!["option".into()]));
-    }
-        (&["--ready", "http://127.0.0.1:9002/metrics"], "must end in /readyz, or have no path"),
