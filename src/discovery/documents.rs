@@ -168,7 +168,8 @@ impl ServerMetadata {
 /// Where the issuer is no URL, or none that RFC 8414, section 2, allows.
 pub fn server_addresses(issuer: &str) -> Result<Vec<Url>, Problem> {
     let url = strangers_url("issuer", issuer)?;
-    if url.query().is_some() || url.fragment().is_some() {
+    // Without a host there is nobody to ask: `mailto:` and its like.
+    if !url.has_host() || url.query().is_some() || url.fragment().is_some() {
         return Err(Problem::NotUrl("issuer"));
     }
     // Of each the one for the whole issuer, never the root's: that would be another issuer's.
@@ -202,8 +203,7 @@ fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
     let url = (text.len() <= MAX_URL && text.is_ascii())
         .then(|| Url::options().syntax_violation_callback(Some(&note)).parse(text).ok())
         .flatten();
-    // Without a host there is nobody to ask: `mailto:` and its like.
-    url.filter(|url| !mended.get() && url.has_host() && url.username().is_empty() && url.password().is_none())
+    url.filter(|url| !mended.get() && url.username().is_empty() && url.password().is_none())
         .ok_or(Problem::NotUrl(name))
 }
 
