@@ -14,9 +14,10 @@ use crate::{
     browser, callback,
     choreographer::Choreographer,
     cli::Limits,
-    document::{self, NameTemplate},
-    documents::Documents,
+    document::{self, Document, NameTemplate},
     metrics::Metrics,
+    origin::Origin,
+    recent::Recent,
     refusal::{Audience, Refusal},
     refusal_log::RefusalLog,
     reply::Reply,
@@ -31,7 +32,9 @@ use crate::{
 pub struct Endpoints {
     pub paths: Paths,
     pub names: NameTemplate,
-    pub documents: Documents,
+    /// The routes that came with requests lately, and the documents that were asked for.
+    pub recent_routes: Recent<Route>,
+    pub recent_documents: Recent<KeptDocument>,
     /// The `cache-control` of a document.
     pub cache_control: String,
     /// The config file's routes, the newest good ones.
@@ -48,6 +51,21 @@ pub struct Endpoints {
     pub refusals: Arc<RefusalLog>,
     /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
     pub calls: TaskTracker,
+}
+
+/// A document, and what of a route it follows from.
+#[derive(Debug)]
+pub struct KeptDocument {
+    origin: Origin,
+    client_name: Option<String>,
+    document: Document,
+}
+
+impl KeptDocument {
+    fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
+        let document = Document::new(route, paths, names)?;
+        Ok(Self { origin: route.origin.clone(), client_name: route.client_name.clone(), document })
+    }
 }
 
 impl fmt::Debug for Endpoints {
@@ -160,7 +178,8 @@ impl Endpoints {
     fn route(&self, request: &Request<'_>, sources: &Sources<'_>) -> Result<Arc<Route>, RouteError> {
         let gives_from = |Fields([from, ..]): &Fields<'_>| from.is_some();
         if gives_from(&sources.attributes) {
-            return Route::new(&sources.attributes).map(Arc::new);
+            let fields = &sources.attributes;
+            return self.recent_routes.get(fields, |route| route.is_of(fields), || Route::new(fields));
         }
         if let Some(route) = self.routes.load().find(request.authority()) {
             return Ok(Arc::clone(route));
@@ -173,7 +192,12 @@ impl Endpoints {
 
     fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
-        let document = self.documents.of(route, &self.paths, &self.names).map_err(Refusal::MisconfiguredRoute)?;
+        let kept = self.recent_documents.get(
+            (route.origin.as_str(), &route.client_name),
+            |kept| kept.origin == route.origin && kept.client_name == route.client_name,
+            || KeptDocument::new(route, &self.paths, &self.names),
+        );
+        let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
         check(request, route, document::METHODS)?;
         if query.is_some() {
             return Err(Refusal::NotFound);

@@ -14,11 +14,11 @@ pub const NAMESPACE: &str = "envoy_cimd";
 pub const KEYS: [&str; 5] = ["from", "to", "route_id", "client_name", "authorization_server"];
 
 /// What one source says of a route, unchecked, in the order of [`KEYS`].
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Hash, PartialEq)]
 pub struct Fields<'a>(pub [Option<Field<'a>>; KEYS.len()]);
 
 /// The value of one key of a route.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Hash, PartialEq)]
 pub enum Field<'a> {
     Text(&'a str),
     /// A number, list or the like, which no key takes.
@@ -78,6 +78,17 @@ impl Route {
             authorization_server: authorization_server.map(str::to_owned),
             origin,
         })
+    }
+
+    /// Whether this is what a source says, in the one spelling of `from`.
+    pub fn is_of(&self, fields: &Fields<'_>) -> bool {
+        let Fields([from, to, id, client_name, authorization_server]) = fields;
+        let is = |field: &Option<Field<'_>>, text: Option<&str>| *field == text.map(Field::Text);
+        is(from, Some(self.origin.as_str()))
+            && (is(id, Some(&self.id)) || id.is_none() && self.id == self.origin.authority())
+            && is(to, self.to.as_deref())
+            && is(client_name, self.client_name.as_deref())
+            && is(authorization_server, self.authorization_server.as_deref())
     }
 
     /// The upstream MCP server's URL, in the operator's spelling.
@@ -319,6 +330,28 @@ mod tests {
             let error_of = Route::new(&Fields(fields)).expect_err(error);
             assert_eq!(error_of.to_string(), error);
         }
+    }
+
+    #[test]
+    fn a_route_knows_what_it_was_made_of() {
+        let text = |text| Some(Field::Text(text));
+        let fields =
+            [text("https://a.example"), text("https://b.example"), text("id"), text("name"), text("https://c.example")];
+        let route = Route::new(&Fields(fields)).expect("a good route");
+        assert!(route.is_of(&Fields(fields)));
+        for changed in 0..fields.len() {
+            for other in [None, text("https://d.example"), Some(Field::NotText)] {
+                let mut fields = fields;
+                fields[changed] = other;
+                assert!(!route.is_of(&Fields(fields)), "{fields:?}");
+            }
+        }
+        let bare = Fields([text("https://a.example"), None, None, None, None]);
+        assert!(Route::new(&bare).expect("a good route").is_of(&bare));
+        assert!(!Route::new(&bare).expect("a good route").is_of(&Fields(fields)));
+        // Another spelling is made anew each time.
+        let other = Fields([text("https://A.example"), None, None, None, None]);
+        assert!(!Route::new(&other).expect("a good route").is_of(&other));
     }
 
     #[test]
