@@ -17,8 +17,9 @@ impl ReturnTo {
     /// Reads a `return_to` for an origin; none where it could lead away, or is no path.
     pub fn parse(text: &str, origin: &Origin) -> Option<Self> {
         // Browsers drop tabs and newlines and take a backslash for a slash, so a text with one of these is not what
-        // it looks like. The rest is the URL standard's to say.
-        let plain = text.starts_with('/') && !text.contains(|c: char| c.is_ascii_control() || c == '\\');
+        // it looks like. Two slashes begin a host, be it our own. The rest is the URL standard's to say.
+        let local = text.starts_with('/') && !text.starts_with("//");
+        let plain = local && !text.contains(|c: char| c.is_ascii_control() || c == '\\');
         if text.len() > MAX_LENGTH || !plain {
             return None;
         }
@@ -74,6 +75,7 @@ mod tests {
             ("?a", None),
             ("//evil.example", None),
             ("///evil.example", None),
+            ("//mcp.example.com:8443/a", None),
             ("/\\evil.example", None),
             ("\\/evil.example", None),
             ("/\t/evil.example", None),
