@@ -451,7 +451,7 @@ async fn redis_is_told_when_what_is_to_go() {
         assert!(found.iter().zip(lives).all(|(found, lives)| lives.contains(found)), "{kind}: {found:?}");
     };
     within("flow", &[1..=60, 61..=600, 61..=600, 61..=600]);
-    within("pending", &[1..=60, 61..=600, 61..=600]);
+    within("flows", &[1..=60, 61..=600, 61..=600]);
     for kind in ["key_check", "sequence", "token", "route"] {
         within(kind, &[-1..=-1]);
     }
