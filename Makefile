@@ -21,6 +21,12 @@ FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 
+# The program $(1) of the Debian package $(2): as root on Debian it is installed, elsewhere it is named. $(3) is what else
+# would do.
+needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
+	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
+
 .PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint advisories manifests e2e e2e-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
@@ -41,17 +47,13 @@ soak: $(NEEDS_ENVOY) redis-needs ## SOAK_SECONDS (600) of everything at once whi
 	cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),soak)
 
 redis-needs:
-	@command -v $(REDIS_SERVER) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; } \
-		|| { echo "redis-server is needed (Debian: apt-get install redis-server); or set REDIS_SERVER to a Redis or Valkey of yours" >&2; exit 1; }
+	@$(call needs,$(REDIS_SERVER),redis-server,; or set REDIS_SERVER to a Redis or Valkey of yours)
 
 bench: $(NEEDS_ENVOY) bench-needs ## what a request costs, in this process and through Envoy; ARGS='--bench through_envoy -- load' is a part
 	cargo bench --locked $(or $(ARGS),--bench in_process --bench through_envoy)
 
 bench-needs:
-	@command -v wrk >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends wrk; } \
-		|| { echo "wrk is needed (Debian: apt-get install wrk)" >&2; exit 1; }
+	@$(call needs,wrk,wrk)
 
 fuzz: fuzz-build ## each of FUZZ_TARGETS (all) for FUZZ_SECONDS (10), two at once (installs cargo-fuzz)
 	@$(MAKE) --no-print-directory -j2 $(addprefix fuzz-,$(FUZZ_TARGETS))
