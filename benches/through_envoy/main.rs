@@ -19,7 +19,7 @@ use crate::{
         Certificates, Cimd, Envoy, get,
         grpc::{channel, fetch_documents},
         in_process::{CALLBACK, DOCUMENT, forged},
-        metric, resident,
+        key_file, metric, resident,
     },
     variant::{Expected, Sample, Variant},
 };
@@ -76,8 +76,7 @@ async fn load() {
         connections: setting("BENCH_CONNECTIONS", 32),
     };
     let dir = tempfile::tempdir().expect("a folder");
-    let keys = dir.path().join("state.keys");
-    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("randomness")).expect("a key file");
+    let keys = key_file(dir.path());
     let keys_flag = format!("--state-keys={}", keys.display());
     let socket = format!("unix:{}", dir.path().join("cimd.sock").display());
     let floor = Floor::start().await;

@@ -20,7 +20,6 @@ use envoy_cimd::{
     choreographer::Embedded,
     cli,
     proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
-    secret::generate_key_line,
     user::User,
 };
 use serde::Deserialize;
@@ -34,7 +33,7 @@ use url::{Url, form_urlencoded};
 use crate::{
     choreographer::{Call, Fake, ISSUER, Mood},
     exchange::single,
-    stack::{self, Certificates},
+    stack::{self, Certificates, key_file},
     world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
 };
 
@@ -76,8 +75,7 @@ const LONG: &str = "model-context-protocol-gateway.production.eu-central-1.data-
 async fn e2e_in_a_browser() {
     let neighbour = Neighbour::start().await;
     let dir = tempfile::tempdir().expect("a folder");
-    let keys = dir.path().join("keys");
-    std::fs::write(&keys, generate_key_line().expect("a key")).expect("the keys");
+    let keys = key_file(dir.path());
     let choreographer = neighbour.on_fake(|fake| fake.url());
     let cimd = ["--choreographer", &choreographer, "--state-keys", keys.to_str().expect("text"), "--single-user"];
     let long = format!("from=https://{LONG}");

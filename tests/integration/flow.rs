@@ -14,7 +14,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     choreographer::{Call as Recorded, Fake, ISSUER, Mood, Place},
-    stack::{Answered, Call, Certificates, Cimd, get},
+    stack::{Answered, Call, Certificates, Cimd, get, key_file},
     world::{CALLBACK, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
 };
 
@@ -50,8 +50,7 @@ impl Flows {
 
     async fn on(fake: Fake, flags: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
-        let keys = dir.path().join("keys");
-        std::fs::write(&keys, generate_key_line().expect("a key")).expect("the keys");
+        let keys = key_file(dir.path());
         let world = Self::world(&fake, &keys, flags, edit).await;
         Self { world, fake, keys, _dir: dir, secrets: Mutex::default() }
     }

@@ -6,7 +6,7 @@ use http::Version;
 
 use crate::{
     flow::press,
-    stack::{Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy, metric},
+    stack::{Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy, key_file, metric},
     world::{DOCUMENT, HOSTS, Upstream, Wish, envoy_config, executable},
 };
 
@@ -157,8 +157,7 @@ async fn the_choreographer_and_we_prove_who_we_are() {
     let server = authority.issue("choreographer", &["localhost", "spiffe://mesh.example/choreographer"]);
     let cimd = authority.issue("cimd", CIMD);
     let other = authority.issue("other", OTHER);
-    let keys = ours.path().join("keys");
-    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("a key")).expect("the keys");
+    let keys = key_file(ours.path());
     let allow = "--allow-peer=spiffe://mesh.example/ns/edge/sa/cimd";
     let flags = [listener(&server), vec![allow]].concat();
     let choreographer = Choreographer::start(&executable(), &flags).await;
@@ -194,8 +193,7 @@ async fn certificates_of_the_choreographer_are_read_again() {
     let (old, new) = (Authority::make(first.path()), Authority::make(second.path()));
     let server = old.issue("choreographer", &["localhost"]);
     let cimd = old.issue("cimd", CIMD);
-    let keys = first.path().join("keys");
-    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("a key")).expect("the keys");
+    let keys = key_file(first.path());
     let mut choreographer = Choreographer::start(&executable(), &listener(&server)).await;
     let url = choreographer.address.replace("127.0.0.1", "https://localhost");
     let flags = ["--single-user", "--state-keys", text(&keys), "--choreographer", &url];

@@ -17,7 +17,7 @@ use crate::{
     envoy_config::{printed, validate},
     flow::{Begun, Flows, honest, press, without_cookie},
     stack::{Call, Certificates, Client},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, shell},
+    world::{CALLBACK, DOCUMENT, START, Wish, World, list, manager, shell, virtual_hosts},
 };
 
 const NOTES: &str = "notes.localhost";
@@ -91,8 +91,7 @@ impl Recipe {
                     }
                 }
                 "typed_per_filter_config of /.pomerium/oauth/start and /.pomerium/oauth/callback" => {
-                    let hosts = list(&mut manager(&mut resources["listeners"][0])["route_config"]["virtual_hosts"]);
-                    for route in hosts.iter_mut().flat_map(|host| list(&mut host["routes"])) {
+                    for route in virtual_hosts(config).iter_mut().flat_map(|host| list(&mut host["routes"])) {
                         if [START, CALLBACK].iter().any(|path| route["match"]["path"] == **path) {
                             merge(&mut route["typed_per_filter_config"], piece);
                         }
@@ -118,14 +117,6 @@ impl Recipe {
         })
         .await
     }
-}
-
-fn list(value: &mut Value) -> &mut Vec<Value> {
-    value.as_array_mut().expect("a list")
-}
-
-fn manager(listener: &mut Value) -> &mut Value {
-    &mut listener["filter_chains"][0]["filters"][0]["typed_config"]
 }
 
 fn merge(into: &mut Value, piece: &Value) {

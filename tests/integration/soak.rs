@@ -24,7 +24,6 @@ use envoy_cimd::{
         complete_authorization_request::Answer, complete_authorization_response, complete_refusal::Reason,
         upstream_tokens_client::UpstreamTokensClient,
     },
-    secret::generate_key_line,
     user::User,
 };
 use tempfile::TempDir;
@@ -42,7 +41,7 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Refresh, Servers},
     exchange::{CALLBACK, CLIENT},
-    stack::{Certificates, Process, ready_address},
+    stack::{Certificates, Process, key_file, ready_address},
     store::Redis,
     tokens::{over, person},
     world::executable,
@@ -260,12 +259,10 @@ impl Bed {
         let (listen, tokens_listen) = (socket("choreographer.sock"), socket("tokens.sock"));
         let mut flags =
             ["--listen", &listen, "--tokens-listen", &tokens_listen, "--admin-listen", "127.0.0.1:0"].to_vec();
-        let (ca, state, keys) =
-            (text(&certificates.ca), text(&dir.path().join("state")), text(&dir.path().join("keys")));
+        let (ca, state, keys) = (text(&certificates.ca), text(&dir.path().join("state")), text(&key_file(dir.path())));
         flags.extend(["--extra-ca", &ca, "--allow-host", HOST, "--drain-delay", "0", "--state-dir", &state]);
         let store = redis.as_ref().map(|redis| redis.url("redis", ""));
         if let Some(store) = &store {
-            std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
             flags.extend(["--store", store, "--encryption-keys", &keys]);
         }
         // They find it again whenever it is there.

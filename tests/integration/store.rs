@@ -15,7 +15,7 @@ use envoy_cimd::{
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::stack::{Certificates, Process};
+use crate::stack::{Certificates, Process, key_file};
 
 const NOW: u64 = 1_800_000_000;
 const LIMITS: FlowLimits = FlowLimits { of_user: 20, in_all: 100_000 };
@@ -527,8 +527,7 @@ struct Bed {
 
 impl Bed {
     fn new(dir: TempDir, url: String, redis: Option<Redis>) -> Self {
-        let keys = dir.path().join("keys");
-        std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+        let keys = key_file(dir.path());
         Self { url: url.parse().expect("a URL"), keys, extra_ca: None, redis, _dir: dir }
     }
 

@@ -22,7 +22,7 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CLIENT, Party, single},
-    stack::{Certificates, Choreographer, metric, ready_address},
+    stack::{Certificates, Choreographer, key_file, metric, ready_address},
     store::Redis,
     world::{executable, run},
 };
@@ -339,8 +339,7 @@ pub struct Kept {
 
 impl Kept {
     pub fn new(dir: TempDir, url: Option<String>) -> Self {
-        let keys = dir.path().join("keys");
-        std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+        let keys = key_file(dir.path());
         let url = url.unwrap_or_else(|| format!("file:{}", dir.path().join("store.redb").display()));
         Self { url: url.parse().expect("a URL"), keys, dir }
     }

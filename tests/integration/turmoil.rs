@@ -15,7 +15,7 @@ use std::{
 
 use envoy_cimd::{
     proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
-    secret::{generate_key_line, random},
+    secret::random,
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use http::Version;
@@ -39,7 +39,9 @@ use crate::{
     exchange::single,
     flow::press,
     soak::{Chance, number},
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::document_of, resident},
+    stack::{
+        Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::document_of, key_file, resident,
+    },
     store::Redis,
     world::{CALLBACK, DOCUMENT, Wish, envoy_config, executable},
 };
@@ -211,8 +213,7 @@ impl Bed {
         let certificates = Certificates::make(dir.path(), &names);
         let servers = Servers::start(&certificates, vec![Lie::none(NAME)]).await;
         let redis = Redis::start(dir.path(), &[], "--port").await;
-        let keys = text(&dir.path().join("keys"));
-        std::fs::write(&keys, generate_key_line().expect("a key")).expect("a key file");
+        let keys = text(&key_file(dir.path()));
         let (ca, store) = (text(&certificates.ca), redis.url("redis", ""));
         let tokens = format!("unix:{}", text(&dir.path().join("tokens.sock")));
         let mut flags = vec!["--store", &store, "--encryption-keys", &keys, "--extra-ca", &ca, "--allow-host", HOST];

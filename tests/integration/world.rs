@@ -127,8 +127,16 @@ pub fn envoy_config(certificates: &Certificates, processor: &str, upstream: &str
 
 /// The virtual hosts of the https listener.
 pub fn virtual_hosts(config: &mut Value) -> &mut Vec<Value> {
-    let manager = &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
-    manager["route_config"]["virtual_hosts"].as_array_mut().expect("virtual hosts")
+    list(&mut manager(&mut config["static_resources"]["listeners"][0])["route_config"]["virtual_hosts"])
+}
+
+/// The connection manager of a listener.
+pub fn manager(listener: &mut Value) -> &mut Value {
+    &mut listener["filter_chains"][0]["filters"][0]["typed_config"]
+}
+
+pub fn list(value: &mut Value) -> &mut Vec<Value> {
+    value.as_array_mut().expect("a list")
 }
 
 /// What a route or a virtual host tells our filter.
@@ -145,8 +153,7 @@ pub fn without_metadata(config: &mut Value) {
 
 /// The HTTP filters of the https listener.
 pub fn http_filters(config: &mut Value) -> &mut Vec<Value> {
-    let manager = &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
-    manager["http_filters"].as_array_mut().expect("filters")
+    list(&mut manager(&mut config["static_resources"]["listeners"][0])["http_filters"])
 }
 
 /// An upstream that answers everything and remembers what it was asked.

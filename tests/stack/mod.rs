@@ -87,6 +87,13 @@ impl Certificates {
     }
 }
 
+/// A file with a fresh key, as `keygen` prints it.
+pub fn key_file(dir: &Path) -> PathBuf {
+    let path = dir.join("keys");
+    std::fs::write(&path, envoy_cimd::secret::generate_key_line().expect("a key")).expect("a key file");
+    path
+}
+
 /// A process whose output is kept, line by line. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
