@@ -1,8 +1,14 @@
 //! Each limit, what is said above it, and what then does not happen.
 
+use std::net::SocketAddr;
+
 use envoy_cimd::proto::{BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason};
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use http::Version;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, TcpStream},
+};
 use tonic::Code;
 
 use crate::{
@@ -11,9 +17,9 @@ use crate::{
     exchange::Party,
     flow::{Flows, honest, press, with_query},
     lifecycle::open_stream,
-    stack::{Call, grpc::channel},
+    stack::{Call, Cimd, get, grpc::channel},
     tokens::person,
-    world::{CALLBACK, DOCUMENT, START, Wish, World},
+    world::{CALLBACK, DOCUMENT, START, Wish, World, executable},
 };
 
 const NOTES: &str = "notes.localhost";
@@ -118,7 +124,7 @@ async fn flows_of_one_and_of_all() {
 #[tokio::test]
 async fn lookups() {
     let party = Party::start(vec![Lie::none("good")], &["--max-lookups=1"]).await;
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let upstream = format!("http://{}/mcp", silent.local_addr().expect("an address"));
     let hanging = BeginAuthorizationRequest { upstream, ..party.request("good") };
     let (slow, refusal) = tokio::join!(party.begin_with(hanging), async {
@@ -128,4 +134,18 @@ async fn lookups() {
     assert_eq!(refusal, Some(Reason::TooManyFlows));
     assert_eq!(refused(&slow), Some(Reason::AuthorizationServerUnusable));
     assert_eq!(refused(&party.begin_with(party.request("good")).await), None);
+}
+
+/// Callers who say nothing keep nobody out for long.
+#[tokio::test]
+async fn slow_callers_of_the_admin_listener() {
+    let cimd = Cimd::start(&executable(), &[]).await;
+    let address: SocketAddr = cimd.admin.parse().expect("an address");
+    let mut slow = Vec::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        stream.write_all(b"GET /hea").await.expect("sent");
+        slow.push(stream);
+    }
+    assert_eq!(get(address, "/readyz").await.expect("an answer").0, 200);
 }

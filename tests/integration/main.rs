@@ -20,7 +20,6 @@ mod probe;
 mod recipes;
 mod security;
 mod settings;
-mod signals;
 mod soak;
 mod sources;
 #[path = "../stack/mod.rs"]
@@ -29,6 +28,7 @@ mod stack;
 mod static_cimd;
 mod store;
 mod stream;
+mod telemetry;
 mod tokens;
 mod turmoil;
 mod world;

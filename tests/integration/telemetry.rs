@@ -10,14 +10,13 @@ use opentelemetry_proto::tonic::{
     common::v1::any_value::Value as Attribute,
     trace::v1::{Span, span::SpanKind},
 };
-use tokio::io::AsyncWriteExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{connect_through, with_upstream},
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, get, grpc::channel},
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, grpc::channel, key_file},
     world::{Wish, World, executable},
 };
 
@@ -70,8 +69,7 @@ async fn traces_join_envoys_and_hold_no_secret() {
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
     let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
-    let keys = dir.path().join("keys");
-    std::fs::write(&keys, envoy_cimd::secret::generate_key_line().expect("a key")).expect("the keys");
+    let keys = key_file(dir.path());
     let state = dir.path().join("state");
     let text = |path: &std::path::Path| path.to_str().expect("text").to_owned();
     let (ca, keys, state) = (text(&certificates.ca), text(&keys), text(&state));
@@ -145,18 +143,4 @@ async fn the_logs_filter_changes_while_it_runs() {
     cimd.process.line(|line| line.contains("\"filter\":\"off\"").then_some(())).await;
     cimd.process.stop().await;
     assert!(!cimd.process.output().contains("\"stopping\""));
-}
-
-/// Callers who say nothing keep nobody out for long.
-#[tokio::test]
-async fn slow_callers_of_the_admin_listener() {
-    let cimd = Cimd::start(&executable(), &[]).await;
-    let address: std::net::SocketAddr = cimd.admin.parse().expect("an address");
-    let mut slow = Vec::new();
-    for _ in 0..100 {
-        let mut stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
-        stream.write_all(b"GET /hea").await.expect("sent");
-        slow.push(stream);
-    }
-    assert_eq!(get(address, "/readyz").await.expect("an answer").0, 200);
 }
