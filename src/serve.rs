@@ -41,8 +41,8 @@ pub struct Exchange {
     pub calls: TaskTracker,
     /// The one in this process.
     pub embedded: Option<Embedded>,
-    /// The listener of the tokens.
-    pub second: Option<GrpcListener>,
+    /// Where tokens are handed out.
+    pub tokens: Option<GrpcListener>,
     /// What the connection to the other process is made with.
     pub tls: Option<ClientTls>,
 }
@@ -79,17 +79,17 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
             choreographer: Arc::new(Client::new(client.url, tls.clone())?),
             calls: TaskTracker::new(),
             embedded: None,
-            second: None,
+            tokens: None,
             tls,
         });
     }
     let embedded = Embedded::new(&settings.exchange)?;
-    let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
+    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
     Ok(Exchange {
         calls: embedded.calls.clone(),
         choreographer: Arc::new(embedded.clone()),
         embedded: Some(embedded),
-        second,
+        tokens,
         tls: None,
     })
 }
@@ -164,7 +164,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         log,
         metrics: Arc::clone(&endpoints.metrics),
         calls: endpoints.calls.clone(),
-        second: exchange.second,
+        tokens: exchange.tokens,
     };
     let result = process.run(tasks).await;
     endpoints.refusals.flush();

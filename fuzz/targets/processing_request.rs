@@ -101,7 +101,7 @@ static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
     let args = ["envoy-cimd", "serve"].iter().chain(&flags).map(std::ffi::OsString::from);
     let Task::Serve(settings) = cli::parse(args).expect("good flags").task else { panic!("serve") };
     let choreographer = FAKE.clone();
-    let exchange = Exchange { choreographer, calls: Default::default(), embedded: None, second: None, tls: None };
+    let exchange = Exchange { choreographer, calls: Default::default(), embedded: None, tokens: None, tls: None };
     let mut endpoints = serve::endpoints(&settings, None, &exchange).expect("good settings");
     endpoints.clock = || NOW;
     endpoints.state_keys.store(Arc::new(StateKeys::new(vec![Key::new([1; 32])])));

@@ -22,7 +22,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let embedded = Embedded::new(&settings.exchange)?;
     embedded.check().await?;
-    let second = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
+    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
     let (calls, metrics) = (embedded.calls.clone(), Arc::clone(&embedded.metrics));
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
     let choreographer = traces.traced(SpanKind::Server, Arc::new(embedded));
@@ -42,7 +42,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
         log,
         metrics,
         calls,
-        second,
+        tokens,
     };
     let result = process.run(Tasks::default()).await;
     traces.end().await;

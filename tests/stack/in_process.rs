@@ -30,7 +30,7 @@ pub fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
         calls: embedded.calls.clone(),
         choreographer: Arc::new(embedded),
         embedded: None,
-        second: None,
+        tokens: None,
         tls: None,
     };
     Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
