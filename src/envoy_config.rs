@@ -12,7 +12,7 @@ use crate::{
     cli::{EnvoyConfig, LoadedFile, Part, RouteArgs},
     document::MAX_BYTES,
     ext_proc::ATTRIBUTES,
-    listen::ListenAddr,
+    listen::{ListenAddr, bare_host},
     request::HEADERS,
     route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
     tls::PeerName,
@@ -75,8 +75,7 @@ fn processor(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Result
         (None, Some(file)) if says("listen") => {
             let listen = file.content.values("listen")?.join("");
             let address = listen.parse().map_err(|error| anyhow::anyhow!("`listen` {error}"))?;
-            if matches!(&address, ListenAddr::Tcp { host, .. } if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()))
-            {
+            if is_every_address(&address) {
                 bail!("`listen` is {listen}, all addresses of a machine: --processor says which one Envoy connects to");
             }
             address
@@ -87,6 +86,14 @@ fn processor(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Result
         bail!("envoy-cimd has `tls_cert`, so Envoy needs --processor-ca, --processor-cert and --processor-key");
     }
     Ok(address)
+}
+
+/// Whether it is where to listen and not where to connect: `0.0.0.0` or `[::]`.
+fn is_every_address(address: &ListenAddr) -> bool {
+    match address {
+        ListenAddr::Tcp { host, .. } => bare_host(host).parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified()),
+        ListenAddr::Unix(_) => false,
+    }
 }
 
 /// A route with what Envoy must know of its upstream, if it has one.
@@ -199,7 +206,7 @@ impl Upstream {
     }
 
     fn cluster(&self, trusted_ca: &str) -> anyhow::Result<UpstreamCluster> {
-        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let host = bare_host(self.url.host_str().unwrap_or_default()).to_owned();
         let tls = match self.url.scheme() {
             "https" => Some(Tls::new(&host, trusted_ca).render()?),
             _ => None,
@@ -277,7 +284,7 @@ struct Cluster {
 impl Cluster {
     fn new(name: String, processor: &ListenAddr, options: &EnvoyConfig) -> anyhow::Result<Self> {
         let (discovery, host) = match processor {
-            ListenAddr::Tcp { host, .. } => ("STRICT_DNS", Some(host.trim_matches(['[', ']']))),
+            ListenAddr::Tcp { host, .. } => ("STRICT_DNS", Some(bare_host(host))),
             ListenAddr::Unix(_) => ("STATIC", None),
         };
         let tls = match (&options.processor_ca, host) {
@@ -341,7 +348,7 @@ impl Tls {
 fn address(address: &ListenAddr) -> String {
     match address {
         ListenAddr::Tcp { host, port } => quoted(&json!({
-            "socket_address": {"address": host.trim_matches(['[', ']']), "port_value": port}
+            "socket_address": {"address": bare_host(host), "port_value": port}
         })),
         ListenAddr::Unix(path) => quoted(&json!({"pipe": {"path": path}})),
     }

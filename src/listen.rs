@@ -22,11 +22,8 @@ impl FromStr for ListenAddr {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            if !path.starts_with('/') {
-                return Err("a Unix socket is written `unix:/path`, with an absolute path");
-            }
-            return Ok(Self::Unix(path.into()));
+        if let Some(path) = unix_path(text) {
+            return path.map(Self::Unix);
         }
         let (host, port) = text.rsplit_once(':').ok_or("is written `host:port` or `unix:/path`")?;
         if host.is_empty() {
@@ -74,6 +71,18 @@ impl ListenAddr {
             }
         }
     }
+}
+
+/// The path of `unix:/path`; none where the text is no Unix socket's.
+pub fn unix_path(text: &str) -> Option<Result<PathBuf, &'static str>> {
+    let path = text.strip_prefix("unix:")?;
+    let absolute = path.starts_with('/').then(|| path.into());
+    Some(absolute.ok_or("a Unix socket is written `unix:/path`, with an absolute path"))
+}
+
+/// A host as sockets take it: an IPv6 address without the brackets that it has in URLs.
+pub fn bare_host(host: &str) -> &str {
+    host.trim_matches(['[', ']'])
 }
 
 /// The permissions of a Unix socket's file: who may write to it may connect.

@@ -24,7 +24,7 @@ use tonic::{
 
 use super::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete, Trace, Upstream};
 use crate::{
-    listen::ListenAddr,
+    listen::{ListenAddr, bare_host, unix_path},
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         begin_refusal, complete_authorization_request, complete_authorization_response, complete_refusal, user,
@@ -58,9 +58,7 @@ impl ClientSettings {
     /// As [`ClientTls::new`], and where there is a setting for it without such a choreographer.
     pub fn tls(&self) -> anyhow::Result<Option<ClientTls>> {
         match &self.url {
-            ChoreographerUrl::Tcp { tls: true, host, .. } => {
-                ClientTls::new(host.trim_matches(['[', ']']), &self.tls).map(Some)
-            }
+            ChoreographerUrl::Tcp { tls: true, host, .. } => ClientTls::new(bare_host(host), &self.tls).map(Some),
             _ if self.tls == ClientTlsSettings::default() => Ok(None),
             _ => bail!(
                 "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an \
@@ -82,8 +80,8 @@ impl FromStr for ChoreographerUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const FORM: &str = "is written `http://host:port`, `https://host:port` or `unix:/path`";
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if path.starts_with('/') { Ok(Self::Unix(path.into())) } else { Err(FORM) };
+        if let Some(path) = unix_path(text) {
+            return path.map(Self::Unix);
         }
         let url = url::Url::parse(text).map_err(|_| FORM)?;
         let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none() && !text.contains('@');
@@ -316,7 +314,7 @@ impl Connector {
     async fn dial(&self) -> io::Result<Pin<Box<dyn Io>>> {
         let (host, port) = match &*self.url {
             ChoreographerUrl::Unix(path) => return Ok(Box::pin(UnixStream::connect(path).await?)),
-            ChoreographerUrl::Tcp { host, port, .. } => (host.trim_matches(['[', ']']), *port),
+            ChoreographerUrl::Tcp { host, port, .. } => (bare_host(host), *port),
         };
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;

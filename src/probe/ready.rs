@@ -6,7 +6,10 @@ use anyhow::{Context, bail};
 use tokio::{net::lookup_host, time::timeout};
 use url::Url;
 
-use crate::outgoing::{self, cut};
+use crate::{
+    listen::{bare_host, unix_path},
+    outgoing::{self, cut},
+};
 
 /// Where `serve` says it unless told otherwise.
 pub const DEFAULT_READY: &str = "http://127.0.0.1:9002/readyz";
@@ -25,9 +28,8 @@ impl FromStr for ReadyUrl {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = path.starts_with('/').then(|| path.into());
-            return path.map(Self::Unix).ok_or("a Unix socket is written `unix:/path`, with an absolute path");
+        if let Some(path) = unix_path(text) {
+            return path.map(Self::Unix);
         }
         let mut url = Url::parse(text).map_err(|_| "is not a URL")?;
         if url.scheme() != "http" {
@@ -56,7 +58,7 @@ async fn ask(url: &ReadyUrl) -> anyhow::Result<()> {
     let tls = outgoing::client_config(None)?;
     let (client, url) = match url {
         ReadyUrl::Http(url) => {
-            let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+            let host = bare_host(url.host_str().unwrap_or_default());
             let port = url.port_or_known_default().unwrap_or_default();
             let addresses = lookup_host((host, port)).await.with_context(|| host.to_owned())?.collect();
             (outgoing::client(&tls, addresses, Arc::default()), url.clone())
