@@ -6,13 +6,10 @@ use anyhow::Context;
 
 use crate::{
     cli::{self, Check, Task},
-    document::Document,
+    document::{Document, LONGEST_SAFE_CLIENT_ID},
     process::main_tls,
     serve,
 };
-
-/// Auth0 takes no longer `client_id`, in bytes.
-pub const LONGEST_SAFE_CLIENT_ID: usize = 120;
 
 /// What `serve` would make of the file, as text.
 ///

@@ -15,6 +15,9 @@ use crate::{
 /// The largest document that is served, in bytes: the draft, section 6.6, names 5 kB as what servers read.
 pub const MAX_BYTES: usize = 5000;
 
+/// The longest `client_id` that every server in use takes, in bytes: it is Auth0's limit.
+pub const LONGEST_SAFE_CLIENT_ID: usize = 120;
+
 /// What most documents need no more than, in bytes: a buffer that grows is copied.
 const USUAL_BYTES: usize = 640;
 const ETAG_BYTES: usize = 45;

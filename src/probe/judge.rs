@@ -8,8 +8,7 @@ use url::Url;
 
 use super::{Finding, fetch::Answer, object::Object};
 use crate::{
-    check::LONGEST_SAFE_CLIENT_ID,
-    document::{MAX_BYTES, MEMBERS},
+    document::{LONGEST_SAFE_CLIENT_ID, MAX_BYTES, MEMBERS},
     outgoing::{cut, known_addresses},
 };
 
@@ -18,6 +17,7 @@ const HARD_LIMIT: usize = 5120;
 /// What servers in use wait for a document.
 const SLOW: Duration = Duration::from_millis(2500);
 
+/// What is said of such a document, read to its end or not.
 pub const TOO_LARGE: &str = "the document is larger than the 5 kB (5,120 bytes) that servers read";
 
 /// The findings after which there is no document to look at more closely.
