@@ -44,15 +44,16 @@ impl ClientTls {
     /// # Errors
     /// Where a part is missing, or a file cannot be used.
     pub fn new(host: &str, settings: &ClientTlsSettings) -> anyhow::Result<Self> {
-        let file = |flag, path: &PathBuf| PemFile { flag, path: path.clone() };
         let Some(authority) = &settings.ca else {
             bail!("an https:// --choreographer needs --choreographer-ca, the authority that its certificate is from");
         };
         let files = TlsFiles {
             name: "choreographer_tls",
-            authority: file("choreographer-ca", authority),
+            authority: PemFile::new("choreographer-ca", authority),
             identity: match (&settings.cert, &settings.key) {
-                (Some(cert), Some(key)) => Some([file("choreographer-cert", cert), file("choreographer-key", key)]),
+                (Some(cert), Some(key)) => {
+                    Some([PemFile::new("choreographer-cert", cert), PemFile::new("choreographer-key", key)])
+                }
                 (None, None) => None,
                 _ => bail!("--choreographer-cert and --choreographer-key go together"),
             },

@@ -1,6 +1,9 @@
 //! A TLS configuration that follows its files.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -29,8 +32,8 @@ pub struct TlsFiles {
 /// A PEM file, and the flag that names it.
 #[derive(Clone, Debug)]
 pub struct PemFile {
-    pub flag: &'static str,
-    pub path: PathBuf,
+    flag: &'static str,
+    path: PathBuf,
 }
 
 /// What the files hold.
@@ -72,6 +75,7 @@ impl<C: Send + Sync> Following<C> {
         })
     }
 
+    /// The one of the newest good files.
     pub fn current(&self) -> Arc<C> {
         self.current.load_full()
     }
@@ -112,6 +116,11 @@ impl TlsFiles {
 }
 
 impl PemFile {
+    /// `flag` is its name without the dashes.
+    pub fn new(flag: &'static str, path: &Path) -> Self {
+        Self { flag, path: path.to_owned() }
+    }
+
     fn read(&self) -> anyhow::Result<Zeroizing<String>> {
         std::fs::read_to_string(&self.path).map(Zeroizing::new).with_context(|| self.named())
     }

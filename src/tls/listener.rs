@@ -40,6 +40,7 @@ pub struct TlsListener<F> {
 }
 
 impl<F> TlsListener<F> {
+    /// `config` is asked for the newest configuration; `name` is what the log calls the listener.
     pub fn new(name: &'static str, tcp: TcpListener, config: F) -> Self {
         let (handshakes, begun) = (JoinSet::new(), VecDeque::new());
         Self { name, tcp, config, handshakes, begun, last_line: None, unlogged: 0 }

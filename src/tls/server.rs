@@ -34,11 +34,10 @@ pub fn server_tls(name: &'static str, args: &TlsArgs, allowed: &[PeerName]) -> a
         (None, None, None) => bail!("--allow-peer and --tokens-allow-peer need --tls-cert, --tls-key and --client-ca"),
         _ => bail!("--tls-cert, --tls-key and --client-ca go together"),
     };
-    let file = |flag, path: &std::path::PathBuf| PemFile { flag, path: path.clone() };
     let files = TlsFiles {
         name,
-        authority: file("client-ca", authority),
-        identity: Some([file("tls-cert", cert), file("tls-key", key)]),
+        authority: PemFile::new("client-ca", authority),
+        identity: Some([PemFile::new("tls-cert", cert), PemFile::new("tls-key", key)]),
     };
     let allowed = allowed.to_vec();
     Following::new(files, move |loaded| config(loaded, &allowed)).map(Some)
