@@ -43,10 +43,12 @@ impl Default for Readiness {
 }
 
 impl Readiness {
+    /// From now on it should.
     pub fn ready(&self) {
         self.set(None);
     }
 
+    /// From now on it should not; the reason is what callers are told.
     pub fn not_ready(&self, reason: &'static str) {
         self.set(Some(reason));
     }
@@ -60,6 +62,7 @@ impl Readiness {
     }
 }
 
+/// What the listener answers.
 pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {
     Router::new()
         .route("/log", get(async |State(log): State<LogFilter>| log.text() + "\n").put(set_log))
@@ -84,8 +87,8 @@ pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) 
         )
 }
 
-/// Serves until it is dropped. Slow callers are cut off, and have no more connections than these, so that they cannot
-/// take the process's files from Envoy.
+/// Serves until it is dropped. Slow callers are cut off, and only so many are served at once, so that they cannot take
+/// the process's file descriptors from Envoy.
 pub async fn serve(listener: Listener, router: Router) -> anyhow::Result<()> {
     match listener {
         // What a mesh's proxy passes on comes from other addresses of loopback.

@@ -2,6 +2,7 @@
 
 use crate::{state::FlowId, user::User};
 
+/// What the lines are found by, and what no filter silences.
 pub const TARGET: &str = "audit";
 
 /// Writes an event. Nothing in it is secret: the flow is named by its tag, never by its id.

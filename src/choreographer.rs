@@ -25,6 +25,9 @@ pub use tokens_service::TokensService;
 #[async_trait]
 pub trait Choreographer: Send + Sync {
     /// The issuer of an upstream's authorization server, where it is known.
+    ///
+    /// # Errors
+    /// What became of the call.
     async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, Refusal>;
 
     /// Begins a flow.

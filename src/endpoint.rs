@@ -117,6 +117,7 @@ pub struct Served {
 }
 
 impl Endpoints {
+    /// Answers a request for one of our paths; counts and logs it.
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
         let (path, query) = request.path_and_query();
         let Some(endpoint) = self.paths.endpoint(path) else {

@@ -34,6 +34,7 @@ impl LogFilter {
         Ok(Self { handle, text: Arc::new(Mutex::new(text.to_owned())) })
     }
 
+    /// The filter that holds.
     pub fn text(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -167,16 +167,19 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Counts an answer; `outcome` is its label.
     pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
         self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }).inc();
     }
 
+    /// Counts a reading of files after a change, and whether they were good.
     pub fn reloaded(&self, file: &'static str, ok: bool) {
         let result = if ok { "ok" } else { "failed" };
         self.reloads.get_or_create(&ReloadLabels { file, result }).inc();
         self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
     }
 
+    /// Counts a refresh; `result` is one of the table in the README.
     pub fn refreshed(&self, result: &'static str) {
         self.refreshes.get_or_create(&RefreshLabels { result }).inc();
     }

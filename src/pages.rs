@@ -28,6 +28,7 @@ pub struct Page {
     pub request_id: String,
 }
 
+/// A way on.
 #[derive(Debug)]
 pub struct Link {
     pub text: &'static str,

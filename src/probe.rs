@@ -97,6 +97,7 @@ impl Finding {
     }
 }
 
+/// What the findings come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {

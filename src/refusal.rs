@@ -103,6 +103,7 @@ impl Refusal {
         }
     }
 
+    /// The status of the answer: the one place that picks it.
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_)

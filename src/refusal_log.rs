@@ -9,8 +9,10 @@ use std::{
 
 use crate::refusal::Refusal;
 
+/// Between two lines of a kind.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// The kinds of refusals that were logged, each under its label.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
     kinds: Mutex<HashMap<&'static str, Kind>>,
@@ -19,6 +21,7 @@ pub struct RefusalLog {
 #[derive(Debug)]
 struct Kind {
     last_line: Instant,
+    /// Refusals that had no line.
     since: u64,
 }
 

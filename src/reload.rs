@@ -21,6 +21,7 @@ pub struct Watched {
     pub seen: [u8; 32],
 }
 
+/// What tells one state of the files from another: a hash of their contents, in order.
 pub fn fingerprint(contents: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for content in contents {

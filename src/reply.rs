@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+/// Status, headers and body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
     pub status: u16,

@@ -119,6 +119,7 @@ impl<'a> Request<'a> {
         Trace { parent: owned("traceparent"), state: owned("tracestate") }
     }
 
+    /// Whether its authority is this origin's.
     pub fn is_for(&self, origin: &Origin) -> bool {
         origin.is_named_by(self.authority())
     }

@@ -49,6 +49,7 @@ pub enum StateError {
 }
 
 impl StateError {
+    /// The label: see [`crate::refusal::Refusal::code`].
     pub fn code(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
@@ -75,6 +76,7 @@ pub struct Verified {
 }
 
 impl StateKeys {
+    /// The first key signs, all verify.
     pub fn new(keys: Vec<Key>) -> Self {
         Self(keys.into_iter().map(|key| (key_id(&key), key)).collect())
     }

@@ -96,6 +96,7 @@ impl Span {
         Self(parent.with_span(span))
     }
 
+    /// Gives it an attribute, which must hold no secret.
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
         self.0.span().set_attribute(KeyValue::new(key, value));
     }
@@ -112,6 +113,7 @@ impl Span {
         Trace { parent: carrier.remove("traceparent"), state: carrier.remove("tracestate") }
     }
 
+    /// Runs what the span is about: spans that are made meanwhile are its parts.
     pub async fn cover<F: Future>(&self, future: F) -> F::Output {
         future.with_context(self.0.clone()).await
     }
@@ -129,17 +131,6 @@ impl Traced {
         let trace = span.trace();
         (span, trace)
     }
-}
-
-fn note<T>(span: &Span, result: Result<T, Refusal>) -> Result<T, Refusal> {
-    if let Err(refusal) = &result {
-        match refusal.status() {
-            // The other side's doing, and not this span's failure.
-            ..500 => span.set("envoy_cimd.label", refusal.code()),
-            _ => span.failed(refusal.code()),
-        }
-    }
-    result
 }
 
 #[async_trait]
@@ -160,4 +151,15 @@ impl Choreographer for Traced {
         span.set("envoy_cimd.redirect_uri", complete.redirect_uri.clone());
         note(&span, span.cover(self.inner.complete(complete, &trace)).await)
     }
+}
+
+fn note<T>(span: &Span, result: Result<T, Refusal>) -> Result<T, Refusal> {
+    if let Err(refusal) = &result {
+        match refusal.status() {
+            // The other side's doing, and not this span's failure.
+            ..500 => span.set("envoy_cimd.label", refusal.code()),
+            _ => span.failed(refusal.code()),
+        }
+    }
+    result
 }

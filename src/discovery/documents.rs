@@ -10,8 +10,9 @@ use url::Url;
 use super::{AuthorizationServer, Problem};
 use crate::outgoing::{Outgoing, cut, shown};
 
-/// The longest URL and the longest scope that are taken of a stranger, in bytes: both go into an address.
+/// The longest URL that is taken of a stranger, in bytes.
 pub const MAX_URL: usize = 2048;
+/// The longest scope, in bytes: it goes into an address too.
 pub const MAX_SCOPE: usize = 4096;
 
 /// What a 401 says, as far as it is read.

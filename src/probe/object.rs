@@ -9,6 +9,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
+/// An object's members, the last of a name where there are several.
 #[derive(Default)]
 pub struct Object {
     pub members: Map<String, Value>,
