@@ -146,7 +146,7 @@ async fn killed_under_load_only_our_paths_notice() {
     assert!(world.upstream.seen().iter().all(|request| request == "GET /mcp"), "nothing of ours went on");
 }
 
-/// Nothing is kept of a route: a hundred thousand of them leave no trace.
+/// Of routes only so many are kept: a hundred thousand of them leave no trace.
 #[tokio::test]
 async fn memory_stays_flat_over_distinct_origins() {
     const ORIGINS: usize = 100_000;
