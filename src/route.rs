@@ -366,6 +366,18 @@ mod tests {
                 "`to` must not have a user name or password",
             ),
             (
+                RouteSpec { to: Some("https://u@b.example".into()), ..spec("https://a.example") },
+                "`to` must not have a user name or password",
+            ),
+            (
+                RouteSpec { to: Some("https://:p@b.example".into()), ..spec("https://a.example") },
+                "`to` must not have a user name or password",
+            ),
+            (
+                RouteSpec { to: Some("https://b.example/#x".into()), ..spec("https://a.example") },
+                "`to` must not have a fragment",
+            ),
+            (
                 RouteSpec { authorization_server: Some("https://b.example/?x".into()), ..spec("https://a.example") },
                 "`authorization_server` must not have a query",
             ),
