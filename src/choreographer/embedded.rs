@@ -243,11 +243,7 @@ impl Embedded {
     /// What follows once the flow is taken, with this much time left for the exchange. `iss` is looked at first, on
     /// errors too (MCP; RFC 9207, section 2.4).
     async fn finish(&self, complete: Complete, record: &FlowRecord, left: Duration) -> Result<(), Refusal> {
-        match &complete.iss {
-            Some(iss) if *iss != record.issuer => return Err(Refusal::IssuerMismatch),
-            None if record.sends_iss || self.require_iss => return Err(Refusal::IssuerMismatch),
-            Some(_) | None => {}
-        }
+        check_issuer(complete.iss.as_deref(), &record.issuer, record.sends_iss || self.require_iss)?;
         let code = match complete.answer {
             AuthorizationAnswer::Code(code) => code,
             AuthorizationAnswer::Error { .. } => return Err(Refusal::AuthorizationError),
@@ -354,4 +350,36 @@ pub(super) fn token_key(user: &User, client_id: &str, issuer: &str, resource: &s
 /// A hash of several values. As JSON, no two lists of values have the same bytes.
 fn hash(purpose: &str, values: &impl Serialize) -> [u8; 32] {
     tagged_hash(purpose, &serde_json::to_vec(values).unwrap_or_default())
+}
+
+/// Whether an answer may be the recorded issuer's: `iss` is the same, byte for byte, and there where it must be.
+fn check_issuer(iss: Option<&str>, recorded: &str, must_be_there: bool) -> Result<(), Refusal> {
+    match iss {
+        Some(iss) if iss == recorded => Ok(()),
+        None if !must_be_there => Ok(()),
+        Some(_) | None => Err(Refusal::IssuerMismatch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn issuers_are_compared_as_they_stand() {
+        let recorded = "https://as.example";
+        for (iss, must_be_there, good) in [
+            (Some(recorded), true, true),
+            (Some(recorded), false, true),
+            (Some("https://as.example/"), false, false),
+            (Some("https://as.example:443"), false, false),
+            (Some("https://AS.example"), false, false),
+            (Some("https://other.example"), true, false),
+            (Some(""), false, false),
+            (None, false, true),
+            (None, true, false),
+        ] {
+            assert_eq!(check_issuer(iss, recorded, must_be_there).is_ok(), good, "{iss:?} {must_be_there}");
+        }
+    }
 }
