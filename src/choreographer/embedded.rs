@@ -365,6 +365,39 @@ fn check_issuer(iss: Option<&str>, recorded: &str, must_be_there: bool) -> Resul
 mod tests {
     use super::*;
 
+    /// What one may do with another's is decided by these.
+    #[test]
+    fn keys_differ_in_each_of_their_parts() {
+        let anna = User::Subject { issuer: "i".to_owned(), subject: "anna".to_owned() };
+        let bert = User::Subject { issuer: "i".to_owned(), subject: "bert".to_owned() };
+        // The same characters, cut elsewhere.
+        let cut = User::Subject { issuer: "ia".to_owned(), subject: "nna".to_owned() };
+        let keys = [
+            flow_key(&FlowId([1; 16])),
+            flow_key(&FlowId([2; 16])),
+            context("r", &anna, &[1; 32]),
+            context("s", &anna, &[1; 32]),
+            context("r", &bert, &[1; 32]),
+            context("r", &anna, &[2; 32]),
+            route_key(&anna, "c", "u"),
+            route_key(&bert, "c", "u"),
+            route_key(&cut, "c", "u"),
+            route_key(&User::Single, "c", "u"),
+            route_key(&anna, "d", "u"),
+            route_key(&anna, "c", "v"),
+            route_key(&anna, "cu", ""),
+            token_key(&anna, "c", "i", "r"),
+            token_key(&bert, "c", "i", "r"),
+            token_key(&anna, "d", "i", "r"),
+            token_key(&anna, "c", "j", "r"),
+            token_key(&anna, "c", "i", "s"),
+        ];
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[..index].contains(key) && *key != [0; 32], "{index}");
+        }
+        assert_eq!(route_key(&anna, "c", "u"), keys[6], "and are the same each time");
+    }
+
     #[test]
     fn issuers_are_compared_as_they_stand() {
         let recorded = "https://as.example";
