@@ -10,13 +10,18 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::Listener,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
     pages::{self, Consent, Message},
-    stack::{Certificates, tls_listener::TlsListener, web::Web},
+    stack::{
+        Certificates,
+        tls_listener::{self, TlsListener},
+        web::Web,
+    },
 };
 
 mod grants;
@@ -58,11 +63,11 @@ impl AuthorizationServer {
         certificates: &Certificates,
         web: &Web,
     ) -> io::Result<Self> {
-        let listener = TlsListener::bind(certificates).await?;
+        let listener = tls_listener::bind(certificates).await?;
         let host = host(name);
         let shared = Shared {
             name,
-            issuer: format!("https://{host}:{}", listener.address()?.port()),
+            issuer: format!("https://{host}:{}", listener.local_addr()?.port()),
             host,
             resource: resource.to_owned(),
             clients_port,

@@ -32,16 +32,16 @@ pub fn tokens_listener(
         [] => &process.tls.allow_peer,
         allowed => allowed,
     };
-    let tls = match address {
+    let tls = match &address {
         ListenAddr::Unix(_) => None,
-        ListenAddr::Tcp { .. } => server_tls("tokens_tls", &process.tls, allowed)?,
+        ListenAddr::Tcp { .. } => match server_tls("tokens_tls", &process.tls, allowed)? {
+            None => bail!(
+                "--tokens-listen {address}: whoever reaches it may have every user's token, so it is a Unix socket \
+                 (unix:/path) or has --tls-cert, --tls-key and --client-ca"
+            ),
+            tls => tls,
+        },
     };
-    if tls.is_none() && matches!(address, ListenAddr::Tcp { .. }) {
-        bail!(
-            "--tokens-listen {address}: whoever reaches it may have every user's token, so it is a Unix socket \
-             (unix:/path) or has --tls-cert, --tls-key and --client-ca"
-        );
-    }
     let routes = Routes::new(UpstreamTokensServer::new(TokensService(embedded.clone())));
     Ok(Some(GrpcListener {
         name: "tokens",

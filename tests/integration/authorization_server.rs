@@ -15,6 +15,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
+    serve::Listener,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use url::Url;
 
-use crate::stack::{Certificates, tls_listener::TlsListener};
+use crate::stack::{Certificates, tls_listener};
 
 pub const HOST: &str = "as.localhost";
 
@@ -120,8 +121,8 @@ impl Servers {
             .route("/{name}/stolen", post(stolen))
             .route("/{name}/revoke", post(revoke))
             .with_state(Arc::clone(&shared));
-        let listener = TlsListener::bind(certificates).await.expect("a port");
-        let issuer = format!("https://{HOST}:{}", listener.address().expect("an address").port());
+        let listener = tls_listener::bind(certificates).await.expect("a port");
+        let issuer = format!("https://{HOST}:{}", listener.local_addr().expect("an address").port());
         tokio::spawn(async move { axum::serve(listener, server).await });
         let upstream = Router::new()
             .route("/{name}/mcp", get(challenge))

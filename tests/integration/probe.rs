@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     settings::{readme, section},
-    stack::{Authority, Cimd, tls_listener::TlsListener},
+    stack::{Authority, Cimd, tls_listener},
     world::{DOCUMENT, Wish, World, executable},
 };
 
@@ -83,8 +83,8 @@ impl Liar {
     async fn start(edit: impl FnOnce(&mut CertificateParams), lie: fn(&Asked, Reply) -> Reply) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let certificates = Authority::make(dir.path()).issue_edited("tls", &[HOST_NAME], edit);
-        let listener = TlsListener::bind(&certificates).await.expect("a port");
-        let origin = format!("https://{HOST_NAME}:{}", listener.address().expect("an address").port());
+        let listener = tls_listener::bind(&certificates).await.expect("a port");
+        let origin = format!("https://{HOST_NAME}:{}", listener.local_addr().expect("an address").port());
         let document = format!(
             r#"{{"client_id":"{origin}{DOCUMENT}","client_name":"Lies","redirect_uris":["{origin}/cb"],"grant_types":["authorization_code","refresh_token"],"token_endpoint_auth_method":"none"}}"#
         );
@@ -258,8 +258,8 @@ async fn what_is_no_answer_is_refused() {
     // A header that HTTP does not allow, and a server that writes it all the same.
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Authority::make(dir.path()).issue_edited("tls", &[HOST_NAME], |_| {});
-    let mut listener = TlsListener::bind(&certificates).await.expect("a port");
-    let address = listener.address().expect("an address").to_string();
+    let mut listener = tls_listener::bind(&certificates).await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await;
