@@ -59,6 +59,14 @@ struct Settings {
     rounds: usize,
     seconds: usize,
     connections: usize,
+    /// Letters of the variants that are measured; all where it is empty.
+    variants: String,
+}
+
+impl Settings {
+    fn measures(&self, variant: &Variant<'_>) -> bool {
+        self.variants.is_empty() || variant.name.chars().nth(1).is_some_and(|letter| self.variants.contains(letter))
+    }
 }
 
 fn setting(name: &str, default: usize) -> usize {
@@ -74,6 +82,7 @@ async fn load() {
         rounds: setting("BENCH_ROUNDS", 10),
         seconds: setting("BENCH_SECONDS", 3),
         connections: setting("BENCH_CONNECTIONS", 32),
+        variants: env::var("BENCH_VARIANTS").unwrap_or_default(),
     };
     let dir = tempfile::tempdir().expect("a folder");
     let keys = key_file(dir.path());
@@ -87,7 +96,7 @@ async fn load() {
     let envoy = Envoy::start(dir.path(), &config.to_string()).await;
 
     let variants = variants(&envoy, &forged(&state_keys(&keys)), &floor, &tcp, &unix).await;
-    for variant in &variants {
+    for variant in variants.iter().filter(|variant| settings.measures(variant)) {
         variant.check().await;
         // Connections, caches and pages of memory are there before anything counts.
         variant.measure(&envoy.process, 1, settings.connections).await;
@@ -95,7 +104,7 @@ async fn load() {
     let mut samples: Vec<Vec<Sample>> = variants.iter().map(|_| Vec::new()).collect();
     for round in 0..settings.rounds {
         eprintln!("round {} of {}", round + 1, settings.rounds);
-        for (variant, samples) in variants.iter().zip(&mut samples) {
+        for (variant, samples) in variants.iter().zip(&mut samples).filter(|(variant, _)| settings.measures(variant)) {
             samples.push(variant.measure(&envoy.process, settings.seconds, settings.connections).await);
         }
     }

@@ -43,12 +43,12 @@ const RATIOS: [Ratio; 10] = [
 ];
 
 pub fn print(settings: &Settings, variants: &[Variant<'_>], samples: &[Vec<Sample>]) {
-    let Settings { rounds, seconds, connections } = settings;
+    let Settings { rounds, seconds, connections, .. } = settings;
     println!("## Through one Envoy\n");
     println!("{rounds} rounds of {seconds} s for each variant, {connections} connections, medians.\n");
     println!("| variant | requests a second | p50, ms | p99, ms | CPU s a million, processor | and Envoy |");
     println!("| --- | ---: | ---: | ---: | ---: | ---: |");
-    for (variant, samples) in variants.iter().zip(samples) {
+    for (variant, samples) in variants.iter().zip(samples).filter(|(_, samples)| !samples.is_empty()) {
         let median = |figure: fn(&Sample) -> Option<f64>| quartiles(samples.iter().filter_map(figure).collect());
         let cpu = median(CPU).map_or("–".to_owned(), |[_, cpu, _]| format!("{cpu:.1}"));
         let figures: [fn(&Sample) -> Option<f64>; 4] =
