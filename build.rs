@@ -1,14 +1,20 @@
-//! Compiles the choreographer's contract, without a `protoc`.
+//! Compiles the gRPC contracts, without a `protoc`.
 
 #![forbid(unsafe_code)]
 
 use std::error::Error;
 
-const PROTO: &str = "envoy_cimd/choreographer/v1/choreographer.proto";
+const CHOREOGRAPHER: &str = "envoy_cimd/choreographer/v1/choreographer.proto";
+const EXT_PROC: &str = "envoy/service/ext_proc/v3/external_processor.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile([PROTO], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure().compile_fds(protox::compile([CHOREOGRAPHER], ["proto"])?)?;
+    // Every request pays for what these do.
+    tonic_prost_build::configure()
+        .build_client(false)
+        .bytes(".")
+        .codec_path("crate::ext_proc::codec::Codec")
+        .compile_fds(protox::compile([EXT_PROC], ["proto"])?)?;
     Ok(())
 }

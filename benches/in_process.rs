@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
     ext_proc::answer,
+    proto::ext_proc,
     route::{Field, Fields, Route, RouteSpec, RouteTable},
     secret::{Key, random},
     state::{FlowId, StateKeys},
 };
+use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
 use prost::Message;
 
-use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message};
+use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message, read};
 
 #[path = "../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
@@ -34,40 +37,52 @@ fn document(bencher: Bencher<'_, '_>, routes: usize) {
     let endpoints = endpoints(&[]);
     let mut buffer = Vec::with_capacity(16 * 1024);
     let mut origins = origins(routes);
-    bencher.with_inputs(|| document_of(&origins())).bench_local_refs(|message| {
+    bencher.with_inputs(|| read(&document_of(&origins()))).bench_local_refs(|message| {
         buffer.clear();
         let (answer, _) = answer(&endpoints, message).expect("an answer");
         answer.encode(&mut buffer)
     });
 }
 
-/// The same for a callback that is refused, with the page that a browser gets.
+/// The same for a callback that is refused, for a program.
 #[divan::bench(args = ROUTES)]
 fn forged_callback(bencher: Bencher<'_, '_>, routes: usize) {
+    refusal(bencher, routes, "*/*");
+}
+
+/// And with the page that a browser gets.
+#[divan::bench(args = ROUTES)]
+fn forged_callback_page(bencher: Bencher<'_, '_>, routes: usize) {
+    refusal(bencher, routes, "text/html");
+}
+
+fn refusal(bencher: Bencher<'_, '_>, routes: usize, accept: &str) {
     let endpoints = endpoints(&[]);
     let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
     let path = format!("{CALLBACK}?code=c&state={}", forged(&keys));
     endpoints.state_keys.store(Arc::new(keys));
     let mut buffer = Vec::with_capacity(16 * 1024);
     let mut origins = origins(routes);
-    let callback = |origin: &str| {
-        let authority = origin.trim_start_matches("https://");
-        message(
-            &[
-                (":method", "GET"),
-                (":path", &path),
-                (":authority", authority),
-                (":scheme", "https"),
-                ("accept", "text/html"),
-            ],
-            &[(attribute("route", "from"), origin)],
-        )
-    };
-    bencher.with_inputs(|| callback(&origins())).bench_local_refs(|message| {
+    bencher.with_inputs(|| read(&callback(&origins(), &path, accept))).bench_local_refs(|message| {
         buffer.clear();
         let (answer, _) = answer(&endpoints, message).expect("an answer");
         answer.encode(&mut buffer)
     });
+}
+
+fn callback(origin: &str, path: &str, accept: &str) -> ProcessingRequest {
+    let authority = origin.trim_start_matches("https://");
+    message(
+        &[(":method", "GET"), (":path", path), (":authority", authority), (":scheme", "https"), ("accept", accept)],
+        &[(attribute("route", "from"), origin)],
+    )
+}
+
+/// Reading a message, whole, and what there is use for.
+#[divan::bench(types = [ProcessingRequest, ext_proc::ProcessingRequest])]
+fn decode<T: Message + Default>(bencher: Bencher<'_, '_>) {
+    let message = Bytes::from(document_of("https://route.example").encode_to_vec());
+    bencher.bench_local(|| T::decode(message.clone()));
 }
 
 #[divan::bench(args = ROUTES)]
@@ -109,7 +124,7 @@ fn state_verify(bencher: Bencher<'_, '_>, routes: usize) {
             let state = keys.mint(FlowId([7; 16]), &redirect_uri, "a cookie", NOW, NOW + 600).expect("a state");
             (redirect_uri, state)
         })
-        .bench_local_refs(|(redirect_uri, state)| keys.verify(state, redirect_uri, NOW));
+        .bench_local_refs(|(redirect_uri, state)| keys.authenticate(state)?.verify(redirect_uri, NOW));
 }
 
 /// The origins of that many routes, over and over, none soon after itself.

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     origin::Origin,
-    request::Request,
+    request::{Header, Request},
     secret::{NoRandomness, random},
     state::{FlowId, MAX_LIFETIME},
 };
@@ -24,7 +24,7 @@ impl BrowserCookie {
     pub fn of(request: &Request<'_>, flow_id: &FlowId) -> Option<Self> {
         let name = name(flow_id);
         request
-            .values("cookie")
+            .values(Header::Cookie)
             // As bytes: a cookie of somebody else's that is no text is no reason to miss ours.
             .flat_map(|line| line.split(|byte| *byte == b';'))
             .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
@@ -53,27 +53,27 @@ fn name(flow_id: &FlowId) -> String {
 
 /// Whether a form was sent by a page of this origin (Fetch Metadata; `Origin` where a browser has none).
 pub fn is_same_origin(request: &Request<'_>, origin: &Origin) -> bool {
-    match request.sole("sec-fetch-site") {
+    match request.sole(Header::SecFetchSite) {
         Some(site) => site == b"same-origin",
-        None => request.sole("origin") == Some(origin.as_str().as_bytes()),
+        None => request.sole(Header::Origin) == Some(origin.as_str().as_bytes()),
     }
 }
 
 /// Whether the browser only fetches ahead: nobody has clicked yet.
 pub fn is_prefetch(request: &Request<'_>) -> bool {
-    ["sec-purpose", "purpose"].iter().flat_map(|name| request.values(name)).any(|value| {
+    [Header::SecPurpose, Header::Purpose].into_iter().flat_map(|header| request.values(header)).any(|value| {
         String::from_utf8_lossy(value).to_ascii_lowercase().split([';', ',']).any(|token| token.trim() == "prefetch")
     })
 }
 
 /// Whether this can be a person's navigation: an image, a script or a frame says so.
 pub fn is_navigation(request: &Request<'_>) -> bool {
-    request.sole("sec-fetch-dest").is_none_or(|dest| dest == b"document")
+    request.sole(Header::SecFetchDest).is_none_or(|dest| dest == b"document")
 }
 
 /// Whether the answer is for a person to read.
 pub fn wants_html(request: &Request<'_>) -> bool {
-    request.values("accept").any(|value| {
+    request.values(Header::Accept).any(|value| {
         String::from_utf8_lossy(value)
             .split(',')
             .any(|range| range.split(';').next().is_some_and(|media| media.trim().eq_ignore_ascii_case("text/html")))
@@ -89,7 +89,7 @@ mod tests {
     fn with<'a>(headers: &[(&'a str, &'a str)]) -> Request<'a> {
         let mut request = Request::default();
         for (name, value) in headers {
-            request.push(name, value.as_bytes());
+            request.push(name.as_bytes(), value.as_bytes());
         }
         request
     }
@@ -103,8 +103,8 @@ mod tests {
         assert!(pair.starts_with("__Host-envoy_cimd_"));
         let others = format!("a=b; __Host-envoy_cimd_other=x;{pair}; c=d");
         let mut request = with(&[("cookie", "session=1")]);
-        request.push("cookie", b"a=\xff; b");
-        request.push("cookie", others.as_bytes());
+        request.push(b"cookie", b"a=\xff; b");
+        request.push(b"cookie", others.as_bytes());
         let found = BrowserCookie::of(&request, &FLOW).expect("its cookie");
         assert_eq!(found.hash(), cookie.hash());
         assert!(BrowserCookie::of(&request, &FlowId([4; 16])).is_none());

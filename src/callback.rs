@@ -1,6 +1,6 @@
 //! The redirect endpoint: checks what came with the browser, and hands the code on, once.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     browser::{self, BrowserCookie},
@@ -29,9 +29,9 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
         return Err(Refusal::BadRequest("the browser says that this is no navigation"));
     }
     let Query { answer, state, iss } = Query::read(query.unwrap_or_default(), endpoints.limits.max_query_bytes)?;
+    let state = endpoints.state_keys.load().authenticate(&state).map_err(Refusal::State)?;
     let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
-    let state =
-        endpoints.state_keys.load().verify(&state, &redirect_uri, (endpoints.clock)()).map_err(Refusal::State)?;
+    let state = state.verify(&redirect_uri, (endpoints.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
     state.check_browser(cookie.as_ref().map(BrowserCookie::value)).map_err(Refusal::State)?;
     let browser_hash = cookie.map(|cookie| cookie.hash()).unwrap_or_default();
@@ -64,24 +64,26 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
 }
 
 /// What an authorization server sends back (RFC 6749, section 4.1.2; RFC 9207).
-struct Query {
+struct Query<'a> {
     answer: AuthorizationAnswer,
-    state: String,
+    state: Cow<'a, str>,
     iss: Option<String>,
 }
 
-impl Query {
-    fn read(query: &str, longest: usize) -> Result<Self, Refusal> {
+impl<'a> Query<'a> {
+    fn read(query: &'a str, longest: usize) -> Result<Self, Refusal> {
         let names = ["code", "state", "iss", "error", "error_description"];
         let [code, state, iss, error, description] =
             query::parameters(query, longest, names).map_err(Refusal::BadRequest)?;
         let answer = match (code, error) {
-            (Some(code), None) => AuthorizationAnswer::Code(code),
-            (None, Some(error)) => AuthorizationAnswer::Error { error, description },
+            (Some(code), None) => AuthorizationAnswer::Code(code.into_owned()),
+            (None, Some(error)) => {
+                AuthorizationAnswer::Error { error: error.into_owned(), description: description.map(Cow::into_owned) }
+            }
             (Some(_), Some(_)) => return Err(Refusal::BadRequest("the query has both `code` and `error`")),
             (None, None) => return Err(Refusal::BadRequest("the query has neither `code` nor `error`")),
         };
         let state = state.ok_or(Refusal::BadRequest("the query has no `state`"))?;
-        Ok(Self { answer, state, iss })
+        Ok(Self { answer, state, iss: iss.map(Cow::into_owned) })
     }
 }

@@ -3,12 +3,13 @@
 use std::{fmt, str::FromStr};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
     reply::Reply,
-    request::Request,
+    request::{Header, Request},
     route::{Paths, Route, RouteError},
 };
 
@@ -31,9 +32,9 @@ const PREFLIGHT_MAX_AGE: &str = "86400";
 /// A route's document and its entity tag.
 #[derive(Debug, PartialEq)]
 pub struct Document {
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Strong: the hash of the bytes, so that every replica gives the same one.
-    pub etag: String,
+    pub etag: Bytes,
 }
 
 /// The names of the members.
@@ -92,16 +93,16 @@ impl Document {
         etag.push('"');
         BASE64_URL_SAFE_NO_PAD.encode_string(Sha256::digest(&body), &mut etag);
         etag.push('"');
-        Ok(Self { body, etag })
+        Ok(Self { body: body.into(), etag: etag.into() })
     }
 
     /// Answers a `GET` or `HEAD`; Envoy leaves the body of an answer to `HEAD` away and keeps its length.
-    pub fn reply(&self, request: &Request<'_>, cache_control: &str) -> Reply {
+    pub fn reply(&self, request: &Request<'_>, cache_control: &Bytes) -> Reply {
         if if_none_match(request, &self.etag) { self.not_modified(cache_control) } else { self.served(cache_control) }
     }
 
     /// The document itself.
-    pub fn served(&self, cache_control: &str) -> Reply {
+    pub fn served(&self, cache_control: &Bytes) -> Reply {
         let reply = Reply::new(200, "served")
             .header("content-type", "application/json")
             .header("x-content-type-options", "nosniff")
@@ -110,15 +111,15 @@ impl Document {
     }
 
     /// The answer to who has it already.
-    pub fn not_modified(&self, cache_control: &str) -> Reply {
+    pub fn not_modified(&self, cache_control: &Bytes) -> Reply {
         cacheable(Reply::new(304, "not_modified"), self.etag.clone(), cache_control)
     }
 }
 
-fn cacheable(reply: Reply, etag: String, cache_control: &str) -> Reply {
+fn cacheable(reply: Reply, etag: Bytes, cache_control: &Bytes) -> Reply {
     reply
         .header("etag", etag)
-        .header("cache-control", cache_control.to_owned())
+        .header("cache-control", cache_control.clone())
         .header("access-control-allow-origin", "*")
         .header("access-control-expose-headers", "etag")
 }
@@ -134,11 +135,11 @@ pub fn preflight() -> Reply {
 
 /// RFC 9110, section 13.1.2, with the weak comparison it asks for. A tag of ours holds no comma and no quote within,
 /// so splitting a list at its commas cannot make one of somebody else's.
-fn if_none_match(request: &Request<'_>, etag: &str) -> bool {
-    request.values("if-none-match").any(|value| {
+fn if_none_match(request: &Request<'_>, etag: &[u8]) -> bool {
+    request.values(Header::IfNoneMatch).any(|value| {
         value.split(|&byte| byte == b',').any(|tag| {
             let tag = tag.trim_ascii();
-            tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes()
+            tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag
         })
     })
 }
@@ -237,7 +238,8 @@ mod tests {
     #[test]
     fn entity_tags() {
         let document = document("https://a.example", None).expect("a document");
-        let ours = document.etag;
+        let etag = document.etag;
+        let ours = String::from_utf8(etag.to_vec()).expect("text");
         for (values, matches) in [
             (vec![ours.clone()], true),
             (vec![format!("W/{ours}")], true),
@@ -252,9 +254,9 @@ mod tests {
         ] {
             let mut request = Request::default();
             for value in &values {
-                request.push("if-none-match", value.as_bytes());
+                request.push(b"if-none-match", value.as_bytes());
             }
-            assert_eq!(if_none_match(&request, &ours), matches, "{values:?}");
+            assert_eq!(if_none_match(&request, &etag), matches, "{values:?}");
         }
     }
 

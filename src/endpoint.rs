@@ -1,12 +1,14 @@
 //! From a request to its answer: which route, which endpoint, and the checks that all endpoints share.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
@@ -36,7 +38,7 @@ pub struct Endpoints {
     pub recent_routes: Recent<Route>,
     pub recent_documents: Recent<KeptDocument>,
     /// The `cache-control` of a document.
-    pub cache_control: String,
+    pub cache_control: Bytes,
     /// The config file's routes, the newest good ones.
     pub routes: Arc<ArcSwap<RouteTable>>,
     /// Whether the dynamic metadata of a request may name its route.
@@ -158,7 +160,7 @@ impl Endpoints {
                 let report = Report {
                     endpoint,
                     route: name.to_owned(),
-                    audience: self.audience(request, endpoint),
+                    audience: self.audience(request, endpoint).into_owned(),
                     metrics: Arc::clone(&self.metrics),
                     refusals: Arc::clone(&self.refusals),
                 };
@@ -210,12 +212,12 @@ impl Endpoints {
     }
 
     /// Programs fetch documents; people come to the other two.
-    fn audience(&self, request: &Request<'_>, endpoint: Endpoint) -> Audience {
+    fn audience<'a>(&'a self, request: &Request<'a>, endpoint: Endpoint) -> Audience<'a> {
         let for_people = endpoint != Endpoint::Document;
         Audience {
             html: for_people && browser::wants_html(request),
-            request_id: request.id().map(str::to_owned),
-            start: for_people.then(|| self.paths.start.to_string()),
+            request_id: request.id().map(Cow::from),
+            start: for_people.then(|| self.paths.start.as_str().into()),
         }
     }
 }
@@ -228,7 +230,7 @@ fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<
     if !request.is_for(&route.origin) {
         return Err(Refusal::MisdirectedRequest);
     }
-    if !methods.split(", ").any(|method| method == request.method()) {
+    if !methods.split(',').any(|method| method.trim_start() == request.method()) {
         return Err(Refusal::MethodNotAllowed { allow: methods });
     }
     Ok(())
@@ -238,7 +240,7 @@ fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<
 struct Report {
     endpoint: Endpoint,
     route: String,
-    audience: Audience,
+    audience: Audience<'static>,
     metrics: Arc<Metrics>,
     refusals: Arc<RefusalLog>,
 }
@@ -266,10 +268,10 @@ impl Report {
         let Served { flow, result } = served;
         let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&self.audience), Reply::clone);
         self.metrics.answered(self.endpoint, reply.label);
-        let request_id = self.audience.request_id.unwrap_or_default();
+        let request_id = self.audience.request_id.as_deref().unwrap_or_default();
         if let Err(refusal @ Refusal::ChoreographerUnavailable) = &result {
             // Nothing left the process, so it is one of those that come in floods.
-            self.refusals.note(refusal, &self.route, Some(&request_id));
+            self.refusals.note(refusal, &self.route, Some(request_id));
             return reply;
         }
         let (endpoint, label, route) = (self.endpoint.name(), reply.label, self.route);

@@ -13,7 +13,7 @@ use crate::{
     document::MAX_BYTES,
     ext_proc::ATTRIBUTES,
     listen::{ListenAddr, bare_host},
-    request::HEADERS,
+    request::Header,
     route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
     tls::PeerName,
 };
@@ -238,7 +238,7 @@ struct Whole {
 #[template(path = "envoy_filter.yaml")]
 struct Filter {
     cluster: String,
-    headers: &'static [&'static str],
+    headers: [&'static str; Header::NAMES.len()],
     attributes: Vec<&'static String>,
     namespaces: Option<String>,
 }
@@ -249,7 +249,7 @@ impl Filter {
         let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
             cluster,
-            headers: HEADERS,
+            headers: Header::NAMES.map(|(name, _)| name),
             attributes: ATTRIBUTES.iter().flatten().collect(),
             namespaces: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
         }

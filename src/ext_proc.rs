@@ -6,29 +6,26 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::{HeaderValue, HeaderValueOption, Metadata},
-        service::ext_proc::v3::{
-            BodyResponse, HeaderMutation, HeadersResponse, HttpHeaders, ImmediateResponse, ProcessingRequest,
-            ProcessingResponse, TrailersResponse, external_processor_server::ExternalProcessor,
-            processing_request::Request as Phase, processing_response::Response,
-        },
-        r#type::v3::HttpStatus,
-    },
-    google::protobuf::{BoolValue, Duration, Struct, Value, value::Kind},
-};
+use bytes::Bytes;
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 use tonic::{Status, Streaming};
 
 use crate::{
     endpoint::{Answer, Endpoints},
     metrics::Metrics,
+    proto::ext_proc::{
+        BoolValue, Duration, HeaderMutation, HeaderValue, HeaderValueOption, HttpHeaders, HttpStatus,
+        ImmediateResponse, Metadata, Opaque, ProcessingRequest, ProcessingResponse, Struct, StructEntry, Value,
+        ValueEntry, external_processor_server::ExternalProcessor, processing_request::Request as Phase,
+        processing_response::Response, value::Kind,
+    },
     reply::Reply,
     request::{Request, Sources},
     route::{Field, Fields, KEYS, NAMESPACE},
     user::{MetadataPath, UserSource},
 };
+
+pub mod codec;
 
 /// How long Envoy is asked to wait where an answer takes a call, in seconds: longer than the call's own deadline, and
 /// no longer than the filter's `max_message_timeout`.
@@ -151,7 +148,7 @@ pub fn answer(endpoints: &Endpoints, message: &ProcessingRequest) -> Result<(Pro
         Answer::Later(call) => {
             // Without this, Envoy would answer 504 when its `message_timeout` is over.
             let more_time = ProcessingResponse {
-                override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT, nanos: 0 }),
+                override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT }),
                 ..ProcessingResponse::default()
             };
             Ok((more_time, State::Calling(call)))
@@ -167,12 +164,12 @@ fn response(response: Response) -> ProcessingResponse {
 /// response headers alone, and they pass.
 fn untouched(phase: &Phase) -> Response {
     match phase {
-        Phase::RequestHeaders(_) => Response::RequestHeaders(HeadersResponse::default()),
-        Phase::ResponseHeaders(_) => Response::ResponseHeaders(HeadersResponse::default()),
-        Phase::RequestBody(_) => Response::RequestBody(BodyResponse::default()),
-        Phase::ResponseBody(_) => Response::ResponseBody(BodyResponse::default()),
-        Phase::RequestTrailers(_) => Response::RequestTrailers(TrailersResponse::default()),
-        Phase::ResponseTrailers(_) => Response::ResponseTrailers(TrailersResponse::default()),
+        Phase::RequestHeaders(_) => Response::RequestHeaders(Opaque {}),
+        Phase::ResponseHeaders(_) => Response::ResponseHeaders(Opaque {}),
+        Phase::RequestBody(_) => Response::RequestBody(Opaque {}),
+        Phase::ResponseBody(_) => Response::ResponseBody(Opaque {}),
+        Phase::RequestTrailers(_) => Response::RequestTrailers(Opaque {}),
+        Phase::ResponseTrailers(_) => Response::ResponseTrailers(Opaque {}),
     }
 }
 
@@ -180,8 +177,7 @@ fn request(headers: &HttpHeaders) -> Request<'_> {
     let headers = headers.headers.as_ref().map_or(&[][..], |map| &map.headers);
     let mut request = Request::with_capacity(headers.len());
     for HeaderValue { key, value, raw_value } in headers {
-        let value = if raw_value.is_empty() { value.as_bytes() } else { raw_value };
-        request.push(key, value);
+        request.push(key, if raw_value.is_empty() { value } else { raw_value });
     }
     request
 }
@@ -189,13 +185,22 @@ fn request(headers: &HttpHeaders) -> Request<'_> {
 fn sources<'a>(message: &'a ProcessingRequest, user: Option<&UserSource>) -> Sources<'a> {
     let metadata = message.metadata_context.as_ref();
     Sources {
-        attributes: message.attributes.get(FILTER).map(attribute_fields).unwrap_or_default(),
+        attributes: struct_of(&message.attributes, FILTER).map(attribute_fields).unwrap_or_default(),
         dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
         user: user.zip(metadata).and_then(|(source, metadata)| {
-            let values = metadata.filter_metadata.get(&source.namespace)?;
+            let values = struct_of(&metadata.filter_metadata, &source.namespace)?;
             Some((text_at(values, &source.issuer)?, text_at(values, &source.subject)?))
         }),
     }
+}
+
+/// The entry of a map. Where a key is there twice, the last one counts (Protocol Buffers, "Maps").
+fn struct_of<'a>(entries: &'a [StructEntry], key: &str) -> Option<&'a Struct> {
+    entries.iter().rev().find(|entry| entry.key == key)?.value.as_ref()
+}
+
+fn value_of<'a>(values: &'a Struct, key: &str) -> Option<&'a Value> {
+    values.fields.iter().rev().find(|entry| entry.key == key)?.value.as_ref()
 }
 
 /// The text at a path of nested metadata.
@@ -203,32 +208,32 @@ fn text_at<'a>(values: &'a Struct, path: &MetadataPath) -> Option<&'a str> {
     let (last, parents) = path.keys().split_last()?;
     let mut values = values;
     for key in parents {
-        match values.fields.get(key)?.kind.as_ref()? {
+        match value_of(values, key)?.kind.as_ref()? {
             Kind::StructValue(inner) => values = inner,
             _ => return None,
         }
     }
-    match values.fields.get(last)?.kind.as_ref()? {
-        Kind::StringValue(text) => Some(text),
-        _ => None,
+    match field(value_of(values, last)?)? {
+        Field::Text(text) => Some(text),
+        Field::NotText => None,
     }
 }
 
-/// Looks at what is there, which is less than what could be: a look-up of each name would hash ten long ones.
+/// Looks at what is there, which is less than what could be.
 fn attribute_fields(attributes: &Struct) -> Fields<'_> {
     let mut found = [const { [None; 2] }; KEYS.len()];
-    for (name, value) in &attributes.fields {
+    for ValueEntry { key, value } in &attributes.fields {
         let slots = found.iter_mut().flatten().zip(ATTRIBUTES.iter().flatten());
-        if let Some((slot, _)) = slots.into_iter().find(|(_, attribute)| *attribute == name) {
-            *slot = field(value);
+        if let Some((slot, _)) = slots.into_iter().find(|(_, attribute)| key == *attribute) {
+            *slot = value.as_ref().and_then(field);
         }
     }
     Fields(found.map(|[route, virtual_host]| route.or(virtual_host)))
 }
 
 fn metadata_fields(metadata: &Metadata) -> Fields<'_> {
-    match metadata.filter_metadata.get(NAMESPACE) {
-        Some(values) => Fields(KEYS.map(|key| field(values.fields.get(key)?))),
+    match struct_of(&metadata.filter_metadata, NAMESPACE) {
+        Some(values) => Fields(KEYS.map(|key| field(value_of(values, key)?))),
         None => Fields::default(),
     }
 }
@@ -236,34 +241,31 @@ fn metadata_fields(metadata: &Metadata) -> Fields<'_> {
 fn field(value: &Value) -> Option<Field<'_>> {
     match value.kind.as_ref()? {
         Kind::NullValue(_) => None,
-        Kind::StringValue(text) => Some(Field::Text(text)),
+        Kind::StringValue(text) => Some(std::str::from_utf8(text).map_or(Field::NotText, Field::Text)),
         _ => Some(Field::NotText),
     }
 }
 
-#[expect(deprecated, reason = "Envoy still reads `append` in an immediate response")]
 fn immediate(reply: Reply) -> ImmediateResponse {
     let set_headers = reply
         .headers
         .into_iter()
         .map(|(name, value)| HeaderValueOption {
             header: Some(HeaderValue {
-                key: name.to_owned(),
-                raw_value: value.into_owned().into_bytes(),
+                key: Bytes::from_static(name.as_bytes()),
+                raw_value: value,
                 ..HeaderValue::default()
             }),
-            // Envoy reads the deprecated field here: without it the last of two `set-cookie` wins.
+            // Envoy reads this, though it is deprecated: without it the last of two `set-cookie` wins.
             append: (name == "set-cookie").then_some(BoolValue { value: true }),
-            ..HeaderValueOption::default()
         })
         .collect();
     ImmediateResponse {
         status: Some(HttpStatus { code: i32::from(reply.status) }),
-        headers: Some(HeaderMutation { set_headers, ..HeaderMutation::default() }),
+        headers: Some(HeaderMutation { set_headers }),
         body: reply.body,
         // Shows up in an access log as `%RESPONSE_CODE_DETAILS%`.
-        details: format!("envoy_cimd_{}", reply.label),
-        ..ImmediateResponse::default()
+        details: ["envoy_cimd_", reply.label].concat(),
     }
 }
 

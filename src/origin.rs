@@ -56,7 +56,7 @@ impl Origin {
 
     /// `host`, or `host:port` where the port is not 443.
     pub fn authority(&self) -> &str {
-        self.text.trim_start_matches("https://")
+        self.text.strip_prefix("https://").unwrap_or(&self.text)
     }
 
     pub fn as_str(&self) -> &str {

@@ -20,20 +20,20 @@ const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 /// A message, and the ways on.
 #[derive(Template)]
 #[template(path = "message.html")]
-pub struct Page {
+pub struct Page<'a> {
     pub title: &'static str,
     pub message: &'static str,
-    pub links: Vec<Link>,
+    pub links: Vec<Link<'a>>,
     /// Empty where the request has no name.
-    pub request_id: String,
+    pub request_id: &'a str,
 }
 
 /// A way on.
 #[derive(Debug)]
-pub struct Link {
+pub struct Link<'a> {
     pub text: &'static str,
     /// A path on the route's origin.
-    pub href: String,
+    pub href: &'a str,
 }
 
 /// The page that asks whether to connect.
@@ -49,7 +49,7 @@ pub struct Connect<'a> {
 /// Renders a page into a reply.
 pub fn page(reply: Reply, page: &impl Template) -> Reply {
     // Rendering into a text does not fail; an empty page is still an answer with the right status.
-    let body = page.render().unwrap_or_default().into_bytes();
+    let body = page.render().unwrap_or_default();
     reply
         .header("content-type", "text/html; charset=utf-8")
         .header("content-security-policy", PAGE_POLICY.as_str())

@@ -4,27 +4,21 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-/// The values of `names` in a query of at most `longest` bytes, form-decoded once; an empty value counts as absent (OAuth 2.1, section 3.1).
-/// Other parameters are ignored.
+/// The values of `names` in a query of at most `longest` bytes, form-decoded once; an empty value counts as absent
+/// (OAuth 2.1, section 3.1). Other parameters are ignored.
 ///
 /// # Errors
 /// Where the query is longer, is no percent-encoded UTF-8, or repeats one of `names`.
-pub fn parameters<const N: usize>(
-    query: &str,
+pub fn parameters<'a, const N: usize>(
+    query: &'a str,
     longest: usize,
     names: [&'static str; N],
-) -> Result<[Option<String>; N], &'static str> {
+) -> Result<[Option<Cow<'a, str>>; N], &'static str> {
     if query.len() > longest {
         return Err("the query is too long");
     }
-    // The form parser keeps a stray `%` and replaces bad UTF-8, so both are looked for first. Its delimiters are
-    // ASCII: the whole is UTF-8 only if each part is.
-    let stray = query
-        .split('%')
-        .skip(1)
-        .any(|rest| !rest.as_bytes().first_chunk::<2>().is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)));
-    if stray || percent_decode_str(query).decode_utf8().is_err() {
-        return Err("the query is not percent-encoded UTF-8");
+    if query.contains('%') {
+        check_encoding(query)?;
     }
     let mut found = [const { None }; N];
     for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
@@ -35,7 +29,20 @@ pub fn parameters<const N: usize>(
             return Err("the query repeats a parameter");
         }
     }
-    Ok(found.map(|value: Option<Cow<'_, str>>| value.filter(|value| !value.is_empty()).map(Cow::into_owned)))
+    Ok(found.map(|value: Option<Cow<'_, str>>| value.filter(|value| !value.is_empty())))
+}
+
+/// The form parser keeps a stray `%` and replaces bad UTF-8, so both are looked for first. Its delimiters are ASCII: the
+/// whole is UTF-8 only if each part is.
+fn check_encoding(query: &str) -> Result<(), &'static str> {
+    let stray = query
+        .split('%')
+        .skip(1)
+        .any(|rest| !rest.as_bytes().first_chunk::<2>().is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)));
+    if stray || percent_decode_str(query).decode_utf8().is_err() {
+        return Err("the query is not percent-encoded UTF-8");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -65,7 +72,7 @@ mod tests {
             (&long, Err("the query is too long")),
         ] {
             let found = parameters(query, 101, ["a", "b"]);
-            let expected = expected.map(|values| values.map(|value: Option<&str>| value.map(str::to_owned)));
+            let expected = expected.map(|values| values.map(|value: Option<&str>| value.map(Cow::from)));
             assert_eq!(found, expected, "{query}");
         }
     }

@@ -8,7 +8,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 
 /// How many values are kept, at 1 kB or less each.
-const PLACES: usize = 1024;
+const PLACES: usize = 4096;
 
 /// Values by their keys. Each key has one place, which it may share with others: then the last one is there. So it
 /// never fills up, and needs no lock. It is for what follows from its key alone, which cannot become stale.

@@ -1,5 +1,8 @@
 //! The ways a request is refused, each with its status and its stable label.
 
+use std::{borrow::Cow, sync::LazyLock};
+
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
@@ -56,13 +59,21 @@ pub enum Refusal {
 
 /// Who is answered: what it takes to write a page, or JSON, for one request.
 #[derive(Clone, Debug)]
-pub struct Audience {
+pub struct Audience<'a> {
     /// A person reads it.
     pub html: bool,
     /// Envoy's name for the request, so that the person can report it.
-    pub request_id: Option<String>,
+    pub request_id: Option<Cow<'a, str>>,
     /// The path of the connect page, to start again; none at the document.
-    pub start: Option<String>,
+    pub start: Option<Cow<'a, str>>,
+}
+
+impl Audience<'_> {
+    /// For an answer that is made when the request is gone.
+    pub fn into_owned(self) -> Audience<'static> {
+        let owned = |text: Option<Cow<'_, str>>| text.map(|text| Cow::Owned(text.into_owned()));
+        Audience { html: self.html, request_id: owned(self.request_id), start: owned(self.start) }
+    }
 }
 
 #[derive(Serialize)]
@@ -73,6 +84,15 @@ struct Body {
 
 /// What every 400 says: the same for each reason, which only the log has.
 const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
+
+/// The same for a program, made once: floods of forged callbacks get it.
+static NOT_CONNECTED_JSON: LazyLock<Bytes> =
+    LazyLock::new(|| json(&Body { error: "bad_request", message: NOT_CONNECTED }));
+
+fn json(body: &Body) -> Bytes {
+    // A struct of texts always serializes.
+    serde_json::to_vec(body).unwrap_or_default().into()
+}
 
 impl Refusal {
     /// The label in log lines and metrics.
@@ -135,11 +155,6 @@ impl Refusal {
         }
     }
 
-    /// The label that the caller sees: all 400 are one, so that nobody can try a forged state out.
-    fn public_code(&self) -> &'static str {
-        if self.status() == 400 { "bad_request" } else { self.code() }
-    }
-
     /// What the caller is told: nothing of the configuration, and nothing of what the request said.
     fn message(&self) -> &'static str {
         match self {
@@ -179,13 +194,13 @@ impl Refusal {
     }
 
     /// The ways on, the likeliest first.
-    fn links(&self, audience: &Audience) -> Vec<Link> {
+    fn links<'a>(&'a self, audience: &'a Audience<'_>) -> Vec<Link<'a>> {
         let mut links = Vec::new();
         if let Self::AlreadyUsed { return_to } = self {
-            links.push(Link { text: "Go on", href: return_to.clone() });
+            links.push(Link { text: "Go on", href: return_to });
         }
         let again = matches!(self.status(), 400 | 409 | 502 | 503 | 504) || *self == Self::CrossSite;
-        if let Some(start) = audience.start.clone().filter(|_| again) {
+        if let Some(start) = audience.start.as_deref().filter(|_| again) {
             links.push(Link { text: "Start again", href: start });
         }
         links
@@ -200,15 +215,18 @@ impl Refusal {
     }
 
     /// The answer, as a page for a person and as JSON for a program.
-    pub fn reply(&self, audience: &Audience) -> Reply {
+    pub fn reply(&self, audience: &Audience<'_>) -> Reply {
         let reply = Reply::new(self.status(), self.code());
         let mut reply = if audience.html {
-            let request_id = audience.request_id.clone().unwrap_or_default();
+            let request_id = audience.request_id.as_deref().unwrap_or_default();
             let page = Page { title: self.title(), message: self.message(), links: self.links(audience), request_id };
             pages::page(reply, &page)
         } else {
-            let body = Body { error: self.public_code(), message: self.message() };
-            reply.header("content-type", "application/json").body(serde_json::to_vec(&body).unwrap_or_default())
+            let body = match self.status() {
+                400 => NOT_CONNECTED_JSON.clone(),
+                _ => json(&Body { error: self.code(), message: self.message() }),
+            };
+            reply.header("content-type", "application/json").body(body)
         };
         if audience.start.is_some() {
             reply = pages::guarded(reply);
@@ -219,7 +237,7 @@ impl Refusal {
             reply = reply.header("allow", *allow);
         }
         if let Some(id) = &audience.request_id {
-            reply = reply.header("x-request-id", id.clone());
+            reply = reply.header("x-request-id", Bytes::copy_from_slice(id.as_bytes()));
         }
         reply
     }

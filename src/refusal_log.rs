@@ -1,8 +1,7 @@
-//! The log of refusals: a line for the first of a kind, then at most one a second, so that a flood of them costs
-//! less than honest traffic.
+//! The log of refusals: a line for the first of a kind, then at most one a second, so that a flood of them cannot fill
+//! it.
 
 use std::{
-    collections::HashMap,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,11 +14,12 @@ const QUIET: Duration = Duration::from_secs(1);
 /// The kinds of refusals that were logged, each under its label.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
-    kinds: Mutex<HashMap<&'static str, Kind>>,
+    kinds: Mutex<Vec<Kind>>,
 }
 
 #[derive(Debug)]
 struct Kind {
+    label: &'static str,
     last_line: Instant,
     /// Refusals that had no line.
     since: u64,
@@ -53,7 +53,8 @@ impl RefusalLog {
     /// Whether a line may be written now; if so, how many refusals of the kind came since the last without one.
     fn due(&self, label: &'static str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        match kinds.get_mut(label) {
+        // They are few, so that to look at each is less than to hash.
+        match kinds.iter_mut().find(|kind| kind.label == label) {
             Some(kind) if now.duration_since(kind.last_line) < QUIET => {
                 kind.since += 1;
                 None
@@ -63,7 +64,7 @@ impl RefusalLog {
                 Some(std::mem::take(&mut kind.since))
             }
             None => {
-                kinds.insert(label, Kind { last_line: now, since: 0 });
+                kinds.push(Kind { label, last_line: now, since: 0 });
                 Some(0)
             }
         }
@@ -80,10 +81,10 @@ impl RefusalLog {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         kinds
             .iter_mut()
-            .filter(|(_, kind)| kind.since > 0 && now.duration_since(kind.last_line) >= QUIET)
-            .map(|(label, kind)| {
+            .filter(|kind| kind.since > 0 && now.duration_since(kind.last_line) >= QUIET)
+            .map(|kind| {
                 kind.last_line = now;
-                (*label, std::mem::take(&mut kind.since))
+                (kind.label, std::mem::take(&mut kind.since))
             })
             .collect()
     }

@@ -1,6 +1,6 @@
 //! An HTTP answer, before Envoy's protocol wraps it.
 
-use std::borrow::Cow;
+use bytes::Bytes;
 
 /// Status, headers and body.
 #[derive(Clone, Debug, PartialEq)]
@@ -8,24 +8,24 @@ pub struct Reply {
     pub status: u16,
     /// What became of the request, for metrics and Envoy's access log.
     pub label: &'static str,
-    pub headers: Vec<(&'static str, Cow<'static, str>)>,
-    pub body: Vec<u8>,
+    pub headers: Vec<(&'static str, Bytes)>,
+    pub body: Bytes,
 }
 
 impl Reply {
     pub fn new(status: u16, label: &'static str) -> Self {
-        Self { status, label, headers: Vec::with_capacity(8), body: Vec::new() }
+        Self { status, label, headers: Vec::with_capacity(8), body: Bytes::new() }
     }
 
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+    pub fn header(mut self, name: &'static str, value: impl Into<Bytes>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
     #[must_use]
-    pub fn body(mut self, body: Vec<u8>) -> Self {
-        self.body = body;
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
         self
     }
 }

@@ -267,6 +267,12 @@ impl std::str::FromStr for EndpointPath {
     }
 }
 
+impl EndpointPath {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl std::fmt::Display for EndpointPath {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

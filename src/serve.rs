@@ -8,7 +8,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
-use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessorServer, SERVICE_NAME};
 use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
@@ -23,6 +22,7 @@ use crate::{
     ext_proc::ExtProc,
     log::LogFilter,
     process::{GrpcListener, Process, Tasks, main_tls},
+    proto::ext_proc::external_processor_server::{ExternalProcessorServer, SERVICE_NAME},
     recent::Recent,
     refusal_log::RefusalLog,
     reload::{Watched, fingerprint, watch},
@@ -108,7 +108,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
         names: settings.routes.client_name.clone(),
         recent_routes: Recent::default(),
         recent_documents: Recent::default(),
-        cache_control: settings.routes.cache_control(),
+        cache_control: settings.routes.cache_control().into(),
         routes: Arc::new(ArcSwap::from_pointee(routes)),
         dynamic_metadata: settings.routes.dynamic_metadata,
         limits: settings.limits.clone(),

@@ -62,9 +62,10 @@ impl StateError {
     }
 }
 
-/// The keys that sign and verify: the first signs, all verify.
+/// The keys that sign and verify: the first signs, all verify. Each is the beginning of its MACs, so that none of them
+/// takes the key in anew.
 #[derive(Debug)]
-pub struct StateKeys(Vec<(KeyId, Key)>);
+pub struct StateKeys(Vec<(KeyId, Hmac<Sha256>)>);
 
 type KeyId = [u8; 4];
 
@@ -78,13 +79,13 @@ pub struct Verified {
 impl StateKeys {
     /// The first key signs, all verify.
     pub fn new(keys: Vec<Key>) -> Self {
-        Self(keys.into_iter().map(|key| (key_id(&key), key)).collect())
+        Self(keys.iter().map(|key| (key_id(key), keyed(key))).collect())
     }
 
     /// A state for a flow; `now` and `expires_at` in seconds since 1970. It lives as long as the flow, and
     /// [`MAX_LIFETIME`] at most. None where there is no key to sign with.
     pub fn mint(&self, flow_id: FlowId, redirect_uri: &str, cookie: &str, now: u64, expires_at: u64) -> Option<String> {
-        let (id, key) = self.0.first()?;
+        let (id, mac) = self.0.first()?;
         let expiry = expires_at.min(now.saturating_add(MAX_LIFETIME));
         let mut bytes = Vec::with_capacity(LENGTH);
         bytes.push(VERSION);
@@ -93,28 +94,53 @@ impl StateKeys {
         bytes.extend(flow_id.0);
         bytes.extend(route_tag(redirect_uri));
         bytes.extend(browser_tag(cookie));
-        let mac = mac(key, &bytes).finalize().into_bytes();
+        let mac = mac.clone().chain_update(&bytes).finalize().into_bytes();
         bytes.extend(mac);
         Some(BASE64_URL_SAFE_NO_PAD.encode(bytes))
     }
 
-    /// Checks a state that a browser brought to `redirect_uri`: form, key, signature, expiry, route, in this order.
+    /// Checks that a state is one of ours: form, key, signature, in this order. What else it says is looked at
+    /// afterwards, so that a forged one costs no more than this.
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn verify(&self, text: &str, redirect_uri: &str, now: u64) -> Result<Verified, StateError> {
+    pub fn authenticate(&self, text: &str) -> Result<Authentic, StateError> {
+        let mut bytes = [0; LENGTH];
         // The length first: what is decoded is bounded, whatever was sent.
-        let bytes = (text.len() == TEXT_LENGTH).then(|| BASE64_URL_SAFE_NO_PAD.decode(text).ok()).flatten();
-        let state = bytes.as_deref().and_then(Parts::read).ok_or(StateError::Malformed)?;
-        let (_, key) = self.0.iter().find(|(id, _)| *id == state.key_id).ok_or(StateError::UnknownKey)?;
-        mac(key, state.signed).verify_slice(state.mac).map_err(|_| StateError::BadMac)?;
-        if now >= state.expiry {
+        let decoded = text.len() == TEXT_LENGTH && BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) == Ok(LENGTH);
+        let state = decoded.then(|| Parts::read(&bytes)).flatten().ok_or(StateError::Malformed)?;
+        let (_, mac) = self.0.iter().find(|(id, _)| *id == state.key_id).ok_or(StateError::UnknownKey)?;
+        mac.clone().chain_update(state.signed).verify_slice(state.mac).map_err(|_| StateError::BadMac)?;
+        Ok(Authentic {
+            expiry: state.expiry,
+            route_tag: state.route_tag,
+            verified: Verified { flow_id: state.flow_id, browser_tag: state.browser_tag },
+        })
+    }
+}
+
+/// A state that is ours, and was not changed.
+#[derive(Debug, PartialEq)]
+pub struct Authentic {
+    expiry: u64,
+    route_tag: [u8; 16],
+    verified: Verified,
+}
+
+impl Authentic {
+    /// Checks that a browser brought it in time, and to the `redirect_uri` that it was made for, in this order; `now` in
+    /// seconds since 1970.
+    ///
+    /// # Errors
+    /// The first check that fails.
+    pub fn verify(self, redirect_uri: &str, now: u64) -> Result<Verified, StateError> {
+        if now >= self.expiry {
             return Err(StateError::Expired);
         }
-        if !bool::from(state.route_tag.ct_eq(&route_tag(redirect_uri))) {
+        if !bool::from(self.route_tag.ct_eq(&route_tag(redirect_uri))) {
             return Err(StateError::WrongRoute);
         }
-        Ok(Verified { flow_id: state.flow_id, browser_tag: state.browser_tag })
+        Ok(self.verified)
     }
 }
 
@@ -162,16 +188,13 @@ impl<'a> Parts<'a> {
     }
 }
 
-fn mac(key: &Key, signed: &[u8]) -> Hmac<Sha256> {
+fn keyed(key: &Key) -> Hmac<Sha256> {
     // A key of any length is taken, so this cannot fail; `new` is the spelling for a key of the block's size.
     let mut padded = [0; 64];
     if let Some(start) = padded.first_chunk_mut() {
         *start = *key.bytes();
     }
-    let mut mac = Hmac::<Sha256>::new(&padded.into());
-    mac.update(b"envoy-cimd state v1\0");
-    mac.update(signed);
-    mac
+    Hmac::new(&padded.into()).chain_update(b"envoy-cimd state v1\0")
 }
 
 fn key_id(key: &Key) -> KeyId {
@@ -213,7 +236,7 @@ mod tests {
     }
 
     fn verify(keys: &StateKeys, text: &str, route: &str, cookie: Option<&str>, now: u64) -> Result<FlowId, StateError> {
-        let verified = keys.verify(text, route, now)?;
+        let verified = keys.authenticate(text)?.verify(route, now)?;
         verified.check_browser(cookie)?;
         Ok(verified.flow_id)
     }
@@ -315,13 +338,13 @@ mod tests {
 
         #[test]
         fn random_texts_never_verify(text in prop_oneof![any::<String>(), "[A-Za-z0-9_-]{124}"]) {
-            prop_assert!(keys(&[1]).verify(&text, ROUTE, NOW).is_err());
+            prop_assert!(keys(&[1]).authenticate(&text).is_err());
         }
     }
 
     #[test]
     fn ten_thousand_random_bytes_never_verify() {
         let text = BASE64_URL_SAFE_NO_PAD.encode(crate::secret::random::<10_000>().expect("randomness"));
-        assert_eq!(keys(&[1]).verify(&text, ROUTE, NOW), Err(StateError::Malformed));
+        assert_eq!(keys(&[1]).authenticate(&text), Err(StateError::Malformed));
     }
 }

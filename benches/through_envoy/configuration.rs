@@ -1,14 +1,17 @@
 //! One Envoy with a listener for each variant, all made from what `envoy-cimd envoy-config` prints.
 
 use envoy_cimd::ext_proc::answer;
-use envoy_types::pb::envoy::service::ext_proc::v3::{ImmediateResponse, processing_response::Response};
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    ImmediateResponse, ProcessingResponse, processing_response::Response,
+};
+use prost::Message;
 use serde_json::{Value, json};
 
 use crate::{
     executable,
     stack::{
         Certificates,
-        in_process::{DOCUMENT, document_of, endpoints},
+        in_process::{DOCUMENT, document_of, endpoints, read},
     },
 };
 
@@ -19,8 +22,9 @@ pub fn host(listener: &str) -> String {
 
 /// What `envoy-cimd` answers for the document of a host.
 pub fn document(host: &str) -> ImmediateResponse {
-    let (answer, _) = answer(&endpoints(&[]), &document_of(&format!("https://{host}"))).expect("an answer");
-    match answer.response {
+    let message = read(&document_of(&format!("https://{host}")));
+    let (answer, _) = answer(&endpoints(&[]), &message).expect("an answer");
+    match ProcessingResponse::decode(&answer.encode_to_vec()[..]).expect("a message of Envoy's").response {
         Some(Response::ImmediateResponse(document)) => document,
         other => panic!("a document, not {other:?}"),
     }

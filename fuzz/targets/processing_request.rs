@@ -22,6 +22,9 @@ use envoy_cimd::{
     cli::{self, Task},
     endpoint::Endpoints,
     ext_proc::ExtProc,
+    proto::ext_proc::{
+        self, external_processor_server::ExternalProcessorServer, processing_request::Request::RequestHeaders,
+    },
     refusal::Refusal,
     secret::Key,
     serve::{self, Exchange},
@@ -33,8 +36,7 @@ use envoy_types::pb::{
         config::core::v3::{HeaderMap, HeaderValue, Metadata},
         service::ext_proc::v3::{
             HttpHeaders, ImmediateResponse, ProcessingRequest, ProcessingResponse,
-            external_processor_server::ExternalProcessorServer, processing_request::Request as Phase,
-            processing_response::Response,
+            processing_request::Request as Phase, processing_response::Response,
         },
     },
     google::protobuf::{Struct, Value, value::Kind},
@@ -123,12 +125,13 @@ fuzz_target!(|data: &[u8]| {
     FAKE.begun.store(false, Relaxed);
     FAKE.completed.store(false, Relaxed);
     let (answers, ended_well) = RUNTIME.block_on(exchange(&message));
-    let Ok(request) = ProcessingRequest::decode(&message[..]) else {
+    let Ok(read) = ext_proc::ProcessingRequest::decode(&message[..]) else {
         assert!(answers.is_empty() && !ended_well, "Envoy would take that for consent");
+        assert!(ProcessingRequest::decode(&message[..]).is_err(), "Envoy could have sent it");
         return;
     };
-    assert_eq!(ended_well, request.request.is_some());
-    let request = Headers::of(&request);
+    assert_eq!(ended_well, read.request.is_some());
+    let request = Headers::of(&read);
     assert!(!FAKE.begun.load(Relaxed) || request.may_begin());
     assert!(!FAKE.completed.load(Relaxed) || request.may_complete());
     let mut replied = false;
@@ -272,15 +275,16 @@ fn written(lines: &[u8]) -> ProcessingRequest {
 struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    fn of(message: &ProcessingRequest) -> Self {
-        let Some(Phase::RequestHeaders(HttpHeaders { headers: Some(map), .. })) = &message.request else {
+    fn of(message: &ext_proc::ProcessingRequest) -> Self {
+        let Some(RequestHeaders(ext_proc::HttpHeaders { headers: Some(map) })) = &message.request else {
             return Self(Vec::new());
         };
-        let text = |header: &HeaderValue| match header.raw_value.is_empty() {
-            true => header.value.clone(),
-            false => String::from_utf8_lossy(&header.raw_value).into_owned(),
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let pair = |header: &ext_proc::HeaderValue| {
+            let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
+            (text(&header.key), text(value))
         };
-        Self(map.headers.iter().map(|header| (header.key.clone(), text(header))).collect())
+        Self(map.headers.iter().map(pair).collect())
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &str> {

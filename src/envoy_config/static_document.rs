@@ -1,6 +1,8 @@
 //! The document as routes that Envoy answers by itself: the filter's own replies, each under the condition that the
 //! filter would give it on.
 
+use std::borrow::Cow;
+
 use serde_json::{Value, json};
 
 use super::quoted;
@@ -33,11 +35,11 @@ impl StaticDocument {
     /// As [`Document::new`].
     pub fn new(route: &Route, paths: &Paths, settings: &RouteArgs) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, &settings.client_name)?;
-        let cache_control = settings.cache_control();
+        let cache_control = settings.cache_control().into();
         let origin = &route.origin;
         let authority = format!("(?i){}(:{})?", literally(origin.host()), origin.port());
         let methods = document::METHODS.replace(", ", "|");
-        let tag = literally(&document.etag);
+        let tag = literally(&text(&document.etag));
         // As `document` reads it, with several header lines joined by commas.
         let has_tag = format!(r"(.*,)?[ \t]*(\*|(W/)?{tag})[ \t]*(,.*)?");
         let answers = vec![
@@ -61,15 +63,20 @@ impl Answer {
         Self {
             conditions: quoted(&Vec::from_iter(condition)),
             status: reply.status,
-            body: (!reply.body.is_empty()).then(|| quoted(&String::from_utf8_lossy(&reply.body))),
-            headers: reply.headers.iter().map(|(name, value)| (*name, quoted(value))).collect(),
+            body: (!reply.body.is_empty()).then(|| quoted(&text(&reply.body))),
+            headers: reply.headers.iter().map(|(name, value)| (*name, quoted(&text(value)))).collect(),
         }
     }
 }
 
+/// Replies are made of texts.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(bytes)
+}
+
 /// Envoy fills in its name for the request. (No other header of ours has a `%`.)
 fn refused(refusal: &Refusal) -> Reply {
-    refusal.reply(&Audience { html: false, request_id: Some("%REQ(X-REQUEST-ID)%".to_owned()), start: None })
+    refusal.reply(&Audience { html: false, request_id: Some("%REQ(X-REQUEST-ID)%".into()), start: None })
 }
 
 fn when(header: &str, regex: &str) -> Value {

@@ -2,20 +2,29 @@
 
 use std::sync::Arc;
 
-use envoy_cimd::{endpoint::Endpoints, ext_proc::ExtProc};
-use envoy_types::pb::envoy::service::ext_proc::v3::{
-    HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
-    external_processor_client::ExternalProcessorClient, external_processor_server::ExternalProcessorServer,
-    processing_request::Request as Phase, processing_response::Response,
+use envoy_cimd::{
+    endpoint::Endpoints, ext_proc::ExtProc, proto::ext_proc::external_processor_server::ExternalProcessorServer,
+};
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::Metadata,
+        service::ext_proc::v3::{
+            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
+            external_processor_client::ExternalProcessorClient, processing_request::Request as Phase,
+            processing_response::Response,
+        },
+    },
+    google::protobuf::{ListValue, Struct, Value, value::Kind},
 };
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use prost::Message;
 use prost_types::FieldDescriptorProto;
 use tonic::{Code, Status, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, message};
+use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, message, read};
 
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
@@ -100,6 +109,44 @@ async fn each_phase_is_answered_in_kind() {
         _ => false,
     });
     assert!(untouched, "nothing is changed: {responses:?}");
+}
+
+/// What we read of Envoy's messages is as Envoy wrote it: written again, Envoy's own types find the same in it.
+#[test]
+fn our_part_of_the_contract_is_envoys() {
+    let value = |kind| Value { kind: Some(kind) };
+    let inner = Struct { fields: [("text".to_owned(), value(Kind::StringValue("a".to_owned())))].into() };
+    let kinds = [
+        ("none", Value::default()),
+        ("null", value(Kind::NullValue(0))),
+        ("number", value(Kind::NumberValue(1.5))),
+        ("bool", value(Kind::BoolValue(true))),
+        ("list", value(Kind::ListValue(ListValue::default()))),
+        ("struct", value(Kind::StructValue(inner))),
+    ];
+    let fields = Struct { fields: kinds.map(|(key, value)| (key.to_owned(), value)).into() };
+    let maps = [("a".to_owned(), fields), ("b".to_owned(), Struct::default())];
+    let mut request_headers = headers(&[(":path", "/"), ("cookie", "a=\u{fc}")]);
+    request_headers.end_of_stream = false;
+    let empty = HttpHeaders::default;
+    for phase in [
+        Phase::RequestHeaders(request_headers),
+        Phase::ResponseHeaders(empty()),
+        Phase::RequestBody(HttpBody::default()),
+        Phase::ResponseBody(HttpBody::default()),
+        Phase::RequestTrailers(HttpTrailers::default()),
+        Phase::ResponseTrailers(HttpTrailers::default()),
+    ] {
+        let message = ProcessingRequest {
+            request: Some(phase),
+            attributes: maps.clone().into(),
+            metadata_context: Some(Metadata { filter_metadata: maps.clone().into(), ..Metadata::default() }),
+            observability_mode: true,
+            ..ProcessingRequest::default()
+        };
+        let written = read(&message).encode_to_vec();
+        assert_eq!(ProcessingRequest::decode(&written[..]), Ok(message));
+    }
 }
 
 /// An earlier filter replied: Envoy sends the response alone.

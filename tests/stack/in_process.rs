@@ -6,6 +6,7 @@ use envoy_cimd::{
     choreographer::Embedded,
     cli::{self, Task},
     endpoint::Endpoints,
+    proto::ext_proc,
     serve,
     state::{FlowId, StateKeys},
 };
@@ -16,6 +17,7 @@ use envoy_types::pb::{
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
+use prost::Message;
 
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const CALLBACK: &str = "/.pomerium/oauth/callback";
@@ -72,6 +74,11 @@ pub fn document_of(from: &str) -> ProcessingRequest {
         &[(":method", "GET"), (":path", DOCUMENT), (":authority", authority), (":scheme", "https")],
         &[(attribute("route", "from"), from)],
     )
+}
+
+/// A message as the service reads it.
+pub fn read(message: &ProcessingRequest) -> ext_proc::ProcessingRequest {
+    ext_proc::ProcessingRequest::decode(&message.encode_to_vec()[..]).expect("a message")
 }
 
 /// A state that names one of these keys, and that none of them signed.
