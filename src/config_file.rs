@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_saphyr::Budget;
 
 use crate::route::{RouteSpec, RouteTable};
 
@@ -26,8 +27,17 @@ impl ConfigFile {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        let file: Self =
-            serde_saphyr::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))?;
+        // What the reader takes is bounded against texts that unfold to more than they are. One that does not has at most
+        // a node for each byte, and a few events for each node.
+        let usual = Budget::default();
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_nodes: usual.max_nodes.max(text.len()),
+                max_events: usual.max_events.max(text.len() * 4),
+            },
+        };
+        let file: Self = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))?;
         if let Some(unknown) = file.settings.keys().find(|key| !keys.contains(key)) {
             bail!("there is no setting `{unknown}`; there are: routes, {}", keys.join(", "));
         }
@@ -62,4 +72,30 @@ impl ConfigFile {
 /// Where the file cannot be read; the error names it.
 pub fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_routes_as_somebody_has() {
+        const ROUTES: usize = 100_000;
+        let route =
+            |route| format!("- from: https://route-{route}.example\n  to: https://mcp-{route}.internal.example\n");
+        let text: String = std::iter::once("routes:\n".to_owned()).chain((0..ROUTES).map(route)).collect();
+        let file = ConfigFile::parse(&text, &[]).expect("a good file");
+        assert_eq!(file.routes.len(), ROUTES);
+    }
+
+    #[test]
+    fn no_more_than_is_written() {
+        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..9 {
+            let before = format!("*a{}", level - 1);
+            text.push_str(&format!("a{level}: &a{level} [{}]\n", vec![before; 10].join(", ")));
+        }
+        let error = ConfigFile::parse(&text, &[]).expect_err("a billion texts").to_string();
+        assert!(error.contains("budget"), "{error}");
+    }
 }
