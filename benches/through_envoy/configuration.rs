@@ -20,6 +20,35 @@ pub fn host(listener: &str) -> String {
     format!("{listener}.bench.example")
 }
 
+/// Whom a variant asks.
+pub enum Host {
+    One(String),
+    /// This many in turn.
+    Many(usize),
+}
+
+impl Host {
+    pub fn first(&self) -> String {
+        match self {
+            Self::One(host) => host.clone(),
+            Self::Many(_) => host_of_many(0),
+        }
+    }
+}
+
+/// The host of one of many routes, with its number in six digits.
+pub const HOST_OF_MANY: &str = "{}.bench.example";
+
+pub fn host_of_many(route: usize) -> String {
+    HOST_OF_MANY.replace("{}", &format!("{route:06}"))
+}
+
+/// A config file of many routes.
+pub fn many_routes(routes: usize) -> String {
+    let route = |route| format!("- from: https://{}\n", host_of_many(route));
+    std::iter::once("routes:\n".to_owned()).chain((0..routes).map(route)).collect()
+}
+
 /// What `envoy-cimd` answers for the document of a host.
 pub fn document(host: &str) -> ImmediateResponse {
     let message = read(&document_of(&format!("https://{host}")));
@@ -31,7 +60,7 @@ pub fn document(host: &str) -> ImmediateResponse {
 }
 
 /// The whole configuration; a listener's cluster has its name.
-pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: &str) -> Value {
+pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: &str, many: &str) -> Value {
     let print = |name, processor, flags: &[&str]| printed(certificates, name, processor, flags);
     let mut config = print("c", tcp, &[]);
     let mut direct = print("a", tcp, &[]);
@@ -39,6 +68,10 @@ pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: 
     serve_directly(document_route.expect("the document's route"), &document(&host("a")));
     let mut unfiltered = print("g", tcp, &[]);
     remove_filter(&mut unfiltered);
+    let mut any_host = print("h", many, &[]);
+    let host = &mut manager(&mut any_host)["route_config"]["virtual_hosts"][0];
+    host["domains"] = json!(["*.bench.example"]);
+    remove(host, "metadata");
     let others = [
         ("a", direct),
         ("b", print("b", floor, &[])),
@@ -46,6 +79,7 @@ pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: 
         ("d", print("d", unix, &[])),
         ("e", print("e", tcp, &["--static-cimd"])),
         ("g", unfiltered),
+        ("h", any_host),
     ];
     for (name, mut other) in others {
         routes(&mut other).push(json!({

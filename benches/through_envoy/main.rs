@@ -13,7 +13,7 @@ use envoy_cimd::secret::parse_keys;
 use envoy_cimd::state::StateKeys;
 
 use crate::{
-    configuration::configuration,
+    configuration::{Host, configuration, many_routes},
     floor::Floor,
     stack::{
         Certificates, Cimd, Envoy, get,
@@ -32,6 +32,9 @@ mod report;
 mod stack;
 mod variant;
 mod wrk;
+
+/// How many routes many are.
+const ROUTES: usize = 100_000;
 
 fn main() {
     // What cargo itself says to a benchmark is `--bench`.
@@ -91,11 +94,14 @@ async fn load() {
     let floor = Floor::start().await;
     let tcp = Cimd::start(&executable(), &[&keys_flag]).await;
     let unix = Cimd::start(&executable(), &[&keys_flag, "--listen", &socket]).await;
+    let file = dir.path().join("routes.yaml");
+    std::fs::write(&file, many_routes(ROUTES)).expect("the routes");
+    let many = Cimd::start(&executable(), &[&keys_flag, "--config", file.to_str().expect("text")]).await;
     let certificates = Certificates::make(dir.path(), &["bench.example"]);
-    let config = configuration(&certificates, &floor.address, &tcp.ext_proc, &unix.ext_proc);
+    let config = configuration(&certificates, &floor.address, &tcp.ext_proc, &unix.ext_proc, &many.ext_proc);
     let envoy = Envoy::start(dir.path(), &config.to_string()).await;
 
-    let variants = variants(&envoy, &forged(&state_keys(&keys)), &floor, &tcp, &unix).await;
+    let variants = variants(&envoy, &forged(&state_keys(&keys)), &floor, &tcp, &unix, &many).await;
     for variant in variants.iter().filter(|variant| settings.measures(variant)) {
         variant.check().await;
         // Connections, caches and pages of memory are there before anything counts.
@@ -111,13 +117,16 @@ async fn load() {
     report::print(&settings, &variants, &samples);
     print_connections(&envoy).await;
     println!(
-        "\nResident at the end: envoy-cimd over TCP {} KiB, over a Unix socket {} KiB, the floor {} KiB.",
+        "\nResident at the end: envoy-cimd over TCP {} KiB, over a Unix socket {} KiB, with {ROUTES} routes of a file {} \
+         KiB, the floor {} KiB.",
         resident(tcp.process.pid()),
         resident(unix.process.pid()),
+        resident(many.process.pid()),
         resident(floor.process.pid())
     );
-    let forged = samples[5].iter().chain(&samples[6]).map(|sample| sample.requests).sum();
-    assert_refused(&tcp.admin, forged).await;
+    let sent = |variants: &[usize]| variants.iter().flat_map(|at| &samples[*at]).map(|sample| sample.requests).sum();
+    assert_refused(&tcp.admin, sent(&[5, 6])).await;
+    assert_refused(&many.admin, sent(&[10])).await;
 }
 
 fn state_keys(path: &Path) -> StateKeys {
@@ -130,6 +139,7 @@ async fn variants<'a>(
     floor: &'a Floor,
     tcp: &'a Cimd,
     unix: &'a Cimd,
+    many: &'a Cimd,
 ) -> Vec<Variant<'a>> {
     let callback = format!("{CALLBACK}?code=c&state={forged}");
     let mut variants = Vec::new();
@@ -143,10 +153,13 @@ async fn variants<'a>(
         ("(f) forged callback, page", "c", &callback, Some("text/html"), Expected::Refusal, Some(&tcp.process)),
         ("(g) other traffic, no filter", "g", "/mcp", None, Expected::Other, None),
         ("(g) other traffic, filter", "c", "/mcp", None, Expected::Other, Some(&tcp.process)),
+        ("(h) as (c), 100,000 routes", "h", DOCUMENT, None, Expected::Document, Some(&many.process)),
+        ("(h) as (f), 100,000 routes", "h", &callback, None, Expected::Refusal, Some(&many.process)),
     ] {
         let address = envoy.listener(listener).await;
         let path = path.to_owned();
-        variants.push(Variant { name, host: configuration::host(listener), address, path, accept, expected, process });
+        let host = if listener == "h" { Host::Many(ROUTES) } else { Host::One(configuration::host(listener)) };
+        variants.push(Variant { name, host, address, path, accept, expected, process });
     }
     variants
 }
@@ -154,7 +167,7 @@ async fn variants<'a>(
 /// How Envoy talks to each processor: connections it opened so far, and streams, one a request, which it resets when it
 /// has its answer.
 async fn print_connections(envoy: &Envoy) {
-    let filter = "/stats?filter=cluster.(b|c|d).upstream_(cx_http2_total|cx_destroy_remote|rq_total|rq_tx_reset)$";
+    let filter = "/stats?filter=cluster.(b|c|d|h).upstream_(cx_http2_total|cx_destroy_remote|rq_total|rq_tx_reset)$";
     let (_, stats) = get(envoy.admin, filter).await.expect("Envoy's statistics");
     println!("\nEnvoy's connections to each processor, and the streams on them:\n");
     for line in String::from_utf8_lossy(&stats).lines() {
@@ -178,7 +191,6 @@ async fn assert_refused(admin: &str, forged: u64) {
 
 /// A hundred thousand routes, ten times each: resident memory is what a request needs, not what there was.
 async fn memory() {
-    const ROUTES: usize = 100_000;
     const TIMES: usize = 10;
     let cimd = Cimd::start(&executable(), &[]).await;
     let channel = channel(&cimd.ext_proc).await;

@@ -23,7 +23,7 @@ const THROUGHPUT: fn(&Sample) -> Option<f64> = |sample| Some(sample.per_second);
 const CPU: fn(&Sample) -> Option<f64> = |sample| sample.processor;
 
 /// By the places of the variants.
-const RATIOS: [Ratio; 10] = [
+const RATIOS: [Ratio; 12] = [
     Ratio { what: "(b) to (a), throughput: the price of ext_proc", of: 1, to: 0, figure: THROUGHPUT, target: None },
     Ratio { what: "(c) to (b), throughput", of: 2, to: 1, figure: THROUGHPUT, target: Some(Target::AtLeast(0.97)) },
     Ratio { what: "(c) to (b), CPU a request", of: 2, to: 1, figure: CPU, target: Some(Target::AtMost(1.05)) },
@@ -39,6 +39,14 @@ const RATIOS: [Ratio; 10] = [
         to: 7,
         figure: THROUGHPUT,
         target: Some(Target::AtLeast(0.98)),
+    },
+    Ratio { what: "(h) to (c), CPU a request: 100,000 routes to one", of: 9, to: 2, figure: CPU, target: None },
+    Ratio {
+        what: "(h) as (f) to as (c), CPU a request",
+        of: 10,
+        to: 9,
+        figure: CPU,
+        target: Some(Target::AtMost(1.0)),
     },
 ];
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::{
-    configuration::document,
+    configuration::{Host, document},
     stack::{Answered, Call, Client, Process},
     wrk::wrk,
 };
@@ -11,7 +11,7 @@ use crate::{
 /// A request that is sent over and over.
 pub struct Variant<'a> {
     pub name: &'static str,
-    pub host: String,
+    pub host: Host,
     pub address: SocketAddr,
     pub path: String,
     pub accept: Option<&'static str>,
@@ -43,7 +43,7 @@ pub struct Sample {
 impl Variant<'_> {
     /// Asks once, and looks at the answer.
     pub async fn check(&self) {
-        let mut call = Call::get(&self.host, &self.path);
+        let mut call = Call::get(&self.host.first(), &self.path);
         for (name, value) in self.headers() {
             call = call.header(name, value);
         }
@@ -58,7 +58,7 @@ impl Variant<'_> {
     }
 
     fn check_document(&self, answer: &Answered) {
-        let expected = document(&self.host);
+        let expected = document(&self.host.first());
         assert_eq!((answer.status, &answer.body[..]), (200, &expected.body[..]), "{}", self.name);
         for header in expected.headers.iter().flat_map(|set| &set.set_headers).flat_map(|set| &set.header) {
             assert_eq!(answer.all(&header.key), [String::from_utf8_lossy(&header.raw_value)], "{}", self.name);

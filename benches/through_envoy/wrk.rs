@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 use tokio::process::Command;
 
+use crate::configuration::{HOST_OF_MANY, Host, host_of_many};
+
 /// What wrk saw.
 #[derive(Deserialize)]
 pub struct Load {
@@ -19,7 +21,7 @@ pub struct Load {
     pub broken: u64,
 }
 
-/// Only its report is ours to write: a script that made requests would cost time.
+/// Where there is one host, only the report is ours to write: a script that made requests would cost time.
 const REPORT: &str = r#"
 done = function(summary, latency)
   local errors = summary.errors
@@ -30,9 +32,22 @@ done = function(summary, latency)
 end
 "#;
 
+/// With several hosts to ask in turn: none soon after itself.
+fn turns(hosts: usize) -> String {
+    format!(
+        "local turn = 0\n\
+         request = function()\n\
+           turn = (turn + 7919) % {hosts}\n\
+           wrk.headers['Host'] = string.format('{}', turn)\n\
+           return wrk.format()\n\
+         end\n",
+        HOST_OF_MANY.replace("{}", "%06d")
+    )
+}
+
 pub async fn wrk(
     address: SocketAddr,
-    host: &str,
+    host: &Host,
     path: &str,
     headers: &[(&str, &str)],
     seconds: usize,
@@ -40,11 +55,15 @@ pub async fn wrk(
 ) -> Load {
     let dir = tempfile::tempdir().expect("a folder");
     let script = dir.path().join("report.lua");
-    std::fs::write(&script, REPORT).expect("the script");
+    let (first, turns) = match host {
+        Host::One(host) => (host.clone(), String::new()),
+        Host::Many(hosts) => (host_of_many(0), turns(*hosts)),
+    };
+    std::fs::write(&script, turns + REPORT).expect("the script");
     let mut command = Command::new("wrk");
     command.args(["--threads=1", &format!("--connections={connections}"), &format!("--duration={seconds}s")]);
     // In this spelling, or wrk sends one of its own beside it.
-    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {host}"));
+    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {first}"));
     for (name, value) in headers {
         command.arg("--header").arg(format!("{name}: {value}"));
     }
