@@ -35,10 +35,11 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let cookie = BrowserCookie::of(request, &state.flow_id);
     state.check_browser(cookie.as_ref().map(BrowserCookie::value)).map_err(Refusal::State)?;
     let browser_hash = cookie.map(|cookie| cookie.hash()).unwrap_or_default();
-    let user = user.ok_or(Refusal::UserUnknown)?;
+    let user = endpoints.users.user(user).ok_or(Refusal::UserUnknown)?;
     let choreographer = Arc::clone(&endpoints.choreographer);
     let trace = request.trace();
     let origin = route.origin.clone();
+    let (answer, iss) = (answer.into_owned(), iss.map(Cow::into_owned));
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };
     let flow = Some(state.flow_id.tag());
     Ok(Step::Call {
@@ -65,9 +66,9 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
 
 /// What an authorization server sends back (RFC 6749, section 4.1.2; RFC 9207).
 struct Query<'a> {
-    answer: AuthorizationAnswer,
+    answer: AuthorizationAnswer<Cow<'a, str>>,
     state: Cow<'a, str>,
-    iss: Option<String>,
+    iss: Option<Cow<'a, str>>,
 }
 
 impl<'a> Query<'a> {
@@ -76,14 +77,12 @@ impl<'a> Query<'a> {
         let [code, state, iss, error, description] =
             query::parameters(query, longest, names).map_err(Refusal::BadRequest)?;
         let answer = match (code, error) {
-            (Some(code), None) => AuthorizationAnswer::Code(code.into_owned()),
-            (None, Some(error)) => {
-                AuthorizationAnswer::Error { error: error.into_owned(), description: description.map(Cow::into_owned) }
-            }
+            (Some(code), None) => AuthorizationAnswer::Code(code),
+            (None, Some(error)) => AuthorizationAnswer::Error { error, description },
             (Some(_), Some(_)) => return Err(Refusal::BadRequest("the query has both `code` and `error`")),
             (None, None) => return Err(Refusal::BadRequest("the query has neither `code` nor `error`")),
         };
         let state = state.ok_or(Refusal::BadRequest("the query has no `state`"))?;
-        Ok(Self { answer, state, iss: iss.map(Cow::into_owned) })
+        Ok(Self { answer, state, iss })
     }
 }

@@ -1,5 +1,7 @@
 //! The authorization choreographer, as the endpoints see it: begins flows and ends them.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 
 pub use crate::request::Trace;
@@ -83,7 +85,19 @@ pub struct Complete {
 }
 
 /// What the authorization server sent the browser back with (RFC 6749, section 4.1.2).
-pub enum AuthorizationAnswer {
-    Code(String),
-    Error { error: String, description: Option<String> },
+pub enum AuthorizationAnswer<T = String> {
+    Code(T),
+    Error { error: T, description: Option<T> },
+}
+
+impl AuthorizationAnswer<Cow<'_, str>> {
+    /// For a call, which outlives the query.
+    pub fn into_owned(self) -> AuthorizationAnswer {
+        match self {
+            Self::Code(code) => AuthorizationAnswer::Code(code.into_owned()),
+            Self::Error { error, description } => {
+                AuthorizationAnswer::Error { error: error.into_owned(), description: description.map(Cow::into_owned) }
+            }
+        }
+    }
 }

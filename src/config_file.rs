@@ -27,8 +27,8 @@ impl ConfigFile {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // What the reader takes is bounded against texts that unfold to more than they are. One that does not has at most
-        // a node for each byte, and a few events for each node.
+        // What the reader takes is bounded against texts that unfold to more than they are. One that does not has about a
+        // node for each byte at most, and a few events for each node.
         let usual = Budget::default();
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! {
@@ -90,12 +90,15 @@ mod tests {
 
     #[test]
     fn no_more_than_is_written() {
-        let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        let mut unfolds = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for level in 1..9 {
             let before = format!("*a{}", level - 1);
-            text.push_str(&format!("a{level}: &a{level} [{}]\n", vec![before; 10].join(", ")));
+            unfolds.push_str(&format!("a{level}: &a{level} [{}]\n", vec![before; 10].join(", ")));
         }
-        let error = ConfigFile::parse(&text, &[]).expect_err("a billion texts").to_string();
-        assert!(error.contains("budget"), "{error}");
+        let routes = "- from: https://a.example\n".repeat(20_000);
+        for text in [unfolds.clone(), format!("routes:\n{routes}{unfolds}")] {
+            let error = ConfigFile::parse(&text, &[]).expect_err("a billion texts").to_string();
+            assert!(error.contains("budget breached"), "{error}");
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     route::{Endpoint, Fields, Paths, Route, RouteError, RouteTable},
     start,
     state::StateKeys,
-    user::{User, Users},
+    user::Users,
 };
 
 /// What the endpoints of every route are built with.
@@ -96,8 +96,8 @@ pub struct Visit<'a> {
     pub request: &'a Request<'a>,
     pub query: Option<&'a str>,
     pub route: &'a Route,
-    /// Who is at the browser; none where no trusted filter said it.
-    pub user: Option<User>,
+    /// Issuer and subject of who is at the browser, where the filter that the operator trusts named somebody.
+    pub user: Option<(&'a str, &'a str)>,
 }
 
 /// What an endpoint makes of a request that it takes.
@@ -127,7 +127,7 @@ impl Endpoints {
             return Answer::PassThrough;
         };
         let route = self.route(request, sources);
-        let visit = |route| Visit { endpoints: self, request, query, route, user: self.users.user(sources.user) };
+        let visit = |route| Visit { endpoints: self, request, query, route, user: sources.user };
         let step = match &route {
             _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),

@@ -293,3 +293,104 @@ impl Drop for OpenStream {
         self.0.streams.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Header;
+
+    fn text(text: &'static [u8]) -> Value {
+        Value { kind: Some(Kind::StringValue(Bytes::from_static(text))) }
+    }
+
+    fn fields(pairs: &[(&'static str, Option<Value>)]) -> Struct {
+        let entry =
+            |(key, value): &(&'static str, Option<Value>)| ValueEntry { key: (*key).into(), value: value.clone() };
+        Struct { fields: pairs.iter().map(entry).collect() }
+    }
+
+    fn entry(key: &'static str, value: Struct) -> StructEntry {
+        StructEntry { key: key.into(), value: Some(value) }
+    }
+
+    fn source() -> UserSource {
+        let path = |text: &str| text.parse().expect("a path");
+        UserSource { namespace: "users".to_owned(), issuer: path("claims.iss"), subject: path("sub") }
+    }
+
+    /// A map that has a key twice has its last value, as everywhere in Protocol Buffers.
+    #[test]
+    fn the_last_entry_of_a_key_counts() {
+        let from = ATTRIBUTES[0][0].as_str();
+        let (old, new) = (text(b"https://old.example"), text(b"https://new.example"));
+        let claims = |issuer| Value { kind: Some(Kind::StructValue(fields(&[("iss", Some(issuer))]))) };
+        let users = [
+            ("sub", Some(text(b"old"))),
+            ("claims", Some(claims(text(b"old")))),
+            ("sub", Some(text(b"new"))),
+            ("claims", Some(claims(text(b"new")))),
+        ];
+        let message = ProcessingRequest {
+            attributes: vec![
+                entry(FILTER, fields(&[(from, Some(new.clone()))])),
+                entry(FILTER, fields(&[(from, Some(old.clone())), (from, Some(new.clone()))])),
+            ],
+            metadata_context: Some(Metadata {
+                filter_metadata: vec![
+                    entry(NAMESPACE, fields(&[("from", Some(old.clone()))])),
+                    entry("users", fields(&[("sub", Some(text(b"older")))])),
+                    entry("users", fields(&users)),
+                    entry(NAMESPACE, fields(&[("from", Some(old.clone())), ("from", Some(new.clone()))])),
+                ],
+            }),
+            ..ProcessingRequest::default()
+        };
+        let sources = sources(&message, Some(&source()));
+        let expected = Some(Field::Text("https://new.example"));
+        assert_eq!((sources.attributes.0[0], sources.dynamic_metadata.0[0]), (expected, expected));
+        assert_eq!(sources.user, Some(("new", "new")));
+
+        for last in [None, Some(Value::default()), Some(Value { kind: Some(Kind::NullValue(0)) })] {
+            let message = ProcessingRequest {
+                attributes: vec![entry(FILTER, fields(&[(from, Some(old.clone())), (from, last.clone())]))],
+                metadata_context: Some(Metadata {
+                    filter_metadata: vec![
+                        entry(NAMESPACE, fields(&[("from", Some(old.clone())), ("from", last.clone())])),
+                        entry("users", fields(&[("sub", Some(text(b"old"))), ("sub", last)])),
+                    ],
+                }),
+                ..ProcessingRequest::default()
+            };
+            let sources = super::sources(&message, Some(&source()));
+            assert_eq!((sources.attributes.0[0], sources.dynamic_metadata.0[0], sources.user), (None, None, None));
+        }
+    }
+
+    /// Envoy's own types would refuse the whole message; here only what is read has to be text.
+    #[test]
+    fn what_is_no_text_is_not_taken_for_one() {
+        let from = ATTRIBUTES[0][0].as_str();
+        let claims = fields(&[("iss", Some(text(b"issuer")))]);
+        let users = [("claims", Some(Value { kind: Some(Kind::StructValue(claims)) })), ("sub", Some(text(b"\xff")))];
+        let mut other = entry("", fields(&[("from", Some(text(b"https://a.example")))]));
+        other.key = Bytes::from_static(b"envoy_cimd\xff");
+        let message = ProcessingRequest {
+            attributes: vec![entry(FILTER, fields(&[(from, Some(text(b"https://a\xff.example")))]))],
+            metadata_context: Some(Metadata { filter_metadata: vec![entry("users", fields(&users)), other] }),
+            ..ProcessingRequest::default()
+        };
+        let sources = sources(&message, Some(&source()));
+        assert_eq!(sources.attributes.0[0], Some(Field::NotText));
+        assert_eq!((sources.dynamic_metadata, sources.user), (Fields::default(), None));
+
+        let header = |key, raw_value| HeaderValue {
+            key: Bytes::from_static(key),
+            raw_value: Bytes::from_static(raw_value),
+            ..HeaderValue::default()
+        };
+        let headers = vec![header(b":path\xff", b"/no"), header(b":path", b"/yes")];
+        let headers = HttpHeaders { headers: Some(crate::proto::ext_proc::HeaderMap { headers }) };
+        let request = request(&headers);
+        assert_eq!((request.text(Header::Path), request.header_bytes()), (Some("/yes"), 18));
+    }
+}

@@ -7,7 +7,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-/// How many values are kept, at 1 kB or less each.
+/// How many values are kept, at some 1 kB each: a document has 5 kB at most.
 const PLACES: usize = 4096;
 
 /// Values by their keys. Each key has one place, which it may share with others: then the last one is there. So it

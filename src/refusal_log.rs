@@ -53,7 +53,7 @@ impl RefusalLog {
     /// Whether a line may be written now; if so, how many refusals of the kind came since the last without one.
     fn due(&self, label: &'static str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        // They are few, so that to look at each is less than to hash.
+        // There are few, so a look at each costs less than a hash.
         match kinds.iter_mut().find(|kind| kind.label == label) {
             Some(kind) if now.duration_since(kind.last_line) < QUIET => {
                 kind.since += 1;

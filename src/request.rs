@@ -52,7 +52,7 @@ impl Header {
 /// The longest name of a request, in bytes.
 const MAX_ID: usize = 128;
 
-/// An HTTP request as far as Envoy forwarded it.
+/// An HTTP request as far as it is read.
 #[derive(Debug, Default)]
 pub struct Request<'a> {
     headers: Vec<(Header, &'a [u8])>,
@@ -81,7 +81,8 @@ impl<'a> Request<'a> {
         Self { headers: Vec::with_capacity(headers), header_bytes: 0 }
     }
 
-    /// Adds a header or pseudo-header; the name is in lower case, as Envoy sends it.
+    /// Takes a header or pseudo-header in, its name in lower case, as Envoy sends it. One that is not read counts for
+    /// [`Self::header_bytes`] alone.
     pub fn push(&mut self, name: &[u8], value: &'a [u8]) {
         self.header_bytes += name.len() + value.len();
         self.headers.extend(Header::named(name).map(|header| (header, value)));

@@ -47,7 +47,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         Some(text) => ReturnTo::parse(&text, &route.origin)
             .ok_or(Refusal::BadRequest("`return_to` is no path on the route's origin"))?,
     };
-    let user = user.ok_or(Refusal::UserUnknown)?;
+    let user = endpoints.users.user(user).ok_or(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&endpoints.choreographer);
     if !begins {

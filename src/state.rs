@@ -9,6 +9,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use crate::secret::{Key, tagged_hash};
 
@@ -62,8 +63,9 @@ impl StateError {
     }
 }
 
-/// The keys that sign and verify: the first signs, all verify. Each is the beginning of its MACs, so that none of them
-/// takes the key in anew.
+/// The keys that sign and verify: the first signs, all verify. Each is kept as a MAC that has taken it in, so that no
+/// state pays for that again. That is enough to sign with, and it is not zeroed when it is dropped; `Debug` shows nothing
+/// of it.
 #[derive(Debug)]
 pub struct StateKeys(Vec<(KeyId, Hmac<Sha256>)>);
 
@@ -190,11 +192,11 @@ impl<'a> Parts<'a> {
 
 fn keyed(key: &Key) -> Hmac<Sha256> {
     // A key of any length is taken, so this cannot fail; `new` is the spelling for a key of the block's size.
-    let mut padded = [0; 64];
+    let mut padded = Zeroizing::new([0; 64]);
     if let Some(start) = padded.first_chunk_mut() {
         *start = *key.bytes();
     }
-    Hmac::new(&padded.into()).chain_update(b"envoy-cimd state v1\0")
+    Hmac::new((&*padded).into()).chain_update(b"envoy-cimd state v1\0")
 }
 
 fn key_id(key: &Key) -> KeyId {
@@ -279,6 +281,16 @@ mod tests {
         let short = keys(&[1]).mint(FLOW, ROUTE, COOKIE, NOW, NOW + 5).expect("a key");
         assert_eq!(verify(&keys(&[1]), &short, ROUTE, Some(COOKIE), NOW + 5), Err(StateError::Expired));
         assert_eq!(StateKeys::new(Vec::new()).mint(FLOW, ROUTE, COOKIE, NOW, NOW), None);
+    }
+
+    #[test]
+    fn nothing_of_a_key_is_shown() {
+        assert_eq!(format!("{:?}", keys(&[1])), format!("{:?}", keys(&[2])).replace(&id_of(2), &id_of(1)));
+    }
+
+    /// The id of a key is in each state, and no secret.
+    fn id_of(seed: u8) -> String {
+        format!("{:?}", key_id(&Key::new([seed; 32])))
     }
 
     #[test]

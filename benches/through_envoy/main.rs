@@ -102,6 +102,7 @@ async fn load() {
     let envoy = Envoy::start(dir.path(), &config.to_string()).await;
 
     let variants = variants(&envoy, &forged(&state_keys(&keys)), &floor, &tcp, &unix, &many).await;
+    assert!(variants.iter().any(|variant| settings.measures(variant)), "BENCH_VARIANTS are letters such as `bcf`");
     for variant in variants.iter().filter(|variant| settings.measures(variant)) {
         variant.check().await;
         // Connections, caches and pages of memory are there before anything counts.
@@ -124,9 +125,12 @@ async fn load() {
         resident(many.process.pid()),
         resident(floor.process.pid())
     );
-    let sent = |variants: &[usize]| variants.iter().flat_map(|at| &samples[*at]).map(|sample| sample.requests).sum();
-    assert_refused(&tcp.admin, sent(&[5, 6])).await;
-    assert_refused(&many.admin, sent(&[10])).await;
+    for (processor, variants) in [(&tcp, 5..=6), (&many, 10..=10)] {
+        let forged = samples[variants].iter().flatten().map(|sample| sample.requests).sum();
+        if forged > 0 {
+            assert_refused(&processor.admin, forged).await;
+        }
+    }
 }
 
 fn state_keys(path: &Path) -> StateKeys {

@@ -32,10 +32,11 @@ done = function(summary, latency)
 end
 "#;
 
-/// With several hosts to ask in turn: none soon after itself.
+/// With several hosts to ask in turn, none soon after itself, from any of them on: a short run does not come to all.
 fn turns(hosts: usize) -> String {
     format!(
-        "local turn = 0\n\
+        "math.randomseed(os.time())\n\
+         local turn = math.random(0, {hosts} - 1)\n\
          request = function()\n\
            turn = (turn + 7919) % {hosts}\n\
            wrk.headers['Host'] = string.format('{}', turn)\n\
