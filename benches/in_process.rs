@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
+    endpoint::Endpoints,
     ext_proc::answer,
     proto::ext_proc,
     route::{Field, Fields, Route, RouteSpec, RouteTable},
@@ -34,14 +35,7 @@ fn main() {
 /// From the decoded message to the encoded answer.
 #[divan::bench(args = ROUTES)]
 fn document(bencher: Bencher<'_, '_>, routes: usize) {
-    let endpoints = endpoints(&[]);
-    let mut buffer = Vec::with_capacity(16 * 1024);
-    let mut origins = origins(routes);
-    bencher.with_inputs(|| read(&document_of(&origins()))).bench_local_refs(|message| {
-        buffer.clear();
-        let (answer, _) = answer(&endpoints, message).expect("an answer");
-        answer.encode(&mut buffer)
-    });
+    answers(bencher, routes, &endpoints(&[]), document_of);
 }
 
 /// The same for a callback that is refused, for a program.
@@ -61,13 +55,7 @@ fn refusal(bencher: Bencher<'_, '_>, routes: usize, accept: &str) {
     let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
     let path = format!("{CALLBACK}?code=c&state={}", forged(&keys));
     endpoints.state_keys.store(Arc::new(keys));
-    let mut buffer = Vec::with_capacity(16 * 1024);
-    let mut origins = origins(routes);
-    bencher.with_inputs(|| read(&callback(&origins(), &path, accept))).bench_local_refs(|message| {
-        buffer.clear();
-        let (answer, _) = answer(&endpoints, message).expect("an answer");
-        answer.encode(&mut buffer)
-    });
+    answers(bencher, routes, &endpoints, |origin| callback(origin, &path, accept));
 }
 
 fn callback(origin: &str, path: &str, accept: &str) -> ProcessingRequest {
@@ -76,6 +64,21 @@ fn callback(origin: &str, path: &str, accept: &str) -> ProcessingRequest {
         &[(":method", "GET"), (":path", path), (":authority", authority), (":scheme", "https"), ("accept", accept)],
         &[(attribute("route", "from"), origin)],
     )
+}
+
+fn answers(
+    bencher: Bencher<'_, '_>,
+    routes: usize,
+    endpoints: &Endpoints,
+    message: impl Fn(&str) -> ProcessingRequest,
+) {
+    let mut buffer = Vec::with_capacity(16 * 1024);
+    let mut origins = origins(routes);
+    bencher.with_inputs(|| read(&message(&origins()))).bench_local_refs(|message| {
+        buffer.clear();
+        let (answer, _) = answer(endpoints, message).expect("an answer");
+        answer.encode(&mut buffer)
+    });
 }
 
 /// Reading a message, whole, and what there is use for.

@@ -36,11 +36,9 @@ impl Host {
     }
 }
 
-/// The host of one of many routes, with its number in six digits.
-pub const HOST_OF_MANY: &str = "{}.bench.example";
-
-pub fn host_of_many(route: usize) -> String {
-    HOST_OF_MANY.replace("{}", &format!("{route:06}"))
+/// The host of one of many routes.
+fn host_of_many(route: usize) -> String {
+    host(&format!("{route:06}"))
 }
 
 /// A config file of many routes.

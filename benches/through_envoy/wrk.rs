@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::configuration::{HOST_OF_MANY, Host, host_of_many};
+use crate::configuration::{Host, host};
 
 /// What wrk saw.
 #[derive(Deserialize)]
@@ -42,7 +42,7 @@ fn turns(hosts: usize) -> String {
            wrk.headers['Host'] = string.format('{}', turn)\n\
            return wrk.format()\n\
          end\n",
-        HOST_OF_MANY.replace("{}", "%06d")
+        host("%06d")
     )
 }
 
@@ -56,15 +56,15 @@ pub async fn wrk(
 ) -> Load {
     let dir = tempfile::tempdir().expect("a folder");
     let script = dir.path().join("report.lua");
-    let (first, turns) = match host {
-        Host::One(host) => (host.clone(), String::new()),
-        Host::Many(hosts) => (host_of_many(0), turns(*hosts)),
+    let turns = match host {
+        Host::One(_) => String::new(),
+        Host::Many(hosts) => turns(*hosts),
     };
     std::fs::write(&script, turns + REPORT).expect("the script");
     let mut command = Command::new("wrk");
     command.args(["--threads=1", &format!("--connections={connections}"), &format!("--duration={seconds}s")]);
     // In this spelling, or wrk sends one of its own beside it.
-    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {first}"));
+    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {}", host.first()));
     for (name, value) in headers {
         command.arg("--header").arg(format!("{name}: {value}"));
     }

@@ -3,11 +3,8 @@
 use std::marker::PhantomData;
 
 use prost::Message;
-use tonic::{
-    Status,
-    codec::{BufferSettings, EncodeBuf, Encoder},
-};
-use tonic_prost::ProstDecoder;
+use tonic::codec::BufferSettings;
+use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
 /// What a stream's buffers have from the start, in bytes: most messages fit. tonic's own 8 KiB are more than an
 /// allocator has at hand, and each stream would ask for them twice.
@@ -35,32 +32,14 @@ where
 {
     type Encode = T;
     type Decode = U;
-    type Encoder = ExactEncoder<T>;
+    type Encoder = ProstEncoder<T>;
     type Decoder = ProstDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ExactEncoder(PhantomData)
+        ProstCodec::<T, U>::raw_encoder(settings())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(settings())
-    }
-}
-
-/// Makes room for a message once, where it would otherwise grow piece by piece.
-#[derive(Debug)]
-pub struct ExactEncoder<T>(PhantomData<T>);
-
-impl<T: Message> Encoder for ExactEncoder<T> {
-    type Item = T;
-    type Error = Status;
-
-    fn encode(&mut self, message: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(message.encoded_len());
-        message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        settings()
+        ProstCodec::<T, U>::raw_decoder(settings())
     }
 }
