@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(false)
         .bytes(".")
-        .codec_path("crate::ext_proc::codec::Codec")
+        .codec_path("crate::edge::codec::Codec")
         .compile_fds(protox::compile([EXT_PROC], ["proto"])?)?;
     Ok(())
 }

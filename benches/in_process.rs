@@ -5,12 +5,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
-    endpoint::Endpoints,
-    ext_proc::answer,
-    proto::ext_proc,
-    route::{Field, Fields, Route, RouteSpec, RouteTable},
-    secret::{Key, random},
-    state::{FlowId, StateKeys},
+    edge::{ext_proc::answer, proto},
+    filter::{
+        endpoint::Endpoints,
+        state::{FlowId, StateKeys},
+    },
+    model::{
+        route::{Field, Fields, Route, RouteSpec, RouteTable},
+        secret::{Key, random},
+    },
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
 use prost::Message;
@@ -82,7 +85,7 @@ fn answers(
 }
 
 /// Reading a message, whole, and what there is use for.
-#[divan::bench(types = [ProcessingRequest, ext_proc::ProcessingRequest])]
+#[divan::bench(types = [ProcessingRequest, proto::ProcessingRequest])]
 fn decode<T: Message + Default>(bencher: Bencher<'_, '_>) {
     let message = Bytes::from(document_of("https://route.example").encode_to_vec());
     bencher.bench_local(|| T::decode(message.clone()));

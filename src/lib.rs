@@ -9,48 +9,22 @@ use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Context;
 
-use crate::log::LogFilter;
+use crate::{
+    commands::{check, choreographer, envoy_config, probe, serve, settings},
+    model::secret,
+    telemetry::log::LogFilter,
+};
 
-pub mod admin;
-pub mod audit;
-pub mod browser;
-pub mod callback;
-pub mod check;
-pub mod choreographer;
-pub mod cli;
-pub mod config_file;
-pub mod discovery;
-pub mod document;
-pub mod endpoint;
-pub mod envoy_config;
-pub mod ext_proc;
-pub mod listen;
-pub mod log;
-pub mod metrics;
-pub mod origin;
-pub mod outgoing;
-pub mod pages;
-pub mod probe;
+pub mod commands;
+pub mod contract;
+pub mod edge;
+pub mod exchange;
+pub mod filter;
+pub mod model;
+pub mod net;
 pub mod process;
-pub mod proto;
-pub mod query;
-pub mod recent;
-pub mod refusal;
-pub mod refusal_log;
-pub mod reload;
-pub mod reply;
-pub mod request;
-pub mod return_to;
-pub mod route;
-pub mod secret;
-pub mod serve;
-pub mod start;
-pub mod state;
 pub mod store;
-pub mod tls;
-pub mod traces;
-pub mod user;
-pub mod vault;
+pub mod telemetry;
 
 /// Runs the program: data goes to stdout, logs and errors to stderr.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -71,23 +45,23 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let cli::Parsed { task, file } = cli::parse(args)?;
+    let settings::Parsed { task, file } = settings::parse(args)?;
     match task {
-        cli::Task::Serve(settings) => {
+        settings::Task::Serve(settings) => {
             let log = LogFilter::start(&settings.process.log)?;
             let threads = settings.process.threads;
             block_on(threads, serve::serve(*settings, file, log))
         }
-        cli::Task::Choreographer(settings) => {
+        settings::Task::Choreographer(settings) => {
             let log = LogFilter::start(&settings.process.log)?;
             let threads = settings.process.threads;
-            block_on(threads, choreographer::command::run(*settings, log))
+            block_on(threads, choreographer::run(*settings, log))
         }
-        cli::Task::Check(options) => print(&check::check(&options)?),
-        cli::Task::Completions { shell } => print(&cli::completions(shell)),
-        cli::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
-        cli::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
-        cli::Task::Probe(options) => return block_on(1, probe::run(*options)),
+        settings::Task::Check(options) => print(&check::check(&options)?),
+        settings::Task::Completions { shell } => print(&settings::completions(shell)),
+        settings::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
+        settings::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
+        settings::Task::Probe(options) => return block_on(1, probe::run(*options)),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,8 +10,9 @@ pub mod open;
 pub mod redis;
 pub mod seal;
 pub mod url;
+pub mod vault;
 
-pub use self::{
+pub use crate::store::{
     open::{OpenError, Opened},
     seal::{Sealer, UnsealError, Unsealed},
     url::StoreUrl,

@@ -1,6 +1,6 @@
 //! One Envoy with a listener for each variant, all made from what `envoy-cimd envoy-config` prints.
 
-use envoy_cimd::ext_proc::answer;
+use envoy_cimd::edge::ext_proc::answer;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     ImmediateResponse, ProcessingResponse, processing_response::Response,
 };

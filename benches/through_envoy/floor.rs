@@ -1,6 +1,6 @@
 //! The floor: an external processor that reads what Envoy sends, and answers the same each time.
 //!
-//! It does for a stream what [`envoy_cimd::ext_proc`] does beside thinking: no task of its own, one message read, one
+//! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
 //! answer made, and the stream left open until Envoy closes it. It is a process of its own, with our allocator, our
 //! link-time optimization and our runtime.
 
@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use envoy_cimd::process::server;
+use envoy_cimd::net::grpc::server;
 use envoy_types::pb::envoy::service::ext_proc::v3::{
     ProcessingRequest, ProcessingResponse,
     external_processor_server::{ExternalProcessor, ExternalProcessorServer},

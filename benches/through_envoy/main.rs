@@ -9,8 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use envoy_cimd::secret::parse_keys;
-use envoy_cimd::state::StateKeys;
+use envoy_cimd::filter::state::StateKeys;
+use envoy_cimd::model::secret::parse_keys;
 
 use crate::{
     configuration::{Host, configuration, many_routes},

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use envoy_cimd::origin::Origin;
+use envoy_cimd::model::origin::Origin;
 use tempfile::TempDir;
 use tokio::{process::Command, task::JoinSet};
 

@@ -6,8 +6,10 @@
 use std::sync::LazyLock;
 
 use envoy_cimd::{
-    discovery::documents::{Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses},
-    outgoing::{Outgoing, OutgoingSettings},
+    exchange::discovery::documents::{
+        Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses,
+    },
+    net::outgoing::{Outgoing, OutgoingSettings},
 };
 use envoy_cimd_fuzz::{at_both_sizes, is_public};
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use envoy_cimd::origin::Origin;
+use envoy_cimd::model::origin::Origin;
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::fuzz_target;
 use url::Url;

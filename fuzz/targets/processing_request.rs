@@ -18,17 +18,24 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use envoy_cimd::{
-    choreographer::{Begin, Begun, Choreographer, Complete, Trace, Upstream},
-    cli::{self, Task},
-    endpoint::Endpoints,
-    ext_proc::ExtProc,
-    proto::ext_proc::{
-        self, external_processor_server::ExternalProcessorServer, processing_request::Request::RequestHeaders,
+    commands::{
+        serve::{self, Exchange},
+        settings::{self, Task},
     },
-    refusal::Refusal,
-    secret::Key,
-    serve::{self, Exchange},
-    state::{FlowId, StateKeys},
+    contract::choreographer::{Begin, Begun, Choreographer, Complete, Upstream},
+    edge::{
+        ext_proc::ExtProc,
+        proto::{
+            self, external_processor_server::ExternalProcessorServer, processing_request::Request::RequestHeaders,
+        },
+    },
+    filter::{
+        endpoint::Endpoints,
+        refusal::Refusal,
+        request::Trace,
+        state::{FlowId, StateKeys},
+    },
+    model::secret::Key,
 };
 use envoy_cimd_fuzz::is_local;
 use envoy_types::pb::{
@@ -101,7 +108,7 @@ static FAKE: LazyLock<Arc<Fake>> = LazyLock::new(Arc::default);
 static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
     let flags = ["--dynamic-metadata", "--user-namespace=users", "--user-issuer=issuer", "--user-subject=subject"];
     let args = ["envoy-cimd", "serve"].iter().chain(&flags).map(std::ffi::OsString::from);
-    let Task::Serve(settings) = cli::parse(args).expect("good flags").task else { panic!("serve") };
+    let Task::Serve(settings) = settings::parse(args).expect("good flags").task else { panic!("serve") };
     let choreographer = FAKE.clone();
     let exchange = Exchange { choreographer, calls: Default::default(), embedded: None, tokens: None, tls: None };
     let mut endpoints = serve::endpoints(&settings, None, &exchange).expect("good settings");
@@ -125,7 +132,7 @@ fuzz_target!(|data: &[u8]| {
     FAKE.begun.store(false, Relaxed);
     FAKE.completed.store(false, Relaxed);
     let (answers, ended_well) = RUNTIME.block_on(exchange(&message));
-    let Ok(read) = ext_proc::ProcessingRequest::decode(&message[..]) else {
+    let Ok(read) = proto::ProcessingRequest::decode(&message[..]) else {
         assert!(answers.is_empty() && !ended_well, "Envoy would take that for consent");
         assert!(ProcessingRequest::decode(&message[..]).is_err(), "Envoy could have sent it");
         return;
@@ -275,12 +282,12 @@ fn written(lines: &[u8]) -> ProcessingRequest {
 struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    fn of(message: &ext_proc::ProcessingRequest) -> Self {
-        let Some(RequestHeaders(ext_proc::HttpHeaders { headers: Some(map) })) = &message.request else {
+    fn of(message: &proto::ProcessingRequest) -> Self {
+        let Some(RequestHeaders(proto::HttpHeaders { headers: Some(map) })) = &message.request else {
             return Self(Vec::new());
         };
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let pair = |header: &ext_proc::HeaderValue| {
+        let pair = |header: &proto::HeaderValue| {
             let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
             (text(&header.key), text(value))
         };

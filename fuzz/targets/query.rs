@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use envoy_cimd::query::parameters;
+use envoy_cimd::filter::query::parameters;
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::fuzz_target;
 

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use envoy_cimd::{origin::Origin, return_to::ReturnTo};
+use envoy_cimd::model::{origin::Origin, return_to::ReturnTo};
 use envoy_cimd_fuzz::{at_both_sizes, is_local};
 use libfuzzer_sys::fuzz_target;
 use url::Url;

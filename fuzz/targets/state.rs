@@ -3,8 +3,8 @@
 #![no_main]
 
 use envoy_cimd::{
-    secret::Key,
-    state::{FlowId, MAX_LIFETIME, StateError, StateKeys, Verified},
+    filter::state::{FlowId, MAX_LIFETIME, StateError, StateKeys, Verified},
+    model::secret::Key,
 };
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::{

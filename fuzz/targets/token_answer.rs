@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use envoy_cimd::choreographer::oauth::{HttpError, said, usable};
+use envoy_cimd::exchange::oauth::{HttpError, said, usable};
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::fuzz_target;
 use oauth2::{

@@ -16,7 +16,7 @@ use redb::{
 };
 use subtle::ConstantTimeEq;
 
-use super::{
+use crate::store::{
     Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey,
     keys::{self, KeysError},
     open::blocking,

@@ -9,8 +9,10 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::seal::{Sealer, UnsealError};
-use crate::secret::{KeyFileError, NoRandomness, generate_key_line, parse_keys};
+use crate::{
+    model::secret::{KeyFileError, NoRandomness, generate_key_line, parse_keys},
+    store::seal::{Sealer, UnsealError},
+};
 
 /// The purpose that the check record is sealed for.
 const CHECK: &str = "key check";
@@ -65,7 +67,7 @@ pub fn create(path: &Path) -> Result<Sealer, KeysError> {
 ///
 /// # Errors
 /// As [`Sealer::seal`].
-pub fn check_record(sealer: &Sealer) -> Result<Vec<u8>, super::seal::SealError> {
+pub fn check_record(sealer: &Sealer) -> Result<Vec<u8>, crate::store::seal::SealError> {
     sealer.seal(CHECK, &[], &[])
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Sealer, Store, StoreError, StoreUrl, file::FileStore, keys::KeysError, redis::RedisStore};
+use crate::store::{Sealer, Store, StoreError, StoreUrl, file::FileStore, keys::KeysError, redis::RedisStore};
 
 /// An open store. It has no `Debug`.
 pub struct Opened {

@@ -26,7 +26,7 @@ use rustls::{
 use tokio::{sync::Mutex, time::timeout};
 use zeroize::Zeroizing;
 
-use super::{
+use crate::store::{
     Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey, keys,
     open::blocking, url::RedisUrl,
 };

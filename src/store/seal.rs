@@ -9,7 +9,7 @@ use std::fmt;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::secret::{Key, random, tagged_hash};
+use crate::model::secret::{Key, random, tagged_hash};
 
 const VERSION: u8 = 1;
 const TAG: usize = 16;

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use envoy_cimd::proto::{
+use envoy_cimd::contract::proto::{
     BeginAuthorizationRequest, BeginAuthorizationResponse, BeginRefusal, Begun, CompleteAuthorizationRequest,
     CompleteAuthorizationResponse, CompleteRefusal, Completed, DescribeUpstreamRequest, DescribeUpstreamResponse,
     authorization_choreographer_server::{AuthorizationChoreographer, AuthorizationChoreographerServer},
@@ -268,7 +268,7 @@ impl AuthorizationChoreographer for Service {
         let refusal = |reason: begin_refusal::Reason| {
             Outcome::Refusal(BeginRefusal { reason: reason.into(), message: "a reason for the operator".to_owned() })
         };
-        let flow_id = envoy_cimd::secret::random::<16>().expect("randomness").to_vec();
+        let flow_id = envoy_cimd::model::secret::random::<16>().expect("randomness").to_vec();
         let lifetime = if self.mood() == Mood::Stale { Duration::ZERO } else { Duration::from_secs(600) };
         let page = self.0.authorize.lock().expect("the address").clone();
         let mut authorization_url =

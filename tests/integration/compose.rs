@@ -9,8 +9,8 @@ use std::{
 };
 
 use envoy_cimd::{
-    proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
-    secret::generate_key_line,
+    contract::proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    model::secret::generate_key_line,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;

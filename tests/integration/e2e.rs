@@ -17,10 +17,10 @@ use axum::{
     routing::{get, post, put},
 };
 use envoy_cimd::{
-    choreographer::Embedded,
-    cli,
-    proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
-    user::User,
+    commands::settings,
+    contract::proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    exchange::embedded::Embedded,
+    model::user::User,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -363,7 +363,7 @@ async fn e2e_the_whole_flow() {
 /// this resource.
 async fn kept(flags: &[&str], hosts: &[&str], upstream: &str) -> Vec<Option<(String, Option<String>)>> {
     let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
-    let cli::Task::Serve(settings) = cli::parse(args).expect("good flags").task else { panic!("serve") };
+    let settings::Task::Serve(settings) = settings::parse(args).expect("good flags").task else { panic!("serve") };
     let embedded = Embedded::new(&settings.exchange).expect("good settings");
     let mut kept = Vec::new();
     for host in hosts {

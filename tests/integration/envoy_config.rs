@@ -100,7 +100,7 @@ fn envoy_takes_it() {
         let patterns = filter["typed_config"]["forward_rules"]["allowed_headers"]["patterns"].as_array();
         let headers: Vec<&str> =
             patterns.expect("headers").iter().filter_map(|pattern| pattern["exact"].as_str()).collect();
-        assert_eq!(headers, envoy_cimd::request::Header::NAMES.map(|(name, _)| name));
+        assert_eq!(headers, envoy_cimd::filter::request::Header::NAMES.map(|(name, _)| name));
         assert!(!headers.contains(&"authorization"));
     }
     assert!(!validate("static_resources: {listenres: []}").0, "a check that cannot fail is none");

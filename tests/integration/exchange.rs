@@ -2,14 +2,14 @@
 //! and that a token that cannot be used is never stored.
 
 use envoy_cimd::{
-    choreographer::Embedded,
-    proto::{
+    contract::proto::{
         self, BeginAuthorizationRequest, CompleteAuthorizationRequest,
         authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
         complete_refusal::Reason,
     },
-    user::User,
+    exchange::embedded::Embedded,
+    model::user::User,
 };
 use http::Version;
 use serde_json::{Value, json};
@@ -115,8 +115,10 @@ impl Party {
         let state = self.dir.path().join("state");
         let args =
             ["envoy-cimd", "choreographer", "--extra-ca", &self.ca, "--state-dir", state.to_str().expect("text")];
-        let parsed = envoy_cimd::cli::parse(args.map(std::ffi::OsString::from)).expect("good flags");
-        let envoy_cimd::cli::Task::Choreographer(settings) = parsed.task else { panic!("choreographer") };
+        let parsed = envoy_cimd::commands::settings::parse(args.map(std::ffi::OsString::from)).expect("good flags");
+        let envoy_cimd::commands::settings::Task::Choreographer(settings) = parsed.task else {
+            panic!("choreographer")
+        };
         let embedded = Embedded::new(&settings.exchange).expect("good settings");
         let mut tokens = Vec::new();
         for name in names {

@@ -4,8 +4,8 @@ use std::sync::Mutex;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
-    secret::{Key, generate_key_line, parse_keys},
-    state::{FlowId, StateKeys},
+    filter::state::{FlowId, StateKeys},
+    model::secret::{Key, generate_key_line, parse_keys},
 };
 use http::Version;
 use serde_json::{Value, json};
@@ -214,7 +214,7 @@ fn rows() -> Vec<Row> {
 }
 
 fn random_text(bytes: usize) -> String {
-    let random = envoy_cimd::secret::random::<5_900>().expect("randomness");
+    let random = envoy_cimd::model::secret::random::<5_900>().expect("randomness");
     BASE64_URL_SAFE_NO_PAD.encode(random.get(..bytes).expect("enough"))
 }
 
@@ -489,7 +489,8 @@ async fn what_is_handed_on() {
     assert_eq!(begin.browser_hash, <sha2::Sha256 as sha2::Digest>::digest(value).to_vec());
     assert_eq!((&complete.user, &complete.browser_hash), (&begin.user, &begin.browser_hash));
     assert_eq!((complete.redirect_uri.as_str(), complete.iss.as_deref()), (begin.redirect_uri.as_str(), Some(ISSUER)));
-    let Some(envoy_cimd::proto::complete_authorization_request::Answer::Error(error)) = &complete.answer else {
+    let Some(envoy_cimd::contract::proto::complete_authorization_request::Answer::Error(error)) = &complete.answer
+    else {
         panic!("an error")
     };
     assert_eq!((error.error.as_str(), error.error_description.as_str()), ("access_denied", "a b"));
@@ -722,7 +723,8 @@ async fn a_store_that_cannot_be_opened() {
     let flow = FlowId([1; 16]);
     let redirect_uri = format!("https://{NOTES}{CALLBACK}");
     let keys = StateKeys::new(parse_keys(&line).expect("a key"));
-    let state = keys.mint(flow, &redirect_uri, "value", envoy_cimd::endpoint::system_clock(), u64::MAX).expect("a key");
+    let state =
+        keys.mint(flow, &redirect_uri, "value", envoy_cimd::filter::endpoint::system_clock(), u64::MAX).expect("a key");
     let begun = Begun { state, cookie: format!("__Host-envoy_cimd_{}=value", flow.tag()) };
     for (call, status) in [
         (honest(&begun), 503),

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use envoy_cimd::proto::{BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason};
+use envoy_cimd::contract::proto::{
+    BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason,
+};
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use http::Version;
 use tokio::{

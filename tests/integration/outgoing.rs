@@ -14,7 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use envoy_cimd::outgoing::{DEADLINE, FetchError, MAX_BODY, Outgoing, OutgoingSettings, Resolver, UrlFault};
+use envoy_cimd::net::outgoing::{DEADLINE, FetchError, MAX_BODY, Outgoing, OutgoingSettings, Resolver, UrlFault};
 use futures_util::future::join_all;
 use http::Request;
 use rustls::{

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{Router, extract::Request, http::StatusCode, response::IntoResponse, routing::any};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use envoy_cimd::cli::{self, Task};
+use envoy_cimd::commands::settings::{self, Task};
 use hmac::{Hmac, Mac};
 use http::Version;
 use serde_json::{Value, json};
@@ -155,7 +155,7 @@ fn envoy_takes_each() {
     for recipe in recipes {
         let title = &recipe.title;
         let serve = ["envoy-cimd".to_owned()].into_iter().chain(recipe.serve.clone());
-        let parsed = cli::parse(serve.map(Into::into)).unwrap_or_else(|error| panic!("{title}: {error}"));
+        let parsed = settings::parse(serve.map(Into::into)).unwrap_or_else(|error| panic!("{title}: {error}"));
         let Task::Serve(serve) = parsed.task else { panic!("{title}: serve") };
         serve.users().expect(title);
         let args: Vec<&str> = recipe.envoy_config.iter().map(String::as_str).collect();

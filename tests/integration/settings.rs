@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, path::Path};
 
 use clap::CommandFactory;
-use envoy_cimd::{
-    cli::{Cli, setting_keys},
+use envoy_cimd::commands::{
     config_file::ConfigFile,
+    settings::{Cli, setting_keys},
 };
 
 use crate::{

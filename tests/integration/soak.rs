@@ -17,14 +17,14 @@ use std::{
 };
 
 use envoy_cimd::{
-    choreographer::Embedded,
-    proto::{
+    contract::proto::{
         self, BeginAuthorizationRequest, CompleteAuthorizationRequest, GetUpstreamTokenRequest,
         authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         complete_authorization_request::Answer, complete_authorization_response, complete_refusal::Reason,
         upstream_tokens_client::UpstreamTokensClient,
     },
-    user::User,
+    exchange::embedded::Embedded,
+    model::user::User,
 };
 use tempfile::TempDir;
 use tokio::{
@@ -349,8 +349,8 @@ impl Bed {
             true => copy.path().into(),
             false => flag.into(),
         }));
-        let task = envoy_cimd::cli::parse(args).expect("good flags").task;
-        let envoy_cimd::cli::Task::Choreographer(settings) = task else { panic!("choreographer") };
+        let task = envoy_cimd::commands::settings::parse(args).expect("good flags").task;
+        let envoy_cimd::commands::settings::Task::Choreographer(settings) = task else { panic!("choreographer") };
         let embedded = Embedded::new(&settings.exchange).expect("good settings");
         let servers = &self.shared.servers;
         for (subject, Account { codes, since }) in owed {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use envoy_cimd::{
-    secret::generate_key_line,
+    model::secret::generate_key_line,
     store::{Flow, FlowLimits, OpenError, Opened, Store, StoreError, StoreUrl, Taken},
 };
 use tempfile::TempDir;

@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
-    endpoint::Endpoints, ext_proc::ExtProc, proto::ext_proc::external_processor_server::ExternalProcessorServer,
+    edge::{ext_proc::ExtProc, proto::external_processor_server::ExternalProcessorServer},
+    filter::endpoint::Endpoints,
 };
 use envoy_types::pb::{
     envoy::{
@@ -29,7 +30,7 @@ use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, messag
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let server = envoy_cimd::process::server().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
+    let server = envoy_cimd::net::grpc::server().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
     tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
     let mut ours = Some(TokioIo::new(ours));
     let connector = tower::service_fn(move |_| {
@@ -239,7 +240,7 @@ fn the_client_id_is_the_url_of_a_request_for_it() {
     let client = runtime.block_on(client(endpoints(&[])));
     let origins = "https://[a-z]([a-z0-9-]{0,10}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?";
     proptest!(ProptestConfig::with_cases(200), |(from in origins)| {
-        let Ok(origin) = from.parse::<envoy_cimd::origin::Origin>() else { return Ok(()) };
+        let Ok(origin) = from.parse::<envoy_cimd::model::origin::Origin>() else { return Ok(()) };
         let (responses, _) = runtime.block_on(exchange(&mut client.clone(), vec![document_of(&from)]));
         let response = immediate(&responses);
         let body: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");

@@ -1,16 +1,21 @@
 //! Tokens handed out: fresh, once, and to nobody else.
 
 use envoy_cimd::{
-    choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete, Embedded, Trace, Upstream},
-    cli::{self, Task},
-    endpoint::system_clock,
-    proto::{
-        DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
-        upstream_tokens_client::UpstreamTokensClient, user::Kind,
+    commands::settings::{self, Task},
+    contract::{
+        choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete, Upstream},
+        proto::{
+            DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
+            upstream_tokens_client::UpstreamTokensClient, user::Kind,
+        },
     },
-    secret::{generate_key_line, tagged_hash},
+    exchange::embedded::Embedded,
+    filter::{endpoint::system_clock, request::Trace},
+    model::{
+        secret::{generate_key_line, tagged_hash},
+        user::User as Person,
+    },
     store::{Opened, StoreUrl},
-    user::User as Person,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -168,7 +173,9 @@ async fn a_token_that_is_old_is_refreshed_in_the_background() {
     let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
     let flags = ["--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
     let args = ["envoy-cimd", "choreographer"].iter().chain(&flags).map(std::ffi::OsString::from);
-    let Task::Choreographer(settings) = cli::parse(args).expect("good flags").task else { panic!("choreographer") };
+    let Task::Choreographer(settings) = settings::parse(args).expect("good flags").task else {
+        panic!("choreographer")
+    };
     let mut embedded = Embedded::new(&settings.exchange).expect("good settings");
     let upstream = || Upstream { url: servers.upstream_of("good"), authorization_server: None };
     let begin = Begin {

@@ -14,8 +14,8 @@ use std::{
 };
 
 use envoy_cimd::{
-    proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
-    secret::random,
+    contract::proto::{GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    model::secret::random,
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use http::Version;

@@ -3,12 +3,16 @@
 use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
-    choreographer::Embedded,
-    cli::{self, Task},
-    endpoint::Endpoints,
-    proto::ext_proc,
-    serve,
-    state::{FlowId, StateKeys},
+    commands::{
+        serve,
+        settings::{self, Task},
+    },
+    edge::proto,
+    exchange::embedded::Embedded,
+    filter::{
+        endpoint::Endpoints,
+        state::{FlowId, StateKeys},
+    },
 };
 use envoy_types::pb::{
     envoy::{
@@ -25,7 +29,7 @@ pub const CALLBACK: &str = "/.pomerium/oauth/callback";
 /// The endpoints as `serve` makes them from these flags.
 pub fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
     let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
-    let parsed = cli::parse(args).expect("good flags");
+    let parsed = settings::parse(args).expect("good flags");
     let Task::Serve(settings) = parsed.task else { panic!("serve") };
     let embedded = Embedded::new(&settings.exchange).expect("good settings");
     let exchange = serve::Exchange {
@@ -77,8 +81,8 @@ pub fn document_of(from: &str) -> ProcessingRequest {
 }
 
 /// A message as the service reads it.
-pub fn read(message: &ProcessingRequest) -> ext_proc::ProcessingRequest {
-    ext_proc::ProcessingRequest::decode(&message.encode_to_vec()[..]).expect("a message")
+pub fn read(message: &ProcessingRequest) -> proto::ProcessingRequest {
+    proto::ProcessingRequest::decode(&message.encode_to_vec()[..]).expect("a message")
 }
 
 /// A state that names one of these keys, and that none of them signed.

@@ -90,7 +90,7 @@ impl Certificates {
 /// A file with a fresh key, as `keygen` prints it.
 pub fn key_file(dir: &Path) -> PathBuf {
     let path = dir.join("keys");
-    std::fs::write(&path, envoy_cimd::secret::generate_key_line().expect("a key")).expect("a key file");
+    std::fs::write(&path, envoy_cimd::model::secret::generate_key_line().expect("a key")).expect("a key file");
     path
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use envoy_cimd::secret::{generate_key_line, tagged_hash};
+use envoy_cimd::model::secret::{generate_key_line, tagged_hash};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

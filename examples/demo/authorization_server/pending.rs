@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use envoy_cimd::secret::generate_key_line;
+use envoy_cimd::model::secret::generate_key_line;
 
 use super::AuthorizationRequest;
 

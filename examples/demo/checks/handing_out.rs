@@ -1,6 +1,6 @@
 //! Tokens as whoever carries MCP traffic gets them from the running envoy-cimd: a route's own, and no other.
 
-use envoy_cimd::proto::{
+use envoy_cimd::contract::proto::{
     GetUpstreamTokenRequest, SingleUser, Subject, User, upstream_tokens_client::UpstreamTokensClient, user::Kind,
 };
 use tonic::{

@@ -4,9 +4,9 @@ use std::{ffi::OsString, path::Path};
 
 use anyhow::bail;
 use envoy_cimd::{
-    choreographer::{Embedded, TokenRecord},
-    cli::{self, Task},
-    user::User,
+    commands::settings::{self, Task},
+    exchange::embedded::{Embedded, TokenRecord},
+    model::user::User,
 };
 
 use super::{Checks, mcp};
@@ -45,7 +45,7 @@ async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<T
 /// The store as envoy-cimd itself would open it.
 async fn store(state_dir: &Path) -> anyhow::Result<Embedded> {
     let args = ["envoy-cimd".into(), "choreographer".into(), "--state-dir".into(), OsString::from(state_dir)];
-    let Task::Choreographer(settings) = cli::parse(args)?.task else {
+    let Task::Choreographer(settings) = settings::parse(args)?.task else {
         bail!("these are no settings of a choreographer")
     };
     let store = Embedded::new(&settings.exchange)?;

@@ -1,0 +1,53 @@
+//! `envoy-cimd choreographer`: the exchange as a process of its own.
+
+use std::sync::Arc;
+
+use opentelemetry::trace::SpanKind;
+use tonic::service::Routes;
+
+use crate::{
+    commands::{running::Process, settings::ChoreographerCommand, tokens_listener::tokens_listener},
+    contract::{
+        proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
+        service::Service,
+    },
+    exchange::embedded::Embedded,
+    net::grpc::{GrpcListener, main_tls},
+    process::tasks::Tasks,
+    telemetry::{log::LogFilter, traces::Exporter},
+};
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
+pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
+    let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
+    let embedded = Embedded::new(&settings.exchange)?;
+    embedded.check().await?;
+    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
+    let (calls, metrics) = (embedded.calls.clone(), Arc::clone(&embedded.metrics));
+    let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
+    let choreographer = traces.traced(SpanKind::Server, Arc::new(embedded));
+    let service = AuthorizationChoreographerServer::new(Service::new(choreographer, calls.clone()));
+    let process = Process {
+        main: GrpcListener {
+            name: "choreographer",
+            flag: "listen",
+            address: settings.listen,
+            mode: settings.process.socket_mode,
+            tls,
+            routes: Routes::new(service),
+        },
+        service: SERVICE_NAME,
+        admin_listen: &settings.admin_listen,
+        args: &settings.process,
+        log,
+        metrics,
+        calls,
+        tokens,
+    };
+    let result = process.run(Tasks::default()).await;
+    traces.end().await;
+    result
+}

@@ -1,0 +1,279 @@
+//! `envoy-cimd probe`: fetches a document as an authorization server would, and says what would make one refuse it.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, process::ExitCode, str::FromStr};
+
+use anyhow::Context;
+use rustls::CertificateError;
+use serde::Serialize;
+
+use crate::{
+    commands::settings::Probe,
+    model::{origin::Origin, route::EndpointPath},
+    net::outgoing::address::special_use,
+};
+
+mod fetch;
+pub mod judge;
+mod object;
+mod ready;
+mod variations;
+
+pub use fetch::Answer;
+use fetch::{Failure, Fetcher};
+pub use ready::{DEFAULT_READY, ReadyUrl};
+
+/// Runs the command. The report goes to stdout.
+///
+/// # Errors
+/// Where a process that was asked is not ready, or stdout is gone.
+pub async fn run(options: Probe) -> anyhow::Result<ExitCode> {
+    if let Some(url) = &options.ready {
+        return ready::ready(url).await.map(|()| ExitCode::SUCCESS);
+    }
+    let report = match report(&options).await {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("envoy-cimd: {error:#}");
+            return Ok(Verdict::NotAsked.exit_code());
+        }
+    };
+    let text = if options.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
+    crate::print(&text)?;
+    Ok(report.verdict.exit_code())
+}
+
+/// What is asked for: an origin, whose document is at the usual path, or a document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    origin: Origin,
+    path: Option<EndpointPath>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let rest = text.strip_prefix("https://").ok_or("must be https")?;
+        let (origin, path) = match rest.find('/') {
+            Some(index) => text.split_at(text.len() - rest.len() + index),
+            None => (text, ""),
+        };
+        let parsed: Origin = origin.parse().map_err(|error| format!("{error}"))?;
+        if path.trim_start_matches('/').is_empty() {
+            return Ok(Self { origin: parsed, path: None });
+        }
+        // A `client_id` is compared byte by byte, so another spelling is another client.
+        if parsed.as_str() != origin {
+            return Err(format!("is no client_id: the one spelling is {parsed}{path}"));
+        }
+        let path = path.parse().map_err(|error| format!("is no client_id: its path {error}"))?;
+        Ok(Self { origin: parsed, path: Some(path) })
+    }
+}
+
+/// How a finding counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// An authorization server would refuse the client.
+    Error,
+    /// Some would, or would do without something.
+    Warning,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// Stable, for programs.
+    pub code: &'static str,
+    /// For people. What the other side said is cut, and its control characters are escaped.
+    pub message: String,
+}
+
+impl Finding {
+    fn error(code: &'static str, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, code, message: message.into() }
+    }
+
+    fn warning(code: &'static str, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, code, message: message.into() }
+    }
+}
+
+/// What the findings come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// No error; perhaps warnings.
+    Fine,
+    Refused,
+    /// The host could not be asked, so nothing is known of the document.
+    NotAsked,
+}
+
+impl Verdict {
+    fn exit_code(self) -> ExitCode {
+        match self {
+            Self::Fine => ExitCode::SUCCESS,
+            Self::Refused => ExitCode::from(1),
+            Self::NotAsked => ExitCode::from(2),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    pub client_id: String,
+    pub verdict: Verdict,
+    pub findings: Vec<Finding>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.client_id)?;
+        for Finding { severity, code, message } in &self.findings {
+            let severity = match severity {
+                Severity::Error => "error",
+                Severity::Warning => "warning",
+            };
+            writeln!(f, "  {severity} {code}: {message}")?;
+        }
+        writeln!(
+            f,
+            "{}",
+            match (self.verdict, self.findings.is_empty()) {
+                (Verdict::Fine, true) => "fine",
+                (Verdict::Fine, false) => "fine, but for the warnings",
+                (Verdict::Refused, _) => "an authorization server would refuse this client",
+                (Verdict::NotAsked, _) => "nothing is known of the document, since its host could not be asked",
+            }
+        )
+    }
+}
+
+async fn report(options: &Probe) -> anyhow::Result<Report> {
+    let target = options.url.as_ref().context("URL is missing")?;
+    let path = target.path.as_ref().unwrap_or(&options.document_path);
+    let client_id = format!("{}{path}", target.origin);
+    let mut findings = judge::client_id(&client_id);
+    let fetcher = match Fetcher::new(&target.origin, path, options) {
+        Ok(fetcher) => fetcher,
+        // Who reads JSON finds there what a person finds on stderr.
+        Err(error) if options.json => {
+            findings.push(Finding::error("option", format!("{error:#}")));
+            return Ok(Report { client_id, verdict: Verdict::NotAsked, findings });
+        }
+        Err(error) => return Err(error),
+    };
+    let asked = ask(fetcher, &target.origin, &client_id, &mut findings).await;
+    let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
+    let verdict = match (asked, refused) {
+        (false, _) => Verdict::NotAsked,
+        (true, true) => Verdict::Refused,
+        (true, false) => Verdict::Fine,
+    };
+    Ok(Report { client_id, verdict, findings })
+}
+
+/// Whether anybody was there to ask.
+async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &mut Vec<Finding>) -> bool {
+    match fetcher.resolve().await {
+        Ok(addresses) => findings.extend(special_use_addresses(&addresses)),
+        Err(reason) => {
+            findings.push(Finding::error("unresolvable", format!("the host's name cannot be resolved: {reason}")));
+            return false;
+        }
+    }
+    if let Err(reason) = fetcher.connect().await {
+        findings.push(Finding::error("unreachable", format!("no connection could be made: {reason}")));
+        return false;
+    }
+    let answer = match fetcher.get(&[]).await {
+        Ok(answer) => answer,
+        Err(failure) => {
+            findings.push(failed(&failure));
+            return true;
+        }
+    };
+    let judged = judge::answer(client_id, &answer);
+    // What is not there cannot vary.
+    let there = !judged.iter().any(|finding| judge::NO_DOCUMENT.contains(&finding.code));
+    findings.extend(judged);
+    if there {
+        findings.extend(variations::all(&fetcher, origin, &answer).await);
+    }
+    true
+}
+
+fn special_use_addresses(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = Finding> {
+    addresses.iter().filter_map(|address| {
+        let special_use = special_use(*address)?;
+        Some(Finding::error(
+            "special_use_address",
+            format!("the host has the address {address}, {special_use}, which servers do not fetch from"),
+        ))
+    })
+}
+
+fn failed(failure: &Failure) -> Finding {
+    use rustls::Error::InvalidCertificate;
+    match failure {
+        Failure::Tls(InvalidCertificate(CertificateError::UnknownIssuer)) => Finding::error(
+            "tls_untrusted",
+            "the certificate is of an authority that is not trusted here (see --extra-ca)",
+        ),
+        Failure::Tls(InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            Finding::error("tls_expired", "the certificate has expired")
+        }
+        Failure::Tls(InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        )) => Finding::error("tls_not_yet_valid", "the certificate is not valid yet"),
+        Failure::Tls(InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => Finding::error("tls_wrong_name", "the certificate is for other names"),
+        // Such as one that is its own authority, which `openssl req -x509` makes.
+        Failure::Tls(InvalidCertificate(error)) => Finding::error(
+            "tls_untrusted",
+            format!("the certificate is none that a server can trust: {}", judge::said(&format!("{error:?}"))),
+        ),
+        Failure::Tls(error) => Finding::error("tls_failed", format!("TLS failed: {}", judge::said(&error.to_string()))),
+        Failure::Timeout => Finding::error("timeout", "no whole answer came in time (see --timeout)"),
+        Failure::Broken(reason) => Finding::error("no_answer", format!("no whole answer came: {reason}")),
+        Failure::TooLarge => Finding::error("too_large", judge::TOO_LARGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        for (text, url) in [
+            ("https://mcp.example.com", "https://mcp.example.com/default"),
+            ("https://mcp.example.com/", "https://mcp.example.com/default"),
+            ("https://MCP.example.com:443", "https://mcp.example.com/default"),
+            ("https://mcp.example.com:8443/a/b.json", "https://mcp.example.com:8443/a/b.json"),
+        ] {
+            let target: Target = text.parse().expect(text);
+            let path = target.path.map_or_else(|| "/default".to_owned(), |path| path.to_string());
+            assert_eq!(format!("{}{path}", target.origin), url);
+        }
+        for (text, error) in [
+            ("http://mcp.example.com", "must be https"),
+            ("mcp.example.com", "must be https"),
+            ("https://u:p@mcp.example.com/a", "must not have a user name or password"),
+            ("https://mcp.example.com?x", "must not have a query"),
+            ("https://MCP.example.com/a", "is no client_id: the one spelling is https://mcp.example.com/a"),
+            ("https://mcp.example.com:443/a", "is no client_id: the one spelling is https://mcp.example.com/a"),
+            ("https://mcp.example.com/a?x", "is no client_id: its path must be a plain absolute path"),
+            ("https://mcp.example.com/a/../b", "is no client_id: its path must be a plain absolute path"),
+            ("https://mcp.example.com/a/", "is no client_id: its path must not start with two slashes"),
+        ] {
+            let found = text.parse::<Target>().expect_err(text);
+            assert!(found.starts_with(error), "{text}: {found}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! `envoy-cimd serve`: the ext_proc filter.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use opentelemetry::trace::SpanKind;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::task::TaskTracker;
+use tonic::service::Routes;
+use zeroize::Zeroizing;
+
+use crate::{
+    commands::{
+        config_file::ConfigFile,
+        running::Process,
+        settings::{LoadedFile, Serve, setting_keys},
+        tokens_listener::tokens_listener,
+    },
+    contract::{choreographer::Choreographer, client::Client},
+    edge::{
+        ext_proc::ExtProc,
+        proto::external_processor_server::{ExternalProcessorServer, SERVICE_NAME},
+    },
+    exchange::embedded::Embedded,
+    filter::{
+        endpoint::{Endpoints, system_clock},
+        recent::Recent,
+        refusal_log::RefusalLog,
+        state::StateKeys,
+    },
+    model::{
+        route::RouteTable,
+        secret::{Key, parse_keys, random},
+    },
+    net::{
+        grpc::{GrpcListener, main_tls},
+        tls::ClientTls,
+    },
+    process::tasks::Tasks,
+    store::StoreUrl,
+    telemetry::{
+        log::LogFilter,
+        reload::{Watched, fingerprint, watch},
+        traces::Exporter,
+    },
+};
+
+/// The choreographer that the settings ask for, and what goes with it.
+pub struct Exchange {
+    pub choreographer: Arc<dyn Choreographer>,
+    /// What goes on when its caller goes away, and what shutdown waits for.
+    pub calls: TaskTracker,
+    /// The one in this process.
+    pub embedded: Option<Embedded>,
+    /// Where tokens are handed out.
+    pub tokens: Option<GrpcListener>,
+    /// What the connection to the other process is made with.
+    pub tls: Option<ClientTls>,
+}
+
+/// Another process, or the choreographer in this.
+///
+/// # Errors
+/// Where a setting is wrong.
+pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
+    let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
+    if shared && settings.state_keys.is_none() {
+        bail!(
+            "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
+        );
+    }
+    if let Some(client) = settings.client()? {
+        if let Some(address) = client.url.plain()
+            && !settings.process.insecure_grpc
+            // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
+            && !address.is_local().await.unwrap_or(false)
+        {
+            bail!(
+                "--choreographer http://{address}: codes and users would cross the network in the clear; \
+                 use https://, a Unix socket or loopback, or say --insecure-grpc"
+            );
+        }
+        if settings.exchange.tokens_listen.is_some() {
+            bail!(
+                "--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one"
+            );
+        }
+        let tls = client.tls()?;
+        return Ok(Exchange {
+            choreographer: Arc::new(Client::new(client.url, tls.clone())?),
+            calls: TaskTracker::new(),
+            embedded: None,
+            tokens: None,
+            tls,
+        });
+    }
+    let embedded = Embedded::new(&settings.exchange)?;
+    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
+    Ok(Exchange {
+        calls: embedded.calls.clone(),
+        choreographer: Arc::new(embedded.clone()),
+        embedded: Some(embedded),
+        tokens,
+        tls: None,
+    })
+}
+
+/// What `serve` and `check` agree is good.
+///
+/// # Errors
+/// The first setting that is not, by name.
+pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchange) -> anyhow::Result<Endpoints> {
+    let routes = match file {
+        Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
+        None => RouteTable::default(),
+    };
+    Ok(Endpoints {
+        paths: settings.routes.paths()?,
+        names: settings.routes.client_name.clone(),
+        recent_routes: Recent::default(),
+        recent_documents: Recent::default(),
+        cache_control: settings.routes.cache_control().into(),
+        routes: Arc::new(ArcSwap::from_pointee(routes)),
+        dynamic_metadata: settings.routes.dynamic_metadata,
+        limits: settings.limits.clone(),
+        users: settings.users()?,
+        state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
+        choreographer: Arc::clone(&exchange.choreographer),
+        clock: system_clock,
+        metrics: exchange.embedded.as_ref().map(|embedded| Arc::clone(&embedded.metrics)).unwrap_or_default(),
+        refusals: Arc::default(),
+        calls: exchange.calls.clone(),
+    })
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
+pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
+    let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
+    let mut exchange = exchange(&settings).await?;
+    if let Some(embedded) = &exchange.embedded {
+        embedded.check().await?;
+    }
+    let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
+    let kind = if exchange.embedded.is_some() { SpanKind::Internal } else { SpanKind::Client };
+    exchange.choreographer = traces.traced(kind, exchange.choreographer);
+    let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
+    warn_of(&settings);
+    let mut tasks = Tasks::default();
+    tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
+    if let Some(file) = file {
+        tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
+    }
+    if let Some(path) = settings.state_keys.clone() {
+        tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
+    }
+    if let Some(tls) = exchange.tls {
+        tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+    }
+    let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints)));
+    let process = Process {
+        main: GrpcListener {
+            name: "ext_proc",
+            flag: "listen",
+            address: settings.listen,
+            mode: settings.process.socket_mode,
+            tls,
+            routes: Routes::new(ext_proc),
+        },
+        service: SERVICE_NAME,
+        admin_listen: &settings.admin_listen,
+        args: &settings.process,
+        log,
+        metrics: Arc::clone(&endpoints.metrics),
+        calls: endpoints.calls.clone(),
+        tokens: exchange.tokens,
+    };
+    let result = process.run(tasks).await;
+    endpoints.refusals.flush();
+    traces.end().await;
+    result
+}
+
+/// The keys of the file, and what was read; a random one where there is no file.
+fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
+    match path {
+        Some(path) => {
+            let named = || format!("--state-keys {}", path.display());
+            let text = Zeroizing::new(std::fs::read_to_string(path).with_context(named)?);
+            Ok((fingerprint(&[&text]), StateKeys::new(parse_keys(&text).with_context(named)?)))
+        }
+        None => Ok(([0; 32], StateKeys::new(vec![Key::new(random()?)]))),
+    }
+}
+
+/// What is allowed, and should not go unnoticed.
+fn warn_of(settings: &Serve) {
+    if settings.single_user {
+        tracing::warn!(
+            "--single-user: everybody who reaches the routes is taken for one person, and shares their tokens"
+        );
+    }
+    if settings.state_keys.is_none() {
+        tracing::warn!("no --state-keys: states are signed with a random key, and end with this process");
+    }
+}
+
+async fn flush_refusals(refusals: Arc<RefusalLog>) -> anyhow::Result<()> {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        refusals.flush();
+    }
+}
+
+async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
+    let keys = setting_keys();
+    let started_with = file.content.settings;
+    let watched = Watched { name: "config", paths: vec![file.path], seen: fingerprint(&[&file.text]) };
+    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
+        let file = ConfigFile::parse(&contents.concat(), &keys)?;
+        endpoints.routes.store(Arc::new(file.route_table()?));
+        if file.settings != started_with {
+            tracing::warn!(
+                "only `routes` is read again: the other settings that changed take effect at the next start"
+            );
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
+    // Read once more: what changed since the start is then a change, and what is bad by now a bad change.
+    let seen = match state_keys(Some(&path)) {
+        Ok((seen, keys)) => {
+            endpoints.state_keys.store(Arc::new(keys));
+            seen
+        }
+        Err(_) => [0; 32],
+    };
+    let watched = Watched { name: "state_keys", paths: vec![path], seen };
+    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
+        endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
+        Ok(())
+    })
+    .await
+}

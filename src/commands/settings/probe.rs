@@ -1,0 +1,41 @@
+//! The flags of `probe`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, value_parser};
+
+use crate::{
+    commands::{
+        probe::{DEFAULT_READY, ReadyUrl, Target},
+        settings::DOCUMENT_PATH,
+    },
+    model::route::EndpointPath,
+};
+
+/// `envoy-cimd probe`.
+#[derive(Args, Debug)]
+pub struct Probe {
+    /// What to fetch: an origin such as `https://mcp.example.com`, or the URL of a document.
+    #[arg(value_name = "URL", required_unless_present = "ready", conflicts_with = "ready")]
+    pub url: Option<Target>,
+    /// Ask only whether a process is ready, for a container's health check: the `http://host:port` of its admin
+    /// listener, with or without /readyz, or `unix:/path`. Exit code 0: it is. 1: it is not.
+    #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_READY)]
+    pub ready: Option<ReadyUrl>,
+    /// The path of the document, where URL is an origin.
+    #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
+    pub document_path: EndpointPath,
+    /// Authorities to trust besides the system's, a PEM file. No server outside knows them.
+    #[arg(long, value_name = "FILE")]
+    pub extra_ca: Option<PathBuf>,
+    /// Connect to this address whatever DNS says, as before DNS is set up. Addresses are not judged then.
+    #[arg(long, value_name = "IP:PORT")]
+    pub connect_to: Option<SocketAddr>,
+    /// How long each fetch may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = value_parser!(u16).range(1..))]
+    pub timeout: u16,
+    /// Print the report as JSON: `client_id`, `verdict` (`fine`, `refused` or `not_asked`) and `findings`, each with
+    /// `severity` (`error` or `warning`), `code` and `message`.
+    #[arg(long)]
+    pub json: bool,
+}

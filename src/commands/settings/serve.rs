@@ -1,0 +1,128 @@
+//! The settings of `serve`.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+
+use crate::{
+    commands::settings::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one},
+    contract::client::{ChoreographerUrl, ClientSettings},
+    model::user::{MetadataPath, UserSource, Users},
+    net::{
+        listen::ListenAddr,
+        tls::{ClientTlsSettings, PeerName},
+    },
+};
+
+/// `envoy-cimd serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    #[command(flatten)]
+    pub file: FileArg,
+    /// Where Envoy's ext_proc filter connects: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9001")]
+    pub listen: ListenAddr,
+    /// Where /healthz, /readyz, /metrics and /log are served: `host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9002")]
+    pub admin_listen: ListenAddr,
+    /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER", value_name = "URL")]
+    pub choreographer: Option<ChoreographerUrl>,
+    /// The authority that the choreographer's certificate is from, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_CA", value_name = "FILE")]
+    pub choreographer_ca: Option<PathBuf>,
+    /// Our certificate for the choreographer, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_CERT", value_name = "FILE")]
+    pub choreographer_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_KEY", value_name = "FILE")]
+    pub choreographer_key: Option<PathBuf>,
+    /// The name that the choreographer's certificate must have, instead of the host of --choreographer: a DNS name, or
+    /// a URI such as a SPIFFE id.
+    #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_PEER", value_name = "SAN")]
+    pub choreographer_peer: Option<PeerName>,
+    /// The keys that sign states, one a line as `keygen` prints: the first signs, all verify. Read again when it changes.
+    #[arg(long, env = "ENVOY_CIMD_STATE_KEYS", value_name = "FILE")]
+    pub state_keys: Option<PathBuf>,
+    /// Take everybody who reaches the routes for one person: for a demo, or a gateway of your own.
+    #[arg(long, env = "ENVOY_CIMD_SINGLE_USER", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub single_user: bool,
+    /// Where in that metadata the person's issuer is, such as `jwt_payload.iss`.
+    #[arg(long, env = "ENVOY_CIMD_USER_ISSUER", value_name = "PATH")]
+    pub user_issuer: Option<MetadataPath>,
+    /// Where in that metadata the person's subject is, such as `jwt_payload.sub`.
+    #[arg(long, env = "ENVOY_CIMD_USER_SUBJECT", value_name = "PATH")]
+    pub user_subject: Option<MetadataPath>,
+    #[command(flatten)]
+    pub routes: RouteArgs,
+    #[command(flatten)]
+    pub limits: Limits,
+    #[command(flatten)]
+    pub exchange: ExchangeArgs,
+    #[command(flatten)]
+    pub process: ProcessArgs,
+}
+
+/// What one process takes on at once, and of one request.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// How many requests may be under way. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
+    pub max_streams: usize,
+    /// How many calls of the choreographer may be under way: each holds a stream, for seconds. Those above get 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_CALLS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
+    pub max_calls: usize,
+    /// How long the headers of a request may be, those that Envoy sends us, names and values in all. Longer ones get 431.
+    #[arg(long, env = "ENVOY_CIMD_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "65536", value_parser = at_least_one)]
+    pub max_header_bytes: usize,
+    /// How long the query of a request may be. Longer ones get 400.
+    #[arg(long, env = "ENVOY_CIMD_MAX_QUERY_BYTES", value_name = "BYTES", default_value = "8192", value_parser = at_least_one)]
+    pub max_query_bytes: usize,
+}
+
+impl Serve {
+    /// How people are known.
+    ///
+    /// # Errors
+    /// Where only a part of it is said, or two ways at once.
+    pub fn users(&self) -> anyhow::Result<Users> {
+        match (self.single_user, &self.routes.user_namespace, &self.user_issuer, &self.user_subject) {
+            (false, None, None, None) => Ok(Users::Unknown),
+            (true, None, None, None) => Ok(Users::Single),
+            (false, Some(namespace), Some(issuer), Some(subject)) if !namespace.is_empty() => {
+                Ok(Users::From(UserSource {
+                    namespace: namespace.clone(),
+                    issuer: issuer.clone(),
+                    subject: subject.clone(),
+                }))
+            }
+            (true, ..) => bail!("--single-user and --user-namespace, --user-issuer, --user-subject exclude each other"),
+            (false, ..) => bail!("--user-namespace, --user-issuer and --user-subject go together"),
+        }
+    }
+
+    /// How the choreographer is reached, where it is another process.
+    ///
+    /// # Errors
+    /// Where it is said how, but not where.
+    pub fn client(&self) -> anyhow::Result<Option<ClientSettings>> {
+        let tls = ClientTlsSettings {
+            ca: self.choreographer_ca.clone(),
+            cert: self.choreographer_cert.clone(),
+            key: self.choreographer_key.clone(),
+            peer: self.choreographer_peer.clone(),
+        };
+        match &self.choreographer {
+            Some(url) => Ok(Some(ClientSettings { url: url.clone(), tls })),
+            None if tls == ClientTlsSettings::default() => Ok(None),
+            // The flows and tokens would be kept here, and nobody would notice.
+            None => bail!(
+                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need \
+                 --choreographer"
+            ),
+        }
+    }
+}

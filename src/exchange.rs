@@ -1,0 +1,6 @@
+//! The choreographer: discovery, flows, tokens, OAuth.
+
+pub mod discovery;
+pub mod embedded;
+pub mod oauth;
+pub mod tokens;

@@ -1,0 +1,222 @@
+//! Finding an upstream's authorization server: protected resource metadata (RFC 9728), then the authorization server's
+//! own (RFC 8414, OpenID Connect Discovery), as the MCP specification orders them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Method, Request, StatusCode, header};
+use moka::{Expiry, future::Cache};
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use url::Url;
+
+pub mod documents;
+
+use crate::{
+    contract::choreographer::Upstream,
+    net::outgoing::{FetchError, Outgoing, cut, shown},
+};
+use documents::{Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses};
+
+/// How long what was found is used, and how long a failure is not tried again.
+const FRESH: Duration = Duration::from_secs(600);
+const FAILED: Duration = Duration::from_secs(5);
+/// How long no second look-up is begun for who only looks: longer than one takes.
+const BEGUN: Duration = Duration::from_secs(20);
+/// How many upstreams are remembered.
+const REMEMBERED: u64 = 10_000;
+
+/// An authorization server that can be used, and what it takes to ask it for one upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthorizationServer {
+    /// Exactly as its metadata spells it.
+    pub issuer: String,
+    pub authorization_endpoint: Url,
+    pub token_endpoint: Url,
+    /// RFC 7009, where it offers that.
+    pub revocation_endpoint: Option<Url>,
+    /// Whether it announces `iss` in its answers (RFC 9207, section 3).
+    pub sends_iss: bool,
+    /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
+    pub resource: String,
+    /// What to ask for, space-separated; none where nobody says.
+    pub scope: Option<String>,
+    /// Whether `offline_access` may be asked for besides.
+    pub offline_access: bool,
+}
+
+/// Why no authorization server can be used. For operators.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DiscoveryError {
+    #[error("the upstream {0}: {1}")]
+    Upstream(String, Problem),
+    #[error("the protected resource metadata of {0}: {1}")]
+    Resource(String, Problem),
+    #[error("the authorization server {0}: {1}")]
+    Server(String, Problem),
+    /// No look-up was made.
+    #[error("as many upstreams are being looked up as --max-lookups allows")]
+    Busy,
+}
+
+/// What is wrong with one of the three.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Problem {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error("no metadata was found; the last address tried, {0}, answered {1}")]
+    NoMetadata(String, StatusCode),
+    #[error("{0} is no JSON metadata: {1}")]
+    NotMetadata(String, String),
+    #[error("`{0}` is no well-formed URL of at most {MAX_URL} bytes")]
+    NotUrl(&'static str),
+    #[error("`scopes_supported` takes more than {MAX_SCOPE} bytes")]
+    LongScope,
+    #[error("`authorization_endpoint` has a `{0}` of its own")]
+    OwnParameter(String),
+    #[error("`resource` is {0}, which is neither the upstream's URL nor a prefix of it")]
+    ForeignResource(String),
+    #[error("it names no authorization server: `authorization_servers` is empty; pin one with `authorization_server`")]
+    NoServer,
+    #[error("its metadata names the issuer {0}, which is another")]
+    ForeignIssuer(String),
+    #[error("its metadata lacks `{0}`")]
+    Lacks(&'static str),
+    #[error("it does not support {0}")]
+    Unsupported(&'static str),
+}
+
+/// The look-ups, and what they found.
+#[derive(Clone, Debug)]
+pub struct Discovery {
+    outgoing: Outgoing,
+    found: Cache<Upstream, Found>,
+    /// The look-ups that nobody waits for, begun a short while ago.
+    begun: Cache<Upstream, ()>,
+    /// One for each look-up that may be under way.
+    lookups: Arc<Semaphore>,
+}
+
+type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
+
+impl Discovery {
+    /// `lookups` is how many upstreams may be looked up at once.
+    pub fn new(outgoing: Outgoing, lookups: usize) -> Self {
+        let found = Cache::builder().max_capacity(REMEMBERED).expire_after(BriefErrors).build();
+        let begun = Cache::builder().max_capacity(REMEMBERED).time_to_live(BEGUN).build();
+        let lookups = Arc::new(Semaphore::new(lookups.min(Semaphore::MAX_PERMITS)));
+        Self { outgoing, found, begun, lookups }
+    }
+
+    /// The authorization server of an upstream. Look-ups of one upstream at the same time are one look-up.
+    ///
+    /// # Errors
+    /// Why there is none that can be used; remembered briefly.
+    pub async fn find(&self, upstream: &Upstream) -> Found {
+        self.found.get_with(upstream.clone(), async { self.look_up(upstream).await.map(Arc::new) }).await
+    }
+
+    /// The issuer, where it is pinned or was found before.
+    pub async fn known(&self, upstream: &Upstream) -> Option<String> {
+        match self.found.get(upstream).await {
+            Some(Ok(server)) => Some(server.issuer.clone()),
+            Some(Err(_)) | None => upstream.authorization_server.clone(),
+        }
+    }
+
+    /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
+    pub async fn begin(&self, upstream: &Upstream) {
+        let (discovery, sought) = (self.clone(), upstream.clone());
+        let begun = async move {
+            tokio::spawn(async move { discovery.find(&sought).await.map(drop) });
+        };
+        self.begun.get_with(upstream.clone(), begun).await;
+    }
+
+    async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
+        let _one = self.lookups.try_acquire().map_err(|_| DiscoveryError::Busy)?;
+        let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
+        let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
+        if let Some(issuer) = &upstream.authorization_server {
+            return self.server(issuer, upstream.url.clone(), None).await;
+        }
+        let at_resource = |problem| DiscoveryError::Resource(upstream.url.clone(), problem);
+        let challenge = self.challenge(&url).await.map_err(|error| at_upstream(error.into()))?;
+        let resource = self.resource(&url, &challenge).await.map_err(at_resource)?;
+        let issuer = resource.authorization_servers.first().ok_or_else(|| at_resource(Problem::NoServer))?;
+        let scope = resource.scope(challenge).map_err(at_resource)?;
+        self.server(issuer, resource.resource, scope).await
+    }
+
+    /// What the upstream says to who comes without a token (RFC 9728, section 5.1). One that says nothing, or answers
+    /// something else, may still have its metadata at the well-known addresses.
+    async fn challenge(&self, upstream: &Url) -> Result<Challenge, FetchError> {
+        let request = request(upstream, "application/json, text/event-stream");
+        let answer = match self.outgoing.send(request, Some(upstream)).await {
+            Ok(answer) => answer,
+            // An upstream that streams to strangers never ends its answer.
+            Err(error) if error.is_timeout() => return Ok(Challenge::default()),
+            Err(error) => return Err(error),
+        };
+        if answer.status() != StatusCode::UNAUTHORIZED {
+            return Ok(Challenge::default());
+        }
+        Ok(Challenge::read(answer.headers()))
+    }
+
+    async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
+        let metadata: ResourceMetadata = self.metadata(&challenge.addresses(upstream)?, Some(upstream)).await?;
+        metadata.check(upstream)?;
+        Ok(metadata)
+    }
+
+    async fn server(
+        &self,
+        issuer: &str,
+        resource: String,
+        scope: Option<String>,
+    ) -> Result<AuthorizationServer, DiscoveryError> {
+        let of_server = |problem| DiscoveryError::Server(cut(issuer.to_owned()), problem);
+        let addresses = server_addresses(issuer).map_err(of_server)?;
+        let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
+        metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)
+    }
+
+    /// The first of these addresses that has a document. A document that is none ends the search: the next address
+    /// must not answer for one that lies.
+    async fn metadata<T: DeserializeOwned>(&self, addresses: &[Url], trusted: Option<&Url>) -> Result<T, Problem> {
+        let mut last = Problem::Lacks("an address");
+        for address in addresses {
+            let answer = self.outgoing.send(request(address, "application/json"), trusted).await?;
+            if answer.status() == StatusCode::OK {
+                return serde_json::from_slice(answer.body())
+                    .map_err(|error| Problem::NotMetadata(shown(address), cut(error.to_string())));
+            }
+            last = Problem::NoMetadata(shown(address), answer.status());
+        }
+        Err(last)
+    }
+}
+
+fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
+    let mut request = Request::new(Vec::new());
+    *request.method_mut() = Method::GET;
+    // A URL that was parsed is one that a request takes; were it not, the request would go nowhere.
+    *request.uri_mut() = url.as_str().parse().unwrap_or_default();
+    request.headers_mut().insert(header::ACCEPT, http::HeaderValue::from_static(accept));
+    request
+}
+
+struct BriefErrors;
+
+impl Expiry<Upstream, Found> for BriefErrors {
+    fn expire_after_create(&self, _: &Upstream, found: &Found, _: Instant) -> Option<Duration> {
+        Some(match found {
+            Ok(_) => FRESH,
+            Err(DiscoveryError::Busy) => Duration::ZERO,
+            Err(_) => FAILED,
+        })
+    }
+}

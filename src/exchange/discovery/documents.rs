@@ -1,0 +1,295 @@
+//! What upstreams and authorization servers say of themselves, read and checked without a network. All of it is a
+//! stranger's word.
+
+use std::cell::Cell;
+
+use http::{HeaderMap, header::WWW_AUTHENTICATE};
+use serde::Deserialize;
+use url::Url;
+
+use crate::{
+    exchange::discovery::{AuthorizationServer, Problem},
+    net::outgoing::{Outgoing, cut, shown},
+};
+
+/// The longest URL that is taken of a stranger, in bytes.
+pub const MAX_URL: usize = 2048;
+/// The longest scope, in bytes: it goes into an address too.
+pub const MAX_SCOPE: usize = 4096;
+
+/// What a 401 says, as far as it is read.
+#[derive(Debug, Default, PartialEq)]
+pub struct Challenge {
+    resource_metadata: Option<String>,
+    scope: Option<String>,
+}
+
+impl Challenge {
+    /// Reads the headers of a 401. What is no challenge is passed over.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let mut challenge = Self::default();
+        for value in headers.get_all(WWW_AUTHENTICATE) {
+            let Ok(value) = value.to_str() else { continue };
+            let Ok(challenges) = http_auth::parse_challenges(value) else { continue };
+            for bearer in challenges.iter().filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer")) {
+                for (name, value) in &bearer.params {
+                    match name.to_ascii_lowercase().as_str() {
+                        "resource_metadata" => challenge.resource_metadata = Some(value.to_unescaped()),
+                        "scope" => challenge.scope = Some(value.to_unescaped()).filter(|scope| !scope.is_empty()),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        challenge
+    }
+
+    /// Where the upstream's metadata may be: at the challenge's address where there is one, else at the path's, else
+    /// at the root's (RFC 9728, section 3.1).
+    ///
+    /// # Errors
+    /// Where the challenge's address is none.
+    pub fn addresses(&self, upstream: &Url) -> Result<Vec<Url>, Problem> {
+        match &self.resource_metadata {
+            Some(address) => Ok(vec![strangers_url("resource_metadata", address)?]),
+            None => Ok(well_known(upstream, "oauth-protected-resource")),
+        }
+    }
+}
+
+/// Protected resource metadata, as far as it is read (RFC 9728, section 2).
+#[derive(Debug, Deserialize)]
+pub struct ResourceMetadata {
+    pub resource: String,
+    #[serde(default)]
+    pub authorization_servers: Vec<String>,
+    scopes_supported: Option<Vec<String>>,
+}
+
+impl ResourceMetadata {
+    /// Whether it is this upstream's (RFC 9728, section 3.3).
+    ///
+    /// # Errors
+    /// Where its `resource` is no URL, or another's.
+    pub fn check(&self, upstream: &Url) -> Result<(), Problem> {
+        let named = strangers_url("resource", &self.resource)?;
+        if is_prefix(&named, upstream) { Ok(()) } else { Err(Problem::ForeignResource(shown(&named))) }
+    }
+
+    /// What to ask for: what the challenge says, else what is listed here.
+    ///
+    /// # Errors
+    /// Where it is too long for an address.
+    pub fn scope(&self, challenge: Challenge) -> Result<Option<String>, Problem> {
+        let listed = || self.scopes_supported.as_ref().map(|scopes| scopes.join(" ")).filter(|scope| !scope.is_empty());
+        match challenge.scope.or_else(listed) {
+            Some(scope) if scope.len() > MAX_SCOPE => Err(Problem::LongScope),
+            scope => Ok(scope),
+        }
+    }
+}
+
+/// Authorization server metadata, as far as it is read (RFC 8414, section 2).
+#[derive(Debug, Deserialize)]
+pub struct ServerMetadata {
+    issuer: String,
+    authorization_endpoint: Option<String>,
+    token_endpoint: Option<String>,
+    revocation_endpoint: Option<String>,
+    response_types_supported: Option<Vec<String>>,
+    grant_types_supported: Option<Vec<String>>,
+    code_challenge_methods_supported: Option<Vec<String>>,
+    scopes_supported: Option<Vec<String>>,
+    #[serde(default)]
+    authorization_response_iss_parameter_supported: bool,
+    #[serde(default)]
+    client_id_metadata_document_supported: bool,
+}
+
+impl ServerMetadata {
+    /// The server, where it can be used: RFC 8414, section 3.3, what MCP asks of a server, and the rules for `outgoing`
+    /// fetches.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn server(
+        self,
+        outgoing: &Outgoing,
+        issuer: &str,
+        resource: String,
+        scope: Option<String>,
+    ) -> Result<AuthorizationServer, Problem> {
+        if self.issuer != issuer {
+            return Err(Problem::ForeignIssuer(cut(self.issuer)));
+        }
+        let has = |list: &Option<Vec<String>>, value: &str| {
+            list.as_ref().is_some_and(|list| list.iter().any(|item| item == value))
+        };
+        if !has(&self.code_challenge_methods_supported, "S256") {
+            return Err(Problem::Unsupported("PKCE with S256 (`code_challenge_methods_supported`)"));
+        }
+        if self.grant_types_supported.is_some() && !has(&self.grant_types_supported, "authorization_code") {
+            return Err(Problem::Unsupported("the authorization code grant (`grant_types_supported`)"));
+        }
+        if self.response_types_supported.is_some() && !has(&self.response_types_supported, "code") {
+            return Err(Problem::Unsupported("the response type `code` (`response_types_supported`)"));
+        }
+        if !self.client_id_metadata_document_supported {
+            return Err(Problem::Unsupported(
+                "client ID metadata documents (`client_id_metadata_document_supported`); this client registers in no other way",
+            ));
+        }
+        let endpoint = |name, url: Option<String>| {
+            let url = strangers_url(name, &url.ok_or(Problem::Lacks(name))?)?;
+            outgoing.check_url(&url, None)?;
+            Ok::<_, Problem>(url)
+        };
+        let authorization_endpoint = endpoint("authorization_endpoint", self.authorization_endpoint)?;
+        // Ours would come second, and it is not known which of two a server heeds.
+        if let Some((own, _)) = authorization_endpoint.query_pairs().find(|(name, _)| OURS.contains(&name.as_ref())) {
+            return Err(Problem::OwnParameter(own.into_owned()));
+        }
+        Ok(AuthorizationServer {
+            authorization_endpoint,
+            token_endpoint: endpoint("token_endpoint", self.token_endpoint)?,
+            revocation_endpoint: self
+                .revocation_endpoint
+                .map(|url| endpoint("revocation_endpoint", Some(url)))
+                .transpose()?,
+            sends_iss: self.authorization_response_iss_parameter_supported,
+            offline_access: has(&self.scopes_supported, "offline_access"),
+            issuer: self.issuer,
+            resource,
+            scope,
+        })
+    }
+}
+
+/// Where an authorization server's metadata may be, in the order that MCP asks for.
+///
+/// # Errors
+/// Where the issuer is no URL, or none that RFC 8414, section 2, allows.
+pub fn server_addresses(issuer: &str) -> Result<Vec<Url>, Problem> {
+    let url = strangers_url("issuer", issuer)?;
+    // Without a host there is nobody to ask: `mailto:` and its like.
+    if !url.has_host() || url.query().is_some() || url.fragment().is_some() {
+        return Err(Problem::NotUrl("issuer"));
+    }
+    // Of each the one for the whole issuer, never the root's: that would be another issuer's.
+    let inserted = ["oauth-authorization-server", "openid-configuration"];
+    let mut addresses: Vec<Url> =
+        inserted.iter().filter_map(|name| well_known(&url, name).into_iter().next()).collect();
+    if url.path() != "/" {
+        // OpenID Connect Discovery, section 4.1, appends where RFC 8414 inserts.
+        addresses.extend(Url::parse(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'))));
+    }
+    Ok(addresses)
+}
+
+/// The parameters of an authorization request that are ours to give.
+const OURS: &[&str] = &[
+    "client_id",
+    "code_challenge",
+    "code_challenge_method",
+    "prompt",
+    "redirect_uri",
+    "resource",
+    "response_type",
+    "scope",
+    "state",
+];
+
+/// A URL that a stranger wrote: what a parser would have to mend is refused, since others would mend it otherwise.
+fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
+    let mended = Cell::new(false);
+    let note = |_| mended.set(true);
+    let url = (text.len() <= MAX_URL && text.is_ascii())
+        .then(|| Url::options().syntax_violation_callback(Some(&note)).parse(text).ok())
+        .flatten();
+    url.filter(|url| !mended.get() && url.username().is_empty() && url.password().is_none())
+        .ok_or(Problem::NotUrl(name))
+}
+
+/// Where the metadata of a URL may be: its path inserted after the well-known name, then the root.
+fn well_known(url: &Url, name: &str) -> Vec<Url> {
+    let at = |path: &str| {
+        let mut address = url.clone();
+        address.set_path(&format!("/.well-known/{name}{path}"));
+        address.set_query(None);
+        address.set_fragment(None);
+        address
+    };
+    match url.path().trim_end_matches('/') {
+        "" => vec![at("")],
+        path => vec![at(path), at("")],
+    }
+}
+
+/// Whether `prefix` is `url`, or a part of its path by whole segments, on the same origin.
+fn is_prefix(prefix: &Url, url: &Url) -> bool {
+    let bare = prefix.query().is_none() && prefix.fragment().is_none() && prefix.username().is_empty();
+    if prefix == url {
+        return true;
+    }
+    bare && prefix.origin() == url.origin() && {
+        let path = prefix.path().strip_suffix('/').unwrap_or(prefix.path());
+        url.path().strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).expect(text)
+    }
+
+    #[test]
+    fn a_resource_is_the_upstream_or_a_part_of_its_path() {
+        for (resource, upstream, good) in [
+            ("https://u.example/mcp", "https://u.example/mcp", true),
+            ("https://u.example/mcp/", "https://u.example/mcp", true),
+            ("https://u.example", "https://u.example/mcp", true),
+            ("https://u.example/a", "https://u.example/a/mcp", true),
+            ("https://u.example/mcp", "https://u.example/mcp-evil", false),
+            ("https://u.example/mcp/x", "https://u.example/mcp", false),
+            ("https://u.example:8443/mcp", "https://u.example/mcp", false),
+            ("http://u.example/mcp", "https://u.example/mcp", false),
+            ("https://v.example/mcp", "https://u.example/mcp", false),
+            ("https://u.example/?x", "https://u.example/mcp", false),
+            ("https://u.example//", "https://u.example/mcp", false),
+            ("https://u.example/mcp//", "https://u.example/mcp", false),
+        ] {
+            assert_eq!(is_prefix(&url(resource), &url(upstream)), good, "{resource} {upstream}");
+        }
+    }
+
+    #[test]
+    fn an_issuer_has_a_host() {
+        for (issuer, good) in [
+            ("https://as.example", true),
+            ("https://as.example/t", true),
+            ("https://as.example/?t", false),
+            ("https://as.example/#t", false),
+            ("https://u@as.example/", false),
+            ("https:as.example", false),
+            ("mailto:as@as.example", false),
+            ("as:/t", false),
+            ("", false),
+        ] {
+            assert_eq!(server_addresses(issuer).is_ok(), good, "{issuer}");
+        }
+    }
+
+    #[test]
+    fn well_known_addresses() {
+        let found =
+            |text: &str| -> Vec<String> { well_known(&url(text), "x").iter().map(ToString::to_string).collect() };
+        assert_eq!(found("https://u.example"), ["https://u.example/.well-known/x"]);
+        assert_eq!(
+            found("https://u.example/a/b/?q#f"),
+            ["https://u.example/.well-known/x/a/b", "https://u.example/.well-known/x"]
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! From a request to its answer: which route, which endpoint, and the checks that all endpoints share.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    commands::settings::Limits,
+    contract::choreographer::Choreographer,
+    filter::{
+        browser, callback,
+        document::{self, Document, NameTemplate},
+        recent::Recent,
+        refusal::{Audience, Refusal},
+        refusal_log::RefusalLog,
+        reply::Reply,
+        request::{Request, Sources},
+        start,
+        state::StateKeys,
+    },
+    model::{
+        origin::Origin,
+        route::{Endpoint, Fields, Paths, Route, RouteError, RouteTable},
+        user::Users,
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// What the endpoints of every route are built with.
+pub struct Endpoints {
+    pub paths: Paths,
+    pub names: NameTemplate,
+    /// The routes that came with requests lately, and the documents that were asked for.
+    pub recent_routes: Recent<Route>,
+    pub recent_documents: Recent<KeptDocument>,
+    /// The `cache-control` of a document.
+    pub cache_control: Bytes,
+    /// The config file's routes, the newest good ones.
+    pub routes: Arc<ArcSwap<RouteTable>>,
+    /// Whether the dynamic metadata of a request may name its route.
+    pub dynamic_metadata: bool,
+    pub limits: Limits,
+    pub users: Users,
+    pub state_keys: Arc<ArcSwap<StateKeys>>,
+    pub choreographer: Arc<dyn Choreographer>,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
+    pub metrics: Arc<Metrics>,
+    pub refusals: Arc<RefusalLog>,
+    /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
+    pub calls: TaskTracker,
+}
+
+/// A document, and what of a route it follows from.
+#[derive(Debug)]
+pub struct KeptDocument {
+    origin: Origin,
+    client_name: Option<String>,
+    document: Document,
+}
+
+impl KeptDocument {
+    fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
+        let document = Document::new(route, paths, names)?;
+        Ok(Self { origin: route.origin.clone(), client_name: route.client_name.clone(), document })
+    }
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoints").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// The clock of the system, in seconds since 1970.
+pub fn system_clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What becomes of a request.
+pub enum Answer {
+    /// It is none of ours; Envoy goes on with it.
+    PassThrough,
+    Reply(Reply),
+    /// It takes a call of the choreographer.
+    Later(BoxFuture<'static, Reply>),
+}
+
+/// A request for start or callback that passed the checks that all endpoints share.
+pub struct Visit<'a> {
+    pub endpoints: &'a Endpoints,
+    pub request: &'a Request<'a>,
+    pub query: Option<&'a str>,
+    pub route: &'a Route,
+    /// Issuer and subject of who is at the browser, where the filter that the operator trusts named somebody.
+    pub user: Option<(&'a str, &'a str)>,
+}
+
+/// What an endpoint makes of a request that it takes.
+pub enum Step {
+    Reply(Reply),
+    /// A page that may take a call to write, which changes nothing.
+    Show(BoxFuture<'static, Reply>),
+    /// A call that changes something, of this flow where it is known before.
+    Call {
+        flow: Option<String>,
+        call: BoxFuture<'static, Served>,
+    },
+}
+
+/// What came of a call, and the flow that it was about.
+pub struct Served {
+    pub flow: Option<String>,
+    pub result: Result<Reply, Refusal>,
+}
+
+impl Endpoints {
+    /// Answers a request for one of our paths; counts and logs it.
+    pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
+        let (path, query) = request.path_and_query();
+        let Some(endpoint) = self.paths.endpoint(path) else {
+            self.metrics.passed_through.inc();
+            return Answer::PassThrough;
+        };
+        let route = self.route(request, sources);
+        let visit = |route| Visit { endpoints: self, request, query, route, user: sources.user };
+        let step = match &route {
+            _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
+            Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
+            Ok(route) => match endpoint {
+                Endpoint::Document => self.document(request, query, route),
+                // A route that cannot connect is misconfigured for every request of its connect page.
+                Endpoint::Start => start::upstream(route).and_then(|upstream| {
+                    check(request, route, start::METHODS)?;
+                    start::start(visit(route), upstream)
+                }),
+                Endpoint::Callback => {
+                    check(request, route, callback::METHODS).and_then(|()| callback::callback(visit(route)))
+                }
+            },
+        };
+        let name = route.as_ref().map_or(request.authority(), |route| route.id.as_str());
+        match step {
+            Ok(Step::Reply(reply)) => {
+                self.metrics.answered(endpoint, reply.label);
+                Answer::Reply(reply)
+            }
+            Ok(Step::Show(page)) => {
+                let metrics = Arc::clone(&self.metrics);
+                Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
+            }
+            Ok(Step::Call { .. }) if self.calls.len() >= self.limits.max_calls => {
+                self.refuse(request, endpoint, name, &Refusal::TooManyFlows)
+            }
+            Ok(Step::Call { flow, call }) => {
+                let report = Report {
+                    endpoint,
+                    route: name.to_owned(),
+                    audience: self.audience(request, endpoint).into_owned(),
+                    metrics: Arc::clone(&self.metrics),
+                    refusals: Arc::clone(&self.refusals),
+                };
+                Answer::Later(report.on(&self.calls, flow, call))
+            }
+            Err(refusal) => self.refuse(request, endpoint, name, &refusal),
+        }
+    }
+
+    fn refuse(&self, request: &Request<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Answer {
+        self.refusals.note(refusal, route, request.id());
+        let reply = refusal.reply(&self.audience(request, endpoint));
+        self.metrics.answered(endpoint, reply.label);
+        Answer::Reply(reply)
+    }
+
+    /// The first source that gives `from` wins whole.
+    fn route(&self, request: &Request<'_>, sources: &Sources<'_>) -> Result<Arc<Route>, RouteError> {
+        let gives_from = |Fields([from, ..]): &Fields<'_>| from.is_some();
+        if gives_from(&sources.attributes) {
+            let fields = &sources.attributes;
+            return self.recent_routes.get(fields, |route| route.is_of(fields), || Route::new(fields));
+        }
+        if let Some(route) = self.routes.load().find(request.authority()) {
+            return Ok(Arc::clone(route));
+        }
+        if self.dynamic_metadata && gives_from(&sources.dynamic_metadata) {
+            return Route::new(&sources.dynamic_metadata).map(Arc::new);
+        }
+        Err(RouteError::NoFrom)
+    }
+
+    fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
+        // Built before anything else is looked at: a route without a document is misconfigured for every request.
+        let kept = self.recent_documents.get(
+            (route.origin.as_str(), &route.client_name),
+            |kept| kept.origin == route.origin && kept.client_name == route.client_name,
+            || KeptDocument::new(route, &self.paths, &self.names),
+        );
+        let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
+        check(request, route, document::METHODS)?;
+        if query.is_some() {
+            return Err(Refusal::NotFound);
+        }
+        Ok(Step::Reply(match request.method() {
+            "OPTIONS" => document::preflight(),
+            _ => document.reply(request, &self.cache_control),
+        }))
+    }
+
+    /// Programs fetch documents; people come to the other two.
+    fn audience<'a>(&'a self, request: &Request<'a>, endpoint: Endpoint) -> Audience<'a> {
+        let for_people = endpoint != Endpoint::Document;
+        Audience {
+            html: for_people && browser::wants_html(request),
+            request_id: request.id().map(Cow::from),
+            start: for_people.then(|| self.paths.start.as_str().into()),
+        }
+    }
+}
+
+/// The checks that every endpoint makes first, in the order that the contract gives them.
+fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<(), Refusal> {
+    if !request.is_https() {
+        return Err(Refusal::HttpsRequired);
+    }
+    if !request.is_for(&route.origin) {
+        return Err(Refusal::MisdirectedRequest);
+    }
+    if !methods.split(',').any(|method| method.trim_start() == request.method()) {
+        return Err(Refusal::MethodNotAllowed { allow: methods });
+    }
+    Ok(())
+}
+
+/// What is said of a call when it is over.
+struct Report {
+    endpoint: Endpoint,
+    route: String,
+    audience: Audience<'static>,
+    metrics: Arc<Metrics>,
+    refusals: Arc<RefusalLog>,
+}
+
+impl Report {
+    /// Runs a call as a task of its own, since an exchange that began goes on when the browser goes away.
+    fn on(
+        self,
+        calls: &TaskTracker,
+        flow: Option<String>,
+        call: BoxFuture<'static, Served>,
+    ) -> BoxFuture<'static, Reply> {
+        let audience = self.audience.clone();
+        let began = Instant::now();
+        let task = calls.spawn(async move {
+            // A bug in a call must not take its line away.
+            let served = std::panic::AssertUnwindSafe(call).catch_unwind().await;
+            let served = served.unwrap_or(Served { flow, result: Err(Refusal::ChoreographerFailed) });
+            self.finish(served, began)
+        });
+        Box::pin(async move { task.await.unwrap_or_else(|_| Refusal::ChoreographerFailed.reply(&audience)) })
+    }
+
+    fn finish(self, served: Served, began: Instant) -> Reply {
+        let Served { flow, result } = served;
+        let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&self.audience), Reply::clone);
+        self.metrics.answered(self.endpoint, reply.label);
+        let request_id = self.audience.request_id.as_deref().unwrap_or_default();
+        if let Err(refusal @ Refusal::ChoreographerUnavailable) = &result {
+            // Nothing left the process, so it is one of those that come in floods.
+            self.refusals.note(refusal, &self.route, Some(request_id));
+            return reply;
+        }
+        let (endpoint, label, route) = (self.endpoint.name(), reply.label, self.route);
+        let flow = flow.unwrap_or_default();
+        let elapsed_ms = began.elapsed().as_millis();
+        match result.err().map(|refusal| (refusal.status(), refusal.reason().unwrap_or_default())) {
+            None => tracing::info!(endpoint, label, route, request_id, flow, elapsed_ms, "served"),
+            Some((..500, reason)) => {
+                tracing::info!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+            }
+            Some((_, reason)) => {
+                tracing::warn!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+            }
+        }
+        reply
+    }
+}

@@ -1,0 +1,212 @@
+//! What we look at of a request: a view that borrows from the message it came in.
+
+use crate::model::{origin::Origin, route::Fields};
+
+/// A header or pseudo-header that is read of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    Authority,
+    Method,
+    Path,
+    Scheme,
+    Accept,
+    Cookie,
+    IfNoneMatch,
+    Origin,
+    Purpose,
+    SecFetchDest,
+    SecFetchSite,
+    SecPurpose,
+    TraceParent,
+    TraceState,
+    XForwardedProto,
+    XRequestId,
+}
+
+impl Header {
+    /// All that is read, so that Envoy forwards no more; never `authorization`.
+    pub const NAMES: [(&str, Self); 16] = [
+        (":authority", Self::Authority),
+        (":method", Self::Method),
+        (":path", Self::Path),
+        (":scheme", Self::Scheme),
+        ("accept", Self::Accept),
+        ("cookie", Self::Cookie),
+        ("if-none-match", Self::IfNoneMatch),
+        ("origin", Self::Origin),
+        ("purpose", Self::Purpose),
+        ("sec-fetch-dest", Self::SecFetchDest),
+        ("sec-fetch-site", Self::SecFetchSite),
+        ("sec-purpose", Self::SecPurpose),
+        ("traceparent", Self::TraceParent),
+        ("tracestate", Self::TraceState),
+        ("x-forwarded-proto", Self::XForwardedProto),
+        ("x-request-id", Self::XRequestId),
+    ];
+
+    fn named(name: &[u8]) -> Option<Self> {
+        Self::NAMES.into_iter().find_map(|(known, header)| (known.as_bytes() == name).then_some(header))
+    }
+}
+
+/// The longest name of a request, in bytes.
+const MAX_ID: usize = 128;
+
+/// An HTTP request as far as it is read.
+#[derive(Debug, Default)]
+pub struct Request<'a> {
+    headers: Vec<(Header, &'a [u8])>,
+    header_bytes: usize,
+}
+
+/// What the sources that travel with a request say of its route.
+#[derive(Debug, Default)]
+pub struct Sources<'a> {
+    /// Attributes of the route, each key falling back to the virtual host's.
+    pub attributes: Fields<'a>,
+    pub dynamic_metadata: Fields<'a>,
+    /// Issuer and subject, where the filter that the operator trusts named somebody.
+    pub user: Option<(&'a str, &'a str)>,
+}
+
+/// The trace that a call belongs to (W3C Trace Context), as Envoy sent it.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    pub parent: Option<String>,
+    pub state: Option<String>,
+}
+
+impl<'a> Request<'a> {
+    pub fn with_capacity(headers: usize) -> Self {
+        Self { headers: Vec::with_capacity(headers), header_bytes: 0 }
+    }
+
+    /// Takes a header or pseudo-header in, its name in lower case, as Envoy sends it. One that is not read counts for
+    /// [`Self::header_bytes`] alone.
+    pub fn push(&mut self, name: &[u8], value: &'a [u8]) {
+        self.header_bytes += name.len() + value.len();
+        self.headers.extend(Header::named(name).map(|header| (header, value)));
+    }
+
+    /// How long the headers are, names and values, also of those that are not read.
+    pub fn header_bytes(&self) -> usize {
+        self.header_bytes
+    }
+
+    /// All values of a header, one a header line.
+    pub fn values(&self, header: Header) -> impl Iterator<Item = &'a [u8]> {
+        self.headers.iter().filter(move |(other, _)| *other == header).map(|(_, value)| *value)
+    }
+
+    /// The value of a header that may be there once; a second one makes it no value at all, which is not the same as
+    /// an absent header.
+    pub fn sole(&self, header: Header) -> Option<&'a [u8]> {
+        let mut values = self.values(header);
+        let first = values.next()?;
+        Some(if values.next().is_some() { b"" } else { first })
+    }
+
+    /// The first value of a header, where it is text.
+    pub fn text(&self, header: Header) -> Option<&'a str> {
+        self.values(header).next().and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    pub fn method(&self) -> &'a str {
+        self.text(Header::Method).unwrap_or_default()
+    }
+
+    pub fn authority(&self) -> &'a str {
+        self.text(Header::Authority).unwrap_or_default()
+    }
+
+    /// Envoy's name for the request, which its access log carries too. An Envoy may take it from the client, and it goes
+    /// into answers: one that is long, or has other characters than a name, is none.
+    pub fn id(&self) -> Option<&'a str> {
+        self.text(Header::XRequestId).filter(|id| id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
+    }
+
+    /// The path without the query, and the query where there is a `?`.
+    pub fn path_and_query(&self) -> (&'a str, Option<&'a str>) {
+        let whole = self.text(Header::Path).unwrap_or_default();
+        match whole.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (whole, None),
+        }
+    }
+
+    /// Whether the person or server at the other end spoke https. Envoy says so in `x-forwarded-proto`; the scheme
+    /// decides only where that is absent, and a header that is there twice is no word to trust.
+    pub fn is_https(&self) -> bool {
+        match self.sole(Header::XForwardedProto) {
+            Some(proto) => proto == b"https",
+            None => self.text(Header::Scheme) == Some("https"),
+        }
+    }
+
+    /// The trace that Envoy made or continued (W3C Trace Context).
+    pub fn trace(&self) -> Trace {
+        let owned = |header| self.text(header).map(str::to_owned);
+        Trace { parent: owned(Header::TraceParent), state: owned(Header::TraceState) }
+    }
+
+    /// Whether its authority is this origin's.
+    pub fn is_for(&self, origin: &Origin) -> bool {
+        origin.is_named_by(self.authority())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn https() {
+        for (headers, https) in [
+            (vec![], false),
+            (vec![(":scheme", "https")], true),
+            (vec![(":scheme", "http"), ("x-forwarded-proto", "https")], true),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "http")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "HTTPS")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "https, http")], false),
+            (vec![(":scheme", "https"), ("x-forwarded-proto", "")], false),
+            (vec![("x-forwarded-proto", "https"), ("x-forwarded-proto", "https")], false),
+        ] {
+            let mut request = Request::default();
+            for (name, value) in &headers {
+                request.push(name.as_bytes(), value.as_bytes());
+            }
+            assert_eq!(request.is_https(), https, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_short_and_safe_to_repeat() {
+        let (long, longer) = ("a".repeat(MAX_ID), "a".repeat(MAX_ID + 1));
+        for (id, found) in [
+            ("5f0c9a4e-6d3f-4b1e-9a43-2f0f6a1f1b11", true),
+            (&long, true),
+            (&longer, false),
+            ("a b", false),
+            ("a\r\nset-cookie: b", false),
+            ("ä", false),
+        ] {
+            let mut request = Request::default();
+            request.push(b"x-request-id", id.as_bytes());
+            assert_eq!(request.id(), found.then_some(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn paths_and_queries() {
+        for (path, parts) in
+            [("/a", ("/a", None)), ("/a?", ("/a", Some(""))), ("/a?b?c", ("/a", Some("b?c"))), ("", ("", None))]
+        {
+            let mut request = Request::default();
+            request.push(b":path", path.as_bytes());
+            assert_eq!(request.path_and_query(), parts);
+        }
+        let mut request = Request::default();
+        request.push(b":path", b"/\xff");
+        assert_eq!(request.path_and_query(), ("", None), "no UTF-8, so none of ours");
+    }
+}

@@ -1,0 +1,147 @@
+//! The connect page, and the button on it that begins a flow.
+
+use std::sync::Arc;
+
+use url::{Host, Url};
+
+use crate::{
+    contract::choreographer::{Begin, Begun, Upstream},
+    filter::{
+        browser::{self, BrowserCookie},
+        endpoint::{Served, Step, Visit},
+        pages::{self, Connect},
+        query,
+        refusal::Refusal,
+        reply::Reply,
+    },
+    model::{return_to::ReturnTo, route::Route, secret::NoRandomness},
+};
+
+/// What the endpoint answers to.
+pub const METHODS: &str = "GET, POST";
+
+/// What a route connects to.
+///
+/// # Errors
+/// [`Refusal::MisconfiguredRoute`] where its `to` or `authorization_server` is missing or wrong.
+pub fn upstream(route: &Route) -> Result<Upstream, Refusal> {
+    let url = route.upstream().map_err(Refusal::MisconfiguredRoute)?.to_owned();
+    let issuer = route.pinned_issuer().map_err(Refusal::MisconfiguredRoute)?;
+    Ok(Upstream { url, authorization_server: issuer.map(str::to_owned) })
+}
+
+/// Checks a request for the page, or from its button.
+///
+/// # Errors
+/// Everything that is refused before the choreographer is called.
+pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
+    let Visit { endpoints, request, query, route, user } = visit;
+    let begins = request.method() == "POST";
+    if begins && !browser::is_same_origin(request, &route.origin) {
+        return Err(Refusal::CrossSite);
+    }
+    let [return_to] = query::parameters(query.unwrap_or_default(), endpoints.limits.max_query_bytes, ["return_to"])
+        .map_err(Refusal::BadRequest)?;
+    let return_to = match return_to {
+        None => ReturnTo::root(),
+        Some(text) => ReturnTo::parse(&text, &route.origin)
+            .ok_or(Refusal::BadRequest("`return_to` is no path on the route's origin"))?,
+    };
+    let user = endpoints.users.user(user).ok_or(Refusal::UserUnknown)?;
+    let trace = request.trace();
+    let choreographer = Arc::clone(&endpoints.choreographer);
+    if !begins {
+        let name = route.origin.authority().to_owned();
+        return Ok(Step::Show(Box::pin(async move {
+            // A name that cannot be had is no reason to keep the page back.
+            let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or(None);
+            let page = Connect { route: &name, upstream: &upstream.url, authorization_server: known };
+            // Under `no-referrer` the form's request would carry `Origin: null`.
+            let reply = Reply::new(200, "shown").header("referrer-policy", "same-origin");
+            pages::guarded(pages::page(reply, &page))
+        })));
+    }
+    let cookie = BrowserCookie::fresh().map_err(|NoRandomness| Refusal::ChoreographerFailed)?;
+    let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
+    let begin = Begin {
+        client_id: endpoints.paths.client_id(&route.origin),
+        redirect_uri: redirect_uri.clone(),
+        upstream,
+        user,
+        browser_hash: cookie.hash(),
+        return_to: return_to.to_string(),
+    };
+    let (keys, clock) = (endpoints.state_keys.clone(), endpoints.clock);
+    Ok(Step::Call {
+        flow: None,
+        call: Box::pin(async move {
+            let begun = match choreographer.begin(begin, &trace).await {
+                Ok(begun) => begun,
+                Err(refusal) => return Served { flow: None, result: Err(refusal) },
+            };
+            let now = clock();
+            let state = keys.load().mint(begun.flow_id, &redirect_uri, cookie.value(), now, begun.expires_at);
+            let result = state
+                .and_then(|state| authorization_request(&begun, &state))
+                .ok_or(Refusal::ChoreographerFailed)
+                .map(|location| {
+                    let reply = Reply::new(303, "begun")
+                        .header("location", location)
+                        .header("set-cookie", cookie.set(&begun.flow_id));
+                    pages::guarded(reply)
+                });
+            Served { flow: Some(begun.flow_id.tag()), result }
+        }),
+    })
+}
+
+/// The authorization request with its `state`. None where the choreographer's URL is none to send a person to: https,
+/// or http on loopback, and without a `state` of its own.
+fn authorization_request(begun: &Begun, state: &str) -> Option<String> {
+    let mut url = Url::parse(&begun.authorization_url).ok()?;
+    let safe = match url.scheme() {
+        "https" => url.host().is_some(),
+        "http" => match url.host()? {
+            Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
+            Host::Ipv4(address) => address.is_loopback(),
+            Host::Ipv6(address) => address.is_loopback(),
+        },
+        _ => false,
+    };
+    let bare = url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
+    if !safe || !bare || url.query_pairs().any(|(name, _)| name == "state") {
+        return None;
+    }
+    url.query_pairs_mut().append_pair("state", state);
+    Some(url.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::state::FlowId;
+
+    #[test]
+    fn people_are_sent_to_https_only() {
+        for (url, location) in [
+            (
+                "https://as.example/authorize?client_id=a%20b",
+                Some("https://as.example/authorize?client_id=a%20b&state=s"),
+            ),
+            ("https://as.example/authorize", Some("https://as.example/authorize?state=s")),
+            ("http://127.0.0.1:9/a", Some("http://127.0.0.1:9/a?state=s")),
+            ("http://[::1]:9/a", Some("http://[::1]:9/a?state=s")),
+            ("http://as.localhost:9/a", Some("http://as.localhost:9/a?state=s")),
+            ("http://as.example/a", None),
+            ("http://127.0.0.1.evil.example/a", None),
+            ("javascript:alert(1)", None),
+            ("https://as.example/a#b", None),
+            ("https://u:p@as.example/a", None),
+            ("https://as.example/a?state=mine", None),
+            ("", None),
+        ] {
+            let begun = Begun { flow_id: FlowId([0; 16]), expires_at: 0, authorization_url: url.to_owned() };
+            assert_eq!(authorization_request(&begun, "s").as_deref(), location, "{url}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Our side of a connection that we make.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, bail};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{
+    net::tls::{
+        ALPN, PeerName,
+        files::{Following, Loaded, PemFile, TlsFiles},
+        peer, provider,
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// Whom we trust, and how we prove who we are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientTlsSettings {
+    pub ca: Option<PathBuf>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// The name that the other side must have, instead of the host that is called.
+    pub peer: Option<PeerName>,
+}
+
+/// TLS to the choreographer.
+#[derive(Clone)]
+pub struct ClientTls {
+    config: Following<ClientConfig>,
+    host: ServerName<'static>,
+}
+
+impl ClientTls {
+    /// # Errors
+    /// Where a part is missing, or a file cannot be used.
+    pub fn new(host: &str, settings: &ClientTlsSettings) -> anyhow::Result<Self> {
+        let Some(authority) = &settings.ca else {
+            bail!("an https:// --choreographer needs --choreographer-ca, the authority that its certificate is from");
+        };
+        let files = TlsFiles {
+            name: "choreographer_tls",
+            authority: PemFile::new("choreographer-ca", authority),
+            identity: match (&settings.cert, &settings.key) {
+                (Some(cert), Some(key)) => {
+                    Some([PemFile::new("choreographer-cert", cert), PemFile::new("choreographer-key", key)])
+                }
+                (None, None) => None,
+                _ => bail!("--choreographer-cert and --choreographer-key go together"),
+            },
+        };
+        let peer = settings.peer.clone();
+        Ok(Self {
+            config: Following::new(files, move |loaded| config(loaded, peer.as_ref()))?,
+            host: ServerName::try_from(host.to_owned()).context("--choreographer")?,
+        })
+    }
+
+    /// # Errors
+    /// Where the other side is not who it should be, or does not let us in.
+    pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
+        TlsConnector::from(self.config.current()).connect(self.host.clone(), stream).await
+    }
+
+    /// Follows the files, for ever.
+    pub async fn watch(self, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+        self.config.watch(metrics).await
+    }
+}
+
+fn config(loaded: Loaded, peer: Option<&PeerName>) -> anyhow::Result<ClientConfig> {
+    let authorities = Arc::new(loaded.authorities);
+    let by_host = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authorities), provider())
+        .build()
+        .context("--choreographer-ca")?;
+    let servers: Arc<dyn ServerCertVerifier> = match peer {
+        None => by_host,
+        Some(peer) => Arc::new(Named { by_host, authorities, peer: peer.clone() }),
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(servers);
+    let mut config = match loaded.identity {
+        Some((chain, key)) => {
+            builder.with_client_auth_cert(chain, key).context("--choreographer-cert and --choreographer-key")?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session is not verified again.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Trusts a server by its name in the mesh rather than by the host that was called: a SPIFFE certificate names no host.
+#[derive(Debug)]
+struct Named {
+    by_host: Arc<WebPkiServerVerifier>,
+    authorities: Arc<RootCertStore>,
+    peer: PeerName,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _host: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(certificate)?,
+            &self.authorities,
+            intermediates,
+            now,
+            provider().signature_verification_algorithms.all,
+        )?;
+        peer::check(certificate, std::slice::from_ref(&self.peer))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.by_host.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.by_host.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_host.supported_verify_schemes()
+    }
+}

@@ -1,0 +1,124 @@
+//! What is kept: a store, opened when it is first needed, and the keys that seal all that goes into it.
+
+use std::{
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::OnceCell;
+use zeroize::Zeroizing;
+
+use crate::{
+    commands::settings::ExchangeArgs,
+    store::{OpenError, Opened, StoreUrl, UnsealError},
+};
+
+/// The file store's name in the state directory.
+const FILE: &str = "store.redb";
+
+/// A store that is opened when it is first needed, so that documents are served without one.
+pub struct Vault {
+    url: StoreUrl,
+    encryption_keys: Option<PathBuf>,
+    extra_ca: Option<PathBuf>,
+    opened: OnceCell<Opened>,
+}
+
+impl Vault {
+    /// # Errors
+    /// Where no setting and no variable says where the store is.
+    pub fn new(settings: &ExchangeArgs) -> anyhow::Result<Self> {
+        let url = match &settings.store {
+            Some(url) => url.clone(),
+            None => StoreUrl::File(state_dir(settings.state_dir.as_deref())?.join(FILE)),
+        };
+        if url.is_shared() && settings.encryption_keys.is_none() {
+            bail!("{}", OpenError::NoKeys);
+        }
+        Ok(Self {
+            url,
+            encryption_keys: settings.encryption_keys.clone(),
+            extra_ca: settings.extra_ca.clone(),
+            opened: OnceCell::new(),
+        })
+    }
+
+    /// Opens what is there already, so that a wrong key or a store in use shows at start. A store that does not exist
+    /// yet, or cannot be reached at the moment, is no reason not to serve documents.
+    ///
+    /// # Errors
+    /// Where the store and its keys do not belong together, or a file store cannot be opened.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        match &self.url {
+            StoreUrl::File(path) if !path.exists() => Ok(()),
+            StoreUrl::File(_) => self.open().await.map(drop).with_context(|| format!("--store {}", self.url)),
+            StoreUrl::Redis(_) => match self.open().await {
+                Err(error @ (OpenError::Keys { .. } | OpenError::NoKeys | OpenError::ExtraCa { .. })) => {
+                    Err(error).with_context(|| format!("--store {}", self.url))
+                }
+                Err(OpenError::Store(error)) => {
+                    tracing::warn!(store = %self.url, %error, "the store cannot be reached yet");
+                    Ok(())
+                }
+                Ok(_) => Ok(()),
+            },
+        }
+    }
+
+    /// The open store. What failed to open is tried again at the next call.
+    ///
+    /// # Errors
+    /// As [`StoreUrl::open`].
+    pub async fn open(&self) -> Result<&Opened, OpenError> {
+        self.opened
+            .get_or_try_init(|| async {
+                if let StoreUrl::File(path) = &self.url {
+                    // Where it cannot be made, opening says why.
+                    let _ = path.parent().map(|dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
+                }
+                self.url.open(self.encryption_keys.as_deref(), self.extra_ca.as_deref()).await
+            })
+            .await
+    }
+}
+
+impl Opened {
+    /// A value, sealed for a purpose and the key that it will be stored under. None where the system has no
+    /// randomness.
+    pub fn seal<T: Serialize>(&self, purpose: &str, key: &[u8; 32], value: &T) -> Option<Vec<u8>> {
+        let plaintext = Zeroizing::new(serde_json::to_vec(value).ok()?);
+        self.sealer.seal(purpose, key, &plaintext).ok()
+    }
+
+    /// A value that was sealed for this purpose and this key, and whether it should be sealed anew.
+    ///
+    /// # Errors
+    /// Where it does not open, or holds another kind of value.
+    pub fn unseal<T: DeserializeOwned>(
+        &self,
+        purpose: &str,
+        key: &[u8; 32],
+        sealed: &[u8],
+    ) -> Result<(T, bool), UnsealError> {
+        let unsealed = self.sealer.open(purpose, key, sealed)?;
+        let value = serde_json::from_slice(&unsealed.plaintext).map_err(|_| UnsealError::Malformed)?;
+        Ok((value, unsealed.stale))
+    }
+}
+
+/// Where state is kept: what the operator says, else what systemd gives, else the user's own place (XDG).
+fn state_dir(setting: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // systemd may give several, with colons between them.
+    let of_systemd =
+        || std::env::var("STATE_DIRECTORY").ok()?.split(':').next().filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    setting
+        .map(Path::to_path_buf)
+        .or_else(of_systemd)
+        .or_else(|| variable("XDG_STATE_HOME").map(|dir| dir.join("envoy-cimd")))
+        .or_else(|| variable("HOME").map(|dir| dir.join(".local/state/envoy-cimd")))
+        .context("--state-dir is needed: neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set")
+}

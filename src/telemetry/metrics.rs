@@ -1,0 +1,196 @@
+//! What can be counted, all under one prefix, with labels that no request can add a value to.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+use crate::model::route::Endpoint;
+
+/// The metrics of one process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    pub passed_through: Counter,
+    pub streams: Gauge,
+    pub broken_streams: Counter,
+    pub refused_streams: Counter,
+    reloads: Family<ReloadLabels, Counter>,
+    reload_ok: Family<FileLabels, Gauge>,
+    refreshes: Family<RefreshLabels, Counter>,
+}
+
+/// The files that are read again.
+const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls"];
+
+/// What becomes of a refresh.
+const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
+
+const REFUSED_EVERYWHERE: &[&str] =
+    &["headers_too_large", "misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
+
+/// What becomes of a request, by endpoint.
+const OUTCOMES: [(Endpoint, &[&str]); 3] = [
+    (Endpoint::Document, &["served", "not_modified", "preflight", "not_found"]),
+    (
+        Endpoint::Start,
+        &[
+            "shown",
+            "begun",
+            "bad_request",
+            "cross_site",
+            "user_unknown",
+            "authorization_server_unusable",
+            "too_many_flows",
+            "choreographer_failed",
+            "choreographer_unavailable",
+            "timeout",
+        ],
+    ),
+    (
+        Endpoint::Callback,
+        &[
+            "completed",
+            "bad_request",
+            "malformed",
+            "unknown_key",
+            "bad_mac",
+            "expired",
+            "wrong_route",
+            "wrong_browser",
+            "prefetch",
+            "user_unknown",
+            "wrong_context",
+            "unknown_flow",
+            "issuer_mismatch",
+            "as_error",
+            "already_used",
+            "too_many_flows",
+            "exchange_failed",
+            "choreographer_failed",
+            "choreographer_unavailable",
+            "timeout",
+        ],
+    ),
+];
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RequestLabels {
+    endpoint: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ReloadLabels {
+    file: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FileLabels {
+    file: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefreshLabels {
+    result: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("envoy_cimd");
+        let requests = Family::default();
+        let passed_through = Counter::<u64, AtomicU64>::default();
+        let streams = Gauge::default();
+        let broken_streams = Counter::<u64, AtomicU64>::default();
+        let refused_streams = Counter::<u64, AtomicU64>::default();
+        let reloads = Family::default();
+        let reload_ok = Family::default();
+        let refreshes = Family::default();
+        registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("requests", "Requests answered, by endpoint and outcome", requests.clone());
+        registry.register(
+            "passed_through",
+            "Requests left to Envoy because their path is none of ours",
+            passed_through.clone(),
+        );
+        registry.register("streams", "ext_proc streams open now", streams.clone());
+        registry.register(
+            "broken_streams",
+            "ext_proc streams that were reset, or brought a message that cannot be read",
+            broken_streams.clone(),
+        );
+        registry.register(
+            "refused_streams",
+            "ext_proc streams that were refused because --max-streams were open",
+            refused_streams.clone(),
+        );
+        registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
+        registry.register(
+            "reload_ok",
+            "1 where the last reading of a file was good, 0 where the last good value is still used",
+            reload_ok.clone(),
+        );
+        registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
+        let metrics = Self {
+            registry,
+            requests,
+            passed_through,
+            streams,
+            broken_streams,
+            refused_streams,
+            reloads,
+            reload_ok,
+            refreshes,
+        };
+        // At zero from the start: a counter that appears with its first event hides that event from a rate.
+        for (endpoint, outcomes) in OUTCOMES {
+            for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {
+                drop(metrics.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }));
+            }
+        }
+        for file in FILES {
+            for result in ["ok", "failed"] {
+                drop(metrics.reloads.get_or_create(&ReloadLabels { file, result }));
+            }
+            metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
+        }
+        for result in REFRESHES {
+            drop(metrics.refreshes.get_or_create(&RefreshLabels { result }));
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts an answer; `outcome` is its label.
+    pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
+        self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }).inc();
+    }
+
+    /// Counts a reading of files after a change, and whether they were good.
+    pub fn reloaded(&self, file: &'static str, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.reloads.get_or_create(&ReloadLabels { file, result }).inc();
+        self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
+    }
+
+    /// Counts a refresh; `result` is one of the table in the README.
+    pub fn refreshed(&self, result: &'static str) {
+        self.refreshes.get_or_create(&RefreshLabels { result }).inc();
+    }
+
+    /// The OpenMetrics text of `/metrics`.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry) {
+            Ok(()) => text,
+            // Writing to a String does not fail; an empty page would still be better than a dead listener.
+            Err(std::fmt::Error) => String::new(),
+        }
+    }
+}
