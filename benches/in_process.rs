@@ -6,13 +6,13 @@ use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
     edge::{ext_proc::answer, proto},
-    filter::{
-        endpoint::Endpoints,
-        state::{FlowId, StateKeys},
-    },
+    filter::{endpoint::Endpoints, state::StateKeys},
     model::{
-        route::{Field, Fields, Route, RouteSpec, RouteTable},
-        secret::{Key, random},
+        client::RedirectUri,
+        clock::UnixTime,
+        flow::FlowId,
+        route::{Field, Key, Keyed, Route, RouteSpec, RouteTable},
+        secret::{Key as SecretKey, Secret, random},
     },
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
@@ -29,7 +29,7 @@ static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
 const ROUTES: [usize; 3] = [1, 1_000, 100_000];
 
-const NOW: u64 = 1_800_000_000;
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 fn main() {
     divan::main();
@@ -38,7 +38,7 @@ fn main() {
 /// From the decoded message to the encoded answer.
 #[divan::bench(args = ROUTES)]
 fn document(bencher: Bencher<'_, '_>, routes: usize) {
-    answers(bencher, routes, &endpoints(&[]), document_of);
+    answers(bencher, routes, &endpoints(), document_of);
 }
 
 /// The same for a callback that is refused, for a program.
@@ -54,10 +54,10 @@ fn forged_callback_page(bencher: Bencher<'_, '_>, routes: usize) {
 }
 
 fn refusal(bencher: Bencher<'_, '_>, routes: usize, accept: &str) {
-    let endpoints = endpoints(&[]);
-    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let endpoints = endpoints();
+    let keys = StateKeys::new(vec![SecretKey::new(random().expect("randomness"))]);
     let path = format!("{CALLBACK}?code=c&state={}", forged(&keys));
-    endpoints.state_keys.store(Arc::new(keys));
+    endpoints.tools.state_keys.store(Arc::new(keys));
     answers(bencher, routes, &endpoints, |origin| callback(origin, &path, accept));
 }
 
@@ -96,14 +96,22 @@ fn route_from_attributes(bencher: Bencher<'_, '_>, routes: usize) {
     let mut origins = origins(routes);
     bencher.with_inputs(&mut origins).bench_local_refs(|from| {
         let text = |text| Some(Field::Text(text));
-        Route::new(&Fields([text(from), text("https://mcp.internal.example/mcp"), None, None, None]))
+        Route::new(&Keyed::new(|key| match key {
+            Key::From => text(from),
+            Key::To => text("https://mcp.internal.example/mcp"),
+            _ => None,
+        }))
     });
 }
 
 #[divan::bench(args = ROUTES)]
 fn route_from_the_file(bencher: Bencher<'_, '_>, routes: usize) {
-    let specs: Vec<RouteSpec> =
-        (0..routes).map(|route| RouteSpec { from: Some(origin(route)), ..RouteSpec::default() }).collect();
+    let spec = |route| {
+        let mut spec = RouteSpec::default();
+        spec.set("from", origin(route)).expect("a key");
+        spec
+    };
+    let specs: Vec<RouteSpec> = (0..routes).map(spec).collect();
     let table = RouteTable::new(&specs).expect("good routes");
     let mut origins = origins(routes);
     bencher
@@ -113,21 +121,23 @@ fn route_from_the_file(bencher: Bencher<'_, '_>, routes: usize) {
 
 #[divan::bench(args = ROUTES)]
 fn state_mint(bencher: Bencher<'_, '_>, routes: usize) {
-    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let keys = StateKeys::new(vec![SecretKey::new(random().expect("randomness"))]);
+    let cookie = Secret::new("a cookie");
     let mut origins = origins(routes);
     bencher
-        .with_inputs(&mut origins)
-        .bench_local_refs(|redirect_uri| keys.mint(FlowId([7; 16]), redirect_uri, "a cookie", NOW, NOW + 600));
+        .with_inputs(|| RedirectUri::new(origins()))
+        .bench_local_refs(|redirect_uri| keys.mint(FlowId([7; 16]), redirect_uri, &cookie, NOW, NOW + 600));
 }
 
 #[divan::bench(args = ROUTES)]
 fn state_verify(bencher: Bencher<'_, '_>, routes: usize) {
-    let keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let keys = StateKeys::new(vec![SecretKey::new(random().expect("randomness"))]);
+    let cookie = Secret::new("a cookie");
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| {
-            let redirect_uri = origins();
-            let state = keys.mint(FlowId([7; 16]), &redirect_uri, "a cookie", NOW, NOW + 600).expect("a state");
+            let redirect_uri = RedirectUri::new(origins());
+            let state = keys.mint(FlowId([7; 16]), &redirect_uri, &cookie, NOW, NOW + 600).expect("a state");
             (redirect_uri, state)
         })
         .bench_local_refs(|(redirect_uri, state)| keys.authenticate(state)?.verify(redirect_uri, NOW));

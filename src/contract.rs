@@ -1,7 +1,11 @@
-//! The seam between filter and exchange: the traits, and both sides of their gRPC.
+//! The seam between filter and exchange: the traits of the two services, their errors, and both sides of their gRPC.
 
 pub mod choreographer;
 pub mod client;
+pub mod error;
 pub mod proto;
 pub mod service;
+pub mod tokens;
 pub mod tokens_service;
+pub mod traced;
+mod wire;

@@ -3,4 +3,5 @@
 pub mod discovery;
 pub mod embedded;
 pub mod oauth;
+pub mod records;
 pub mod tokens;

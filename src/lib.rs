@@ -1,16 +1,23 @@
 //! envoy-cimd turns every MCP route of an Envoy into an OAuth client of its own.
 //!
-//! Data flows one way: [`ext_proc`] translates a message of Envoy's into a [`request`] view and what the sources say of
-//! its [`route`]; [`endpoint`] makes the [`reply`]; [`ext_proc`] wraps it for Envoy. `docs/architecture.md` has the rest.
+//! Data flows one way: `edge` translates a message of Envoy's into a request and what the sources say of its route;
+//! `filter` makes the reply, and calls the `exchange` through the `contract` where it takes more; `edge` wraps it for
+//! Envoy. `docs/architecture.md` has the rest.
 
 #![forbid(unsafe_code)]
 
 use std::{ffi::OsString, process::ExitCode};
 
-use anyhow::Context;
-
 use crate::{
-    commands::{check, choreographer, envoy_config, probe, serve, settings},
+    commands::{
+        check, choreographer, envoy_config,
+        output::print,
+        probe, serve,
+        settings::{
+            self,
+            parse::{Parsed, parse},
+        },
+    },
     model::secret,
     telemetry::log::LogFilter,
 };
@@ -45,7 +52,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let settings::Parsed { task, file } = settings::parse(args)?;
+    let Parsed { task, file } = parse(args)?;
     match task {
         settings::Task::Serve(settings) => {
             let log = LogFilter::start(&settings.process.log)?;
@@ -76,10 +83,4 @@ pub fn block_on<T>(threads: usize, task: impl Future<Output = anyhow::Result<T>>
     // What did not finish by the drain timeout is not waited for.
     runtime.shutdown_background();
     result
-}
-
-/// `println!` would panic where the reader of a pipe has gone.
-pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    std::io::stdout().lock().write_all(text.as_bytes()).context("stdout")
 }

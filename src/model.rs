@@ -1,7 +1,14 @@
 //! Plain values that every room speaks of.
 
+pub mod client;
+pub mod clock;
+pub mod flow;
+pub mod loopback;
 pub mod origin;
+pub mod paths;
 pub mod return_to;
 pub mod route;
 pub mod secret;
+pub mod trace;
+pub mod upstream;
 pub mod user;

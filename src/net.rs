@@ -1,6 +1,7 @@
 //! Listening, TLS, and the one way out.
 
 pub mod admin;
+pub mod dial;
 pub mod grpc;
 pub mod listen;
 pub mod outgoing;

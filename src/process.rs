@@ -1,3 +1,5 @@
 //! Start and stop, in order.
 
+pub mod readiness;
+pub mod stop;
 pub mod tasks;

@@ -1,117 +1,14 @@
-//! Where flows and tokens are kept: one trait, and what each backend must hold to.
-//!
-//! [`StoreUrl`] names a store and opens it; [`seal`] encrypts what goes into it.
+//! Where flows and tokens are kept: one trait, a backend for one process and one for many, and the seal on all that goes
+//! into them.
 
-use async_trait::async_trait;
-
+pub mod backend;
+pub mod error;
 pub mod file;
+pub mod key_file;
 pub mod keys;
 pub mod open;
 pub mod redis;
 pub mod seal;
 pub mod url;
 pub mod vault;
-
-pub use crate::store::{
-    open::{OpenError, Opened},
-    seal::{Sealer, UnsealError, Unsealed},
-    url::StoreUrl,
-};
-
-/// Keeps flows and tokens. Everything that is secret comes sealed: a store never sees a token, a code verifier or a
-/// person's name in the clear.
-///
-/// `now` is seconds since 1970, by the caller's clock; a flow is gone from the second on in which it expires.
-#[async_trait]
-pub trait Store: Send + Sync {
-    /// Keeps a fresh flow until it expires. Where its user has as many as `limits` allow, the oldest goes: the
-    /// first to expire and, of those that expire in the same second, the first that came.
-    ///
-    /// # Errors
-    /// [`StoreError::Full`] where there are as many flows in all as may be, and none of this user's goes for it.
-    /// [`StoreError::Failed`], too, where there is a flow of this id: one that was used must not come back.
-    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError>;
-
-    /// Takes a flow, once: the context is compared and the flow marked as used in one atomic step. Of several callers
-    /// with the right context, exactly one gets [`Taken::Flow`].
-    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError>;
-
-    /// Stores a token under its key, over whatever was there, and points the route's index at it. The token that the
-    /// index pointed at before stays: another route may have it too.
-    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError>;
-
-    /// The token that a route's index points at, with its key.
-    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError>;
-
-    /// Stores a token in the place of `old`, as it was read. False where that is not there any more: somebody forgot
-    /// it meanwhile, or connected anew.
-    async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError>;
-
-    /// Claims the right to refresh a token, for at most `seconds`. False where another has it: of all processes that
-    /// share the store, one at a time refreshes, and one that dies is waited for no longer than that.
-    async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError>;
-
-    /// Gives a claim up, where this holder still has it.
-    async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError>;
-
-    /// Forgets a token, and the route's index where it points at that token; only `old`, where one is given.
-    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError>;
-}
-
-/// The hash of a flow's id: who reads the store cannot complete a flow.
-pub type FlowKey = [u8; 32];
-/// The hash of (user, client_id, issuer, resource).
-pub type TokenKey = [u8; 32];
-/// The hash of (user, client_id, upstream).
-pub type RouteKey = [u8; 32];
-
-/// The random name of one attempt to refresh.
-pub type Holder = [u8; 16];
-
-/// A flow as it is kept.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Flow {
-    pub id: FlowKey,
-    /// The hash of what must be the same when it ends: redirect URI, user, browser.
-    pub context: [u8; 32],
-    /// The hash of the user, for the limit.
-    pub user: [u8; 32],
-    /// Seconds since 1970. Nothing of the flow is left after it.
-    pub expires_at: u64,
-    /// What it takes to complete the flow. Gone once it is taken.
-    pub sealed: Vec<u8>,
-    /// What is left once it is taken: where the person goes.
-    pub tombstone: Vec<u8>,
-}
-
-/// How many flows may be kept: all that have not expired, those too of which only the tombstone is left. What one user
-/// can make the store keep is thus bounded.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct FlowLimits {
-    /// Of this flow's user, at least one.
-    pub of_user: usize,
-    pub in_all: usize,
-}
-
-/// What came of an attempt to take a flow.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Taken {
-    /// It was taken now: what was sealed.
-    Flow(Vec<u8>),
-    /// The context is another's; nothing was taken. Says nothing about whether it was used.
-    WrongContext,
-    /// It was taken before, in the same context: its tombstone.
-    Used(Vec<u8>),
-    /// There is none, or it expired.
-    Unknown,
-}
-
-/// Why a store did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("there are as many flows as --max-flows allows")]
-    Full,
-    /// The store cannot be reached, or failed. The message is for operators and holds no secret.
-    #[error("the store failed: {0}")]
-    Failed(String),
-}
+mod whole_file;

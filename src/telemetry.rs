@@ -4,4 +4,5 @@ pub mod audit;
 pub mod log;
 pub mod metrics;
 pub mod reload;
+pub mod throttle;
 pub mod traces;

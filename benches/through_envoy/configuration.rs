@@ -50,7 +50,7 @@ pub fn many_routes(routes: usize) -> String {
 /// What `envoy-cimd` answers for the document of a host.
 pub fn document(host: &str) -> ImmediateResponse {
     let message = read(&document_of(&format!("https://{host}")));
-    let (answer, _) = answer(&endpoints(&[]), &message).expect("an answer");
+    let (answer, _) = answer(&endpoints(), &message).expect("an answer");
     match ProcessingResponse::decode(&answer.encode_to_vec()[..]).expect("a message of Envoy's").response {
         Some(Response::ImmediateResponse(document)) => document,
         other => panic!("a document, not {other:?}"),

@@ -4,7 +4,7 @@
 
 use std::sync::LazyLock;
 
-use envoy_cimd::commands::{config_file::ConfigFile, settings::setting_keys};
+use envoy_cimd::commands::{config_file::ConfigFile, settings::parse::setting_keys};
 use libfuzzer_sys::fuzz_target;
 
 static KEYS: LazyLock<Vec<String>> = LazyLock::new(setting_keys);

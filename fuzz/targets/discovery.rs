@@ -6,17 +6,18 @@
 use std::sync::LazyLock;
 
 use envoy_cimd::{
-    exchange::discovery::documents::{
-        Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses,
+    exchange::discovery::{
+        documents::{Challenge, ResourceMetadata, ServerMetadata, server_addresses},
+        error::{MAX_SCOPE, MAX_URL},
     },
-    net::outgoing::{Outgoing, OutgoingSettings},
+    net::outgoing::{Config, Outgoing},
 };
 use envoy_cimd_fuzz::{at_both_sizes, is_public};
 use http::{HeaderMap, HeaderValue, header::WWW_AUTHENTICATE};
 use libfuzzer_sys::fuzz_target;
 use url::Url;
 
-static OUTGOING: LazyLock<Outgoing> = LazyLock::new(|| Outgoing::new(&OutgoingSettings::default()).expect("a client"));
+static OUTGOING: LazyLock<Outgoing> = LazyLock::new(|| Outgoing::new(&Config::default()).expect("a client"));
 static UPSTREAM: LazyLock<Url> = LazyLock::new(|| Url::parse("https://u.example/a/mcp").expect("a URL"));
 
 /// The parameters that only we may give.

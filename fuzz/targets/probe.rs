@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use envoy_cimd::commands::probe::{Answer, judge};
+use envoy_cimd::commands::probe::{fetch::Answer, judge};
 use envoy_cimd_fuzz::at_both_sizes;
 use http::{HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;

@@ -18,11 +18,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use envoy_cimd::{
-    commands::{
-        serve::{self, Exchange},
-        settings::{self, Task},
+    contract::{
+        choreographer::{Begin, Begun, Choreographer, Complete},
+        error::{BeginError, CallError, CompleteError},
     },
-    contract::choreographer::{Begin, Begun, Choreographer, Complete, Upstream},
     edge::{
         ext_proc::ExtProc,
         proto::{
@@ -30,12 +29,19 @@ use envoy_cimd::{
         },
     },
     filter::{
-        endpoint::Endpoints,
-        refusal::Refusal,
-        request::Trace,
-        state::{FlowId, StateKeys},
+        endpoint::{self, Endpoints},
+        state::StateKeys,
     },
-    model::secret::Key,
+    model::{
+        client::RedirectUri,
+        clock::UnixTime,
+        flow::FlowId,
+        route::RouteTable,
+        secret::{Key, Secret},
+        trace::Trace,
+        upstream::Upstream,
+        user::{UserSource, Users},
+    },
 };
 use envoy_cimd_fuzz::is_local;
 use envoy_types::pb::{
@@ -97,7 +103,7 @@ const ANSWERS: &[(&str, i32, &str)] = &[
 ];
 
 const FROM: &str = "https://mcp.example.com";
-const NOW: u64 = 1_800_000_000;
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 const FLOW: FlowId = FlowId([7; 16]);
 const SECRET: &str = "a-browsers-secret";
 const NOT_CONNECTED: &str =
@@ -106,19 +112,20 @@ const NOT_CONNECTED: &str =
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().build().expect("a runtime"));
 static FAKE: LazyLock<Arc<Fake>> = LazyLock::new(Arc::default);
 static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
-    let flags = ["--dynamic-metadata", "--user-namespace=users", "--user-issuer=issuer", "--user-subject=subject"];
-    let args = ["envoy-cimd", "serve"].iter().chain(&flags).map(std::ffi::OsString::from);
-    let Task::Serve(settings) = settings::parse(args).expect("good flags").task else { panic!("serve") };
+    let path = |text: &str| text.parse().expect("a path");
+    let users = Users::From(UserSource { namespace: "users".into(), issuer: path("issuer"), subject: path("subject") });
+    let config = endpoint::Config { dynamic_metadata: true, users, ..endpoint::Config::default() };
+    let keys = StateKeys::new(vec![Key::new([1; 32])]);
     let choreographer = FAKE.clone();
-    let exchange = Exchange { choreographer, calls: Default::default(), embedded: None, tokens: None, tls: None };
-    let mut endpoints = serve::endpoints(&settings, None, &exchange).expect("good settings");
-    endpoints.clock = || NOW;
-    endpoints.state_keys.store(Arc::new(StateKeys::new(vec![Key::new([1; 32])])));
+    let mut endpoints =
+        Endpoints::new(config, RouteTable::default(), keys, choreographer, Arc::default(), Default::default());
+    endpoints.tools.clock = || NOW;
     Arc::new(endpoints)
 });
 static STATE: LazyLock<String> = LazyLock::new(|| {
-    let redirect_uri = format!("{FROM}{CALLBACK}");
-    ENDPOINTS.state_keys.load().mint(FLOW, &redirect_uri, SECRET, NOW, NOW + 600).expect("a key")
+    let redirect_uri = RedirectUri::new(format!("{FROM}{CALLBACK}"));
+    let keys = ENDPOINTS.tools.state_keys.load();
+    keys.mint(FLOW, &redirect_uri, &Secret::new(SECRET), NOW, NOW + 600).expect("a key")
 });
 static COOKIE: LazyLock<String> = LazyLock::new(|| format!("__Host-envoy_cimd_{}={SECRET}", FLOW.tag()));
 
@@ -221,7 +228,7 @@ async fn exchange(message: &[u8]) -> (Vec<ProcessingResponse>, bool) {
     let request = http::Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Process")
         .body(Full::new(Bytes::from(frame.repeat(2))))
         .expect("a request");
-    let server = ExternalProcessorServer::new(ExtProc::new(ENDPOINTS.clone()));
+    let server = ExternalProcessorServer::new(ExtProc::new(ENDPOINTS.clone(), Default::default()));
     let response = server.oneshot(request).await.expect("an answer");
     let mut status = response.headers().get("grpc-status").cloned();
     let mut body = response.into_body();
@@ -328,7 +335,7 @@ struct Fake {
 
 impl Fake {
     /// What it answers in its mood: one of these, or a refusal.
-    fn answer<const N: usize>(&self, answers: [&str; N], refusals: &[Refusal]) -> Result<String, Refusal> {
+    fn answer<E: Clone, const N: usize>(&self, answers: [&str; N], refusals: &[E]) -> Result<String, E> {
         let mood = usize::from(self.mood.load(Relaxed)) % (N + refusals.len());
         match answers.get(mood) {
             Some(answer) => Ok((*answer).to_owned()),
@@ -339,19 +346,19 @@ impl Fake {
 
 #[async_trait]
 impl Choreographer for Fake {
-    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, Refusal> {
-        self.answer(["https://as.example", "<script>"], &[Refusal::Timeout]).map(Some)
+    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+        self.answer(["https://as.example", "<script>"], &[CallError::Timeout]).map(Some)
     }
 
-    async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, Refusal> {
+    async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
         self.begun.store(true, Relaxed);
-        let unusable = Refusal::AuthorizationServerUnusable("a reason".to_owned());
+        let unusable = BeginError::AuthorizationServerUnusable("a reason".to_owned());
         let refusals = [
             unusable,
-            Refusal::TooManyFlows,
-            Refusal::ChoreographerFailed,
-            Refusal::ChoreographerUnavailable,
-            Refusal::Timeout,
+            BeginError::TooManyFlows,
+            BeginError::Call(CallError::Failed),
+            BeginError::Call(CallError::Unavailable),
+            BeginError::Call(CallError::Timeout),
         ];
         let urls = [
             "https://as.example/authorize?a=b",
@@ -363,19 +370,19 @@ impl Choreographer for Fake {
         Ok(Begun { flow_id: FLOW, expires_at: NOW + 600, authorization_url })
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Refusal> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
         self.completed.store(true, Relaxed);
         let refusals = [
-            Refusal::WrongContext,
-            Refusal::UnknownFlow,
-            Refusal::IssuerMismatch,
-            Refusal::AuthorizationError,
-            Refusal::AlreadyUsed { return_to: "/done".to_owned() },
-            Refusal::AlreadyUsed { return_to: "javascript:alert(1)".to_owned() },
-            Refusal::ExchangeFailed,
-            Refusal::ChoreographerFailed,
-            Refusal::ChoreographerUnavailable,
-            Refusal::Timeout,
+            CompleteError::WrongContext,
+            CompleteError::UnknownFlow,
+            CompleteError::IssuerMismatch,
+            CompleteError::AuthorizationError,
+            CompleteError::AlreadyUsed { return_to: "/done".to_owned() },
+            CompleteError::AlreadyUsed { return_to: "javascript:alert(1)".to_owned() },
+            CompleteError::ExchangeFailed,
+            CompleteError::Call(CallError::Failed),
+            CompleteError::Call(CallError::Unavailable),
+            CompleteError::Call(CallError::Timeout),
         ];
         self.answer(["/done?a=b#c", "//evil.example", "https://evil.example"], &refusals)
     }

@@ -3,8 +3,16 @@
 #![no_main]
 
 use envoy_cimd::{
-    filter::state::{FlowId, MAX_LIFETIME, StateError, StateKeys, Verified},
-    model::secret::Key,
+    filter::{
+        browser::BrowserCookie,
+        state::{StateError, StateKeys, Verified},
+    },
+    model::{
+        client::RedirectUri,
+        clock::UnixTime,
+        flow::{FlowId, MAX_LIFETIME},
+        secret::{Key, Secret},
+    },
 };
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::{
@@ -12,7 +20,7 @@ use libfuzzer_sys::{
     fuzz_target,
 };
 
-const NOW: u64 = 1_800_000_000;
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -31,8 +39,9 @@ fuzz_target!(|input: Input<'_>| {
     let keys = StateKeys::new([1, 2].map(|byte| Key::new([byte; 32])).into());
     let Input { redirect_uri, cookie, .. } = input;
     let now = NOW + u64::from(input.later);
-    let minted =
-        keys.mint(FlowId(input.flow_id), redirect_uri, cookie, NOW, NOW + u64::from(input.lifetime)).expect("a key");
+    let (redirect, secret) = (RedirectUri::new(redirect_uri), Secret::new(cookie));
+    let minted = keys.mint(FlowId(input.flow_id), &redirect, &secret, NOW, NOW + u64::from(input.lifetime));
+    let minted = minted.expect("a key");
 
     let verified = verify(&keys, &minted, redirect_uri, now);
     if u64::from(input.later) >= u64::from(input.lifetime).min(MAX_LIFETIME) {
@@ -40,10 +49,12 @@ fuzz_target!(|input: Input<'_>| {
     } else {
         let verified = verified.expect("it is fresh");
         assert!(verified.flow_id == FlowId(input.flow_id));
-        assert_eq!(verified.check_browser(Some(cookie)), Ok(()));
-        assert_eq!(verified.check_browser(None), Err(StateError::WrongBrowser));
-        let other = format!("{cookie}x");
-        assert_eq!(verified.check_browser(Some(&other)), Err(StateError::WrongBrowser));
+        let check = |cookie: Option<String>| {
+            verified.check_browser(cookie.map(|cookie| BrowserCookie::from(Secret::new(cookie))).as_ref()).map(drop)
+        };
+        assert_eq!(check(Some(cookie.to_owned())), Ok(()));
+        assert_eq!(check(None), Err(StateError::WrongBrowser));
+        assert_eq!(check(Some(format!("{cookie}x"))), Err(StateError::WrongBrowser));
         let other = format!("{redirect_uri}x");
         assert_eq!(verify(&keys, &minted, &other, now), Err(StateError::WrongRoute));
     }
@@ -60,6 +71,6 @@ fuzz_target!(|input: Input<'_>| {
     });
 });
 
-fn verify(keys: &StateKeys, text: &str, redirect_uri: &str, now: u64) -> Result<Verified, StateError> {
-    keys.authenticate(text)?.verify(redirect_uri, now)
+fn verify(keys: &StateKeys, text: &str, redirect_uri: &str, now: UnixTime) -> Result<Verified, StateError> {
+    keys.authenticate(text)?.verify(&RedirectUri::new(redirect_uri), now)
 }

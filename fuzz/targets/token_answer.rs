@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use envoy_cimd::exchange::oauth::{HttpError, said, usable};
+use envoy_cimd::exchange::oauth::{HttpError, failure, token};
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::fuzz_target;
 use oauth2::{
@@ -33,13 +33,13 @@ fn check(text: &str) {
     let code = AuthorizationCode::new("a code".to_owned());
     match RUNTIME.block_on(CLIENT.exchange_code(code).request_async(&answer)) {
         Ok(answer) => {
-            let Ok(token) = usable(&answer) else { return };
-            for token in [Some(token.access_token), token.refresh_token].into_iter().flatten() {
-                assert!((1..=16 << 10).contains(&token.len()));
-                assert!(token.bytes().all(|byte| byte.is_ascii_graphic()));
+            let Ok(granted) = token(&answer) else { return };
+            for token in [Some(granted.access_token), granted.refresh_token].into_iter().flatten() {
+                assert!((1..=16 << 10).contains(&token.expose().len()));
+                assert!(token.expose().bytes().all(|byte| byte.is_ascii_graphic()));
             }
         }
         // Of the server's own words nothing is repeated.
-        Err(error) => assert!(said(&error).starts_with("the token endpoint")),
+        Err(error) => assert!(failure(&error).starts_with("the token endpoint")),
     }
 }

@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use anyhow::Context;
 
+use super::{
+    listeners::main_tls,
+    serve,
+    settings::{Check, Task, parse},
+};
 use crate::{
-    commands::{
-        serve,
-        settings::{self, Check, Task},
-    },
     filter::document::{Document, LONGEST_SAFE_CLIENT_ID},
-    net::grpc::main_tls,
+    model::route::Key,
 };
 
 /// What `serve` would make of the file, as text.
@@ -19,33 +20,35 @@ use crate::{
 /// As `serve` would fail, before it binds anything.
 pub fn check(options: &Check) -> anyhow::Result<String> {
     let args = ["envoy-cimd".into(), "serve".into(), "--config".into(), options.config.clone().into_os_string()];
-    let parsed = settings::parse(args)?;
+    let parsed = parse::parse(args)?;
     let Task::Serve(settings) = parsed.task else {
         anyhow::bail!("the command line of `serve` was not taken");
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let exchange = runtime.block_on(serve::exchange(&settings))?;
-    let endpoints = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?;
+    serve::tokens(&settings, &exchange, None)?;
+    let config = settings.endpoints()?;
+    serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     for spec in &file.routes {
         let route = spec.route()?;
-        let document =
-            Document::new(&route, &endpoints.paths, &endpoints.names).with_context(|| route.origin.to_string())?;
-        let client_id = endpoints.paths.client_id(&route.origin);
+        let document = Document::new(&route, &config.paths, &config.names).with_context(|| route.origin.to_string())?;
+        let client_id = config.paths.client_id(&route.origin);
+        let length = client_id.as_str().len();
         writeln!(text, "{}", route.origin)?;
         writeln!(text, "  client_id     {client_id}")?;
-        writeln!(text, "  redirect_uri  {}", endpoints.paths.redirect_uri(&route.origin))?;
+        writeln!(text, "  redirect_uri  {}", config.paths.redirect_uri(&route.origin))?;
         writeln!(text, "  document      {} bytes", document.body.len())?;
-        if client_id.len() > LONGEST_SAFE_CLIENT_ID {
+        if length > LONGEST_SAFE_CLIENT_ID {
             writeln!(
                 text,
                 "  warning: the client_id has {} bytes; Auth0 takes {LONGEST_SAFE_CLIENT_ID} at most",
-                client_id.len()
+                length
             )?;
         }
-        if spec.to.is_none() {
+        if spec.get(Key::To).is_none() {
             writeln!(text, "  warning: without `to`, nobody can connect; the document alone is served")?;
         }
     }

@@ -5,14 +5,20 @@ use std::sync::Arc;
 use opentelemetry::trace::SpanKind;
 use tonic::service::Routes;
 
+use super::{
+    listeners::{main_tls, tokens_listener},
+    running::Process,
+    serve::{traced, traced_tokens},
+    settings::ChoreographerCommand,
+};
 use crate::{
-    commands::{running::Process, settings::ChoreographerCommand, tokens_listener::tokens_listener},
     contract::{
         proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
         service::Service,
     },
     exchange::embedded::Embedded,
-    net::grpc::{GrpcListener, main_tls},
+    filter::outcome::Outcome,
+    net::grpc::GrpcListener,
     process::tasks::Tasks,
     telemetry::{log::LogFilter, traces::Exporter},
 };
@@ -23,12 +29,14 @@ use crate::{
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
-    let embedded = Embedded::new(&settings.exchange)?;
+    let embedded = Embedded::new(settings.exchange.config())?;
     embedded.check().await?;
-    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
-    let (calls, metrics) = (embedded.calls.clone(), Arc::clone(&embedded.metrics));
+    let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
+    metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
-    let choreographer = traces.traced(SpanKind::Server, Arc::new(embedded));
+    let tokens = traced_tokens(Some(&traces), Arc::new(embedded.tokens.clone()));
+    let tokens = tokens_listener(&settings.exchange, &settings.process, tokens)?;
+    let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
     let service = AuthorizationChoreographerServer::new(Service::new(choreographer, calls.clone()));
     let process = Process {
         main: GrpcListener {
@@ -41,7 +49,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
         },
         service: SERVICE_NAME,
         admin_listen: &settings.admin_listen,
-        args: &settings.process,
+        stop: settings.process.stop(),
         log,
         metrics,
         calls,

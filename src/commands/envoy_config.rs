@@ -4,24 +4,32 @@ use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use askama::Template;
-use serde::Serialize;
 use serde_json::json;
 use url::Url;
 
+use super::settings::{
+    envoy_config::{EnvoyConfig, Part},
+    parse::LoadedFile,
+    shared::RouteArgs,
+};
 use crate::{
-    commands::settings::{EnvoyConfig, LoadedFile, Part, RouteArgs},
     edge::ext_proc::ATTRIBUTES,
-    filter::{document::MAX_BYTES, request::Header},
-    model::route::{NAMESPACE, Paths, Route, RouteSpec, RouteTable},
+    filter::request::Header,
+    model::{
+        paths::Paths,
+        route::{Key, MAX_DOCUMENT_BYTES, NAMESPACE, Route, RouteSpec, RouteTable},
+    },
     net::{
         listen::{ListenAddr, bare_host},
-        tls::PeerName,
+        tls::peer::PeerName,
     },
 };
 
 mod static_document;
+mod yaml;
 
 use static_document::StaticDocument;
+use yaml::quoted;
 
 /// Prints the configuration, or the part of it that was asked for.
 ///
@@ -62,7 +70,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
             filter,
             cluster,
             paths,
-            largest_document: options.static_cimd.then_some(MAX_BYTES),
+            largest_document: options.static_cimd.then_some(MAX_DOCUMENT_BYTES),
         }
         .render()?,
     })
@@ -112,7 +120,7 @@ fn checked(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow:
         .iter()
         .map(|spec| {
             let route = spec.route()?;
-            let upstream = match spec.to {
+            let upstream = match spec.get(Key::To) {
                 Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.origin))?),
                 None => None,
             };
@@ -167,16 +175,13 @@ fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Resu
 
 /// What the operator said of the route, `from` in its one spelling.
 fn metadata(spec: &RouteSpec, route: &Route) -> serde_json::Map<String, serde_json::Value> {
-    [
-        ("from", Some(route.origin.to_string())),
-        ("to", spec.to.clone()),
-        ("route_id", spec.route_id.clone()),
-        ("client_name", spec.client_name.clone()),
-        ("authorization_server", spec.authorization_server.clone()),
-    ]
-    .into_iter()
-    .filter_map(|(key, value)| Some((key.to_owned(), value?.into())))
-    .collect()
+    Key::ALL
+        .into_iter()
+        .filter_map(|key| {
+            let value = if key == Key::From { Some(route.origin.as_str()) } else { spec.get(key) };
+            Some((key.name().to_owned(), value?.into()))
+        })
+        .collect()
 }
 
 /// The upstream MCP server of a route, each text quoted for YAML.
@@ -251,7 +256,7 @@ impl Filter {
         Self {
             cluster,
             headers: Header::NAMES.map(|(name, _)| name),
-            attributes: ATTRIBUTES.iter().flatten().collect(),
+            attributes: ATTRIBUTES.iter().flat_map(|(_, names)| names).collect(),
             namespaces: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
         }
     }
@@ -353,13 +358,4 @@ fn address(address: &ListenAddr) -> String {
         })),
         ListenAddr::Unix(path) => quoted(&json!({"pipe": {"path": path}})),
     }
-}
-
-/// A value as JSON, which is YAML too, so that nothing in it can break out of its place.
-fn quoted<T: Serialize + ?Sized>(value: &T) -> String {
-    let json = serde_json::to_string(value).unwrap_or_default();
-    // What JSON takes as it is and YAML does not.
-    ['\u{7f}', '\u{85}', '\u{2028}', '\u{2029}', '\u{feff}']
-        .iter()
-        .fold(json, |json, char| json.replace(*char, &format!("\\u{:04x}", u32::from(*char))))
 }

@@ -1,26 +1,23 @@
 //! `envoy-cimd probe`: fetches a document as an authorization server would, and says what would make one refuse it.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, process::ExitCode, str::FromStr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, process::ExitCode};
 
 use anyhow::Context;
 use rustls::CertificateError;
 use serde::Serialize;
 
-use crate::{
-    commands::settings::Probe,
-    model::{origin::Origin, route::EndpointPath},
-    net::outgoing::address::special_use,
-};
-
-mod fetch;
+pub mod fetch;
+pub mod finding;
 pub mod judge;
 mod object;
-mod ready;
+pub mod ready;
+pub mod target;
 mod variations;
 
-pub use fetch::Answer;
+use super::{output::print, settings::probe::Probe};
+use crate::{model::origin::Origin, net::outgoing::address::special_use};
 use fetch::{Failure, Fetcher};
-pub use ready::{DEFAULT_READY, ReadyUrl};
+use finding::{Finding, Severity};
 
 /// Runs the command. The report goes to stdout.
 ///
@@ -38,67 +35,8 @@ pub async fn run(options: Probe) -> anyhow::Result<ExitCode> {
         }
     };
     let text = if options.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
-    crate::print(&text)?;
+    print(&text)?;
     Ok(report.verdict.exit_code())
-}
-
-/// What is asked for: an origin, whose document is at the usual path, or a document.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Target {
-    origin: Origin,
-    path: Option<EndpointPath>,
-}
-
-impl FromStr for Target {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let rest = text.strip_prefix("https://").ok_or("must be https")?;
-        let (origin, path) = match rest.find('/') {
-            Some(index) => text.split_at(text.len() - rest.len() + index),
-            None => (text, ""),
-        };
-        let parsed: Origin = origin.parse().map_err(|error| format!("{error}"))?;
-        if path.trim_start_matches('/').is_empty() {
-            return Ok(Self { origin: parsed, path: None });
-        }
-        // A `client_id` is compared byte by byte, so another spelling is another client.
-        if parsed.as_str() != origin {
-            return Err(format!("is no client_id: the one spelling is {parsed}{path}"));
-        }
-        let path = path.parse().map_err(|error| format!("is no client_id: its path {error}"))?;
-        Ok(Self { origin: parsed, path: Some(path) })
-    }
-}
-
-/// How a finding counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// An authorization server would refuse the client.
-    Error,
-    /// Some would, or would do without something.
-    Warning,
-}
-
-/// Something that is not as it should be.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Finding {
-    pub severity: Severity,
-    /// Stable, for programs.
-    pub code: &'static str,
-    /// For people. What the other side said is cut, and its control characters are escaped.
-    pub message: String,
-}
-
-impl Finding {
-    fn error(code: &'static str, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, code, message: message.into() }
-    }
-
-    fn warning(code: &'static str, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, code, message: message.into() }
-    }
 }
 
 /// What the findings come to.
@@ -236,44 +174,11 @@ fn failed(failure: &Failure) -> Finding {
         // Such as one that is its own authority, which `openssl req -x509` makes.
         Failure::Tls(InvalidCertificate(error)) => Finding::error(
             "tls_untrusted",
-            format!("the certificate is none that a server can trust: {}", judge::said(&format!("{error:?}"))),
+            format!("the certificate is not one that a server can trust: {}", judge::said(&format!("{error:?}"))),
         ),
         Failure::Tls(error) => Finding::error("tls_failed", format!("TLS failed: {}", judge::said(&error.to_string()))),
         Failure::Timeout => Finding::error("timeout", "no whole answer came in time (see --timeout)"),
         Failure::Broken(reason) => Finding::error("no_answer", format!("no whole answer came: {reason}")),
         Failure::TooLarge => Finding::error("too_large", judge::TOO_LARGE),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets() {
-        for (text, url) in [
-            ("https://mcp.example.com", "https://mcp.example.com/default"),
-            ("https://mcp.example.com/", "https://mcp.example.com/default"),
-            ("https://MCP.example.com:443", "https://mcp.example.com/default"),
-            ("https://mcp.example.com:8443/a/b.json", "https://mcp.example.com:8443/a/b.json"),
-        ] {
-            let target: Target = text.parse().expect(text);
-            let path = target.path.map_or_else(|| "/default".to_owned(), |path| path.to_string());
-            assert_eq!(format!("{}{path}", target.origin), url);
-        }
-        for (text, error) in [
-            ("http://mcp.example.com", "must be https"),
-            ("mcp.example.com", "must be https"),
-            ("https://u:p@mcp.example.com/a", "must not have a user name or password"),
-            ("https://mcp.example.com?x", "must not have a query"),
-            ("https://MCP.example.com/a", "is no client_id: the one spelling is https://mcp.example.com/a"),
-            ("https://mcp.example.com:443/a", "is no client_id: the one spelling is https://mcp.example.com/a"),
-            ("https://mcp.example.com/a?x", "is no client_id: its path must be a plain absolute path"),
-            ("https://mcp.example.com/a/../b", "is no client_id: its path must be a plain absolute path"),
-            ("https://mcp.example.com/a/", "is no client_id: its path must not start with two slashes"),
-        ] {
-            let found = text.parse::<Target>().expect_err(text);
-            assert!(found.starts_with(error), "{text}: {found}");
-        }
     }
 }

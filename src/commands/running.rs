@@ -1,24 +1,23 @@
 //! What every long-running command shares: it binds, says that it is ready, runs, and ends in order.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use anyhow::Context;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{sleep, timeout},
-};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic_health::ServingStatus;
 
+use super::listeners::bind;
 use crate::{
-    commands::settings::ProcessArgs,
     net::{
-        admin::{self, Readiness},
+        admin,
         grpc::{GrpcListener, serve_grpc, server},
-        listen::{ListenAddr, Listener, SocketMode},
-        tls::ServerTls,
+        listen::{ListenAddr, SocketMode},
+        tls::server::ServerTls,
     },
-    process::tasks::Tasks,
+    process::{
+        readiness::Readiness,
+        stop::{self, Running, StopSignals},
+        tasks::Tasks,
+    },
     telemetry::{log::LogFilter, metrics::Metrics},
 };
 
@@ -28,7 +27,7 @@ pub struct Process<'a> {
     /// The gRPC service that health checks ask for.
     pub service: &'static str,
     pub admin_listen: &'a ListenAddr,
-    pub args: &'a ProcessArgs,
+    pub stop: stop::Config,
     pub log: LogFilter,
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
@@ -43,7 +42,7 @@ impl Process<'_> {
     /// # Errors
     /// Where a listener cannot be bound, or a part of the process ends before it should.
     pub async fn run(self, mut tasks: Tasks) -> anyhow::Result<()> {
-        let mut stop = StopSignals::new()?;
+        let stop = StopSignals::new()?;
         let grpc = bind(self.main.flag, &self.main.address, self.main.mode).await?;
         let tokens = match self.tokens {
             Some(tokens) => Some((bind(tokens.flag, &tokens.address, tokens.mode).await?, tokens)),
@@ -77,77 +76,19 @@ impl Process<'_> {
         // Last, so that whoever reads it finds it true.
         log_ready(name, &address);
 
-        let signal = tokio::select! {
-            signal = stop.next() => signal,
-            error = tasks.ended() => return Err(error),
-            error = serving.ended() => return Err(error),
+        let (metrics, calls) = (self.metrics, self.calls);
+        let stopping = async || {
+            readiness.not_ready("stopping");
+            health.set_service_status(self.service, ServingStatus::NotServing).await;
+            health.set_service_status("", ServingStatus::NotServing).await;
         };
-        readiness.not_ready("stopping");
-        health.set_service_status(self.service, ServingStatus::NotServing).await;
-        health.set_service_status("", ServingStatus::NotServing).await;
-        tracing::info!(signal, "stopping");
-        // A second signal ends the wait, not the streams.
-        tokio::select! {
-            () = sleep(Duration::from_secs(self.args.drain_delay.into())) => {}
-            _ = stop.next() => {}
-        }
-        drained.cancel();
-        let deadline = Duration::from_secs(self.args.drain_timeout.into());
-        let cut_off = tokio::select! {
-            finished = timeout(deadline, finish(&mut serving, &self.calls)) => match finished {
-                Ok(result) => {
-                    result?;
-                    None
-                }
-                Err(_) => Some("streams or calls were still open at the drain timeout"),
-            },
-            _ = stop.next() => Some("stopped by a second signal"),
-        };
-        if let Some(why) = cut_off {
-            let (streams, calls) = (self.metrics.streams.get(), self.calls.len());
-            tracing::warn!(streams, calls, "{why}");
-        }
-        tracing::info!("stopped");
-        Ok(())
+        Running { serving, drained, tasks, calls }
+            .until_stopped(stop, self.stop, stopping, || metrics.streams.get())
+            .await
     }
-}
-
-async fn bind(flag: &str, address: &ListenAddr, mode: SocketMode) -> anyhow::Result<Listener> {
-    address.bind(mode).await.with_context(|| cannot_listen(flag, address))
-}
-
-pub fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
-    format!("--{flag} {address}: cannot listen there")
 }
 
 /// The one line that says a listener is ready, and where: with port 0, only it knows.
 fn log_ready(listener: &'static str, address: &str) {
     tracing::info!(listener, address, "ready");
-}
-
-/// Waits for the streams, and for the exchanges whose browser has gone.
-async fn finish(serving: &mut Tasks, calls: &TaskTracker) -> anyhow::Result<()> {
-    serving.finish().await?;
-    calls.close();
-    calls.wait().await;
-    Ok(())
-}
-
-/// SIGTERM and SIGINT.
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

@@ -7,44 +7,39 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use arc_swap::ArcSwap;
 use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 use zeroize::Zeroizing;
 
-use crate::{
-    commands::{
-        config_file::ConfigFile,
-        running::Process,
-        settings::{LoadedFile, Serve, setting_keys},
-        tokens_listener::tokens_listener,
+use super::{
+    config_file::ConfigFile,
+    listeners::{main_tls, tokens_listener},
+    running::Process,
+    settings::{
+        parse::{LoadedFile, setting_keys},
+        serve::Serve,
     },
-    contract::{choreographer::Choreographer, client::Client},
+};
+use crate::{
+    contract::{choreographer::Choreographer, client::Client, tokens::UpstreamTokens, traced::Traced},
     edge::{
         ext_proc::ExtProc,
         proto::external_processor_server::{ExternalProcessorServer, SERVICE_NAME},
     },
     exchange::embedded::Embedded,
-    filter::{
-        endpoint::{Endpoints, system_clock},
-        recent::Recent,
-        refusal_log::RefusalLog,
-        state::StateKeys,
-    },
+    filter::{endpoint::Endpoints, refusal_log::RefusalLog, state::StateKeys},
     model::{
         route::RouteTable,
         secret::{Key, parse_keys, random},
     },
-    net::{
-        grpc::{GrpcListener, main_tls},
-        tls::ClientTls,
-    },
+    net::{dial, grpc::GrpcListener, tls::client::ClientTls},
     process::tasks::Tasks,
-    store::StoreUrl,
+    store::url::StoreUrl,
     telemetry::{
         log::LogFilter,
+        metrics::Metrics,
         reload::{Watched, fingerprint, watch},
         traces::Exporter,
     },
@@ -55,12 +50,16 @@ pub struct Exchange {
     pub choreographer: Arc<dyn Choreographer>,
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
-    /// The one in this process.
-    pub embedded: Option<Embedded>,
-    /// Where tokens are handed out.
-    pub tokens: Option<GrpcListener>,
-    /// What the connection to the other process is made with.
-    pub tls: Option<ClientTls>,
+    pub metrics: Arc<Metrics>,
+    pub side: Side,
+}
+
+/// Where the choreographer is.
+pub enum Side {
+    /// In this process.
+    Here(Embedded),
+    /// In another, with what the connection to it is made with.
+    There(Option<ClientTls>),
 }
 
 /// Another process, or the choreographer in this.
@@ -74,68 +73,84 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
             "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
         );
     }
-    if let Some(client) = settings.client()? {
-        if let Some(address) = client.url.plain()
-            && !settings.process.insecure_grpc
-            // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
-            && !address.is_local().await.unwrap_or(false)
-        {
-            bail!(
-                "--choreographer http://{address}: codes and users would cross the network in the clear; \
-                 use https://, a Unix socket or loopback, or say --insecure-grpc"
-            );
-        }
-        if settings.exchange.tokens_listen.is_some() {
-            bail!(
-                "--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one"
-            );
-        }
-        let tls = client.tls()?;
+    let Some((url, tls)) = settings.client()? else {
+        let embedded = Embedded::new(settings.exchange.config())?;
         return Ok(Exchange {
-            choreographer: Arc::new(Client::new(client.url, tls.clone())?),
-            calls: TaskTracker::new(),
-            embedded: None,
-            tokens: None,
-            tls,
+            choreographer: Arc::new(embedded.clone()),
+            calls: embedded.tokens.calls.clone(),
+            metrics: Arc::clone(&embedded.tokens.metrics),
+            side: Side::Here(embedded),
         });
+    };
+    if let Some(address) = url.plain()
+        && !settings.process.insecure_grpc
+        // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
+        && !address.is_local().await.unwrap_or(false)
+    {
+        bail!(
+            "--choreographer http://{address}: codes and users would cross the network in the clear; \
+             use https://, a Unix socket or loopback, or say --insecure-grpc"
+        );
     }
-    let embedded = Embedded::new(&settings.exchange)?;
-    let tokens = tokens_listener(&settings.exchange, &settings.process, &embedded)?;
+    if settings.exchange.tokens_listen.is_some() {
+        bail!("--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one");
+    }
     Ok(Exchange {
-        calls: embedded.calls.clone(),
-        choreographer: Arc::new(embedded.clone()),
-        embedded: Some(embedded),
-        tokens,
-        tls: None,
+        choreographer: Arc::new(Client::new(dial::channel(url, tls.clone())?)),
+        calls: TaskTracker::new(),
+        metrics: Arc::default(),
+        side: Side::There(tls),
     })
+}
+
+/// Where tokens are handed out; none where the settings ask for none, or the choreographer is another process.
+///
+/// # Errors
+/// As [`tokens_listener`].
+pub fn tokens(
+    settings: &Serve,
+    exchange: &Exchange,
+    traces: Option<&Exporter>,
+) -> anyhow::Result<Option<GrpcListener>> {
+    match &exchange.side {
+        Side::Here(embedded) => {
+            let tokens = traced_tokens(traces, Arc::new(embedded.tokens.clone()));
+            tokens_listener(&settings.exchange, &settings.process, tokens)
+        }
+        Side::There(_) => Ok(None),
+    }
+}
+
+/// Where there is a collector, tokens whose calls are traced; else the same.
+pub fn traced_tokens(traces: Option<&Exporter>, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
+    match traces {
+        Some(traces) if traces.is_on() => Arc::new(Traced::new(SpanKind::Server, tokens)),
+        _ => tokens,
+    }
+}
+
+/// Where there is a collector, a choreographer whose calls are traced; else the same.
+pub fn traced(traces: &Exporter, kind: SpanKind, choreographer: Arc<dyn Choreographer>) -> Arc<dyn Choreographer> {
+    if traces.is_on() { Arc::new(Traced::new(kind, choreographer)) } else { choreographer }
 }
 
 /// What `serve` and `check` agree is good.
 ///
 /// # Errors
-/// The first setting that is not, by name.
+/// The first setting that is wrong, by name.
 pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchange) -> anyhow::Result<Endpoints> {
     let routes = match file {
         Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
         None => RouteTable::default(),
     };
-    Ok(Endpoints {
-        paths: settings.routes.paths()?,
-        names: settings.routes.client_name.clone(),
-        recent_routes: Recent::default(),
-        recent_documents: Recent::default(),
-        cache_control: settings.routes.cache_control().into(),
-        routes: Arc::new(ArcSwap::from_pointee(routes)),
-        dynamic_metadata: settings.routes.dynamic_metadata,
-        limits: settings.limits.clone(),
-        users: settings.users()?,
-        state_keys: Arc::new(ArcSwap::from_pointee(state_keys(settings.state_keys.as_deref())?.1)),
-        choreographer: Arc::clone(&exchange.choreographer),
-        clock: system_clock,
-        metrics: exchange.embedded.as_ref().map(|embedded| Arc::clone(&embedded.metrics)).unwrap_or_default(),
-        refusals: Arc::default(),
-        calls: exchange.calls.clone(),
-    })
+    Ok(Endpoints::new(
+        settings.endpoints()?,
+        routes,
+        state_keys(settings.state_keys.as_deref())?.1,
+        Arc::clone(&exchange.choreographer),
+        Arc::clone(&exchange.metrics),
+        exchange.calls.clone(),
+    ))
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -145,12 +160,16 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let mut exchange = exchange(&settings).await?;
-    if let Some(embedded) = &exchange.embedded {
-        embedded.check().await?;
-    }
+    let kind = match &exchange.side {
+        Side::Here(embedded) => {
+            embedded.check().await?;
+            SpanKind::Internal
+        }
+        Side::There(_) => SpanKind::Client,
+    };
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
-    let kind = if exchange.embedded.is_some() { SpanKind::Internal } else { SpanKind::Client };
-    exchange.choreographer = traces.traced(kind, exchange.choreographer);
+    let tokens = tokens(&settings, &exchange, Some(&traces))?;
+    exchange.choreographer = traced(&traces, kind, exchange.choreographer);
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
     warn_of(&settings);
     let mut tasks = Tasks::default();
@@ -161,10 +180,10 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     if let Some(path) = settings.state_keys.clone() {
         tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
     }
-    if let Some(tls) = exchange.tls {
+    if let Side::There(Some(tls)) = exchange.side {
         tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
     }
-    let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints)));
+    let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints), settings.streams()));
     let process = Process {
         main: GrpcListener {
             name: "ext_proc",
@@ -176,11 +195,11 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         },
         service: SERVICE_NAME,
         admin_listen: &settings.admin_listen,
-        args: &settings.process,
+        stop: settings.process.stop(),
         log,
         metrics: Arc::clone(&endpoints.metrics),
         calls: endpoints.calls.clone(),
-        tokens: exchange.tokens,
+        tokens,
     };
     let result = process.run(tasks).await;
     endpoints.refusals.flush();
@@ -242,14 +261,14 @@ async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::R
     // Read once more: what changed since the start is then a change, and what is bad by now a bad change.
     let seen = match state_keys(Some(&path)) {
         Ok((seen, keys)) => {
-            endpoints.state_keys.store(Arc::new(keys));
+            endpoints.tools.state_keys.store(Arc::new(keys));
             seen
         }
         Err(_) => [0; 32],
     };
     let watched = Watched { name: "state_keys", paths: vec![path], seen };
     watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
-        endpoints.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
+        endpoints.tools.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
         Ok(())
     })
     .await

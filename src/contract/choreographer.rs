@@ -1,12 +1,16 @@
 //! The authorization choreographer, as the endpoints see it: begins flows and ends them.
 
-use std::borrow::Cow;
-
 use async_trait::async_trait;
 
-use crate::{
-    filter::{refusal::Refusal, request::Trace, state::FlowId},
-    model::user::User,
+use super::error::{BeginError, CallError, CompleteError};
+use crate::model::{
+    client::{ClientId, RedirectUri},
+    clock::UnixTime,
+    flow::{BrowserHash, FlowId},
+    secret::Secret,
+    trace::Trace,
+    upstream::Upstream,
+    user::User,
 };
 
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
@@ -16,74 +20,56 @@ pub trait Choreographer: Send + Sync {
     ///
     /// # Errors
     /// What became of the call.
-    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, Refusal>;
+    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, CallError>;
 
     /// Begins a flow.
     ///
     /// # Errors
-    /// [`Refusal::AuthorizationServerUnusable`], [`Refusal::TooManyFlows`], or what became of the call.
-    async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, Refusal>;
+    /// Why none was begun.
+    async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, BeginError>;
 
     /// Ends a flow, and gives its `return_to`.
     ///
     /// # Errors
-    /// As the outcome table: from [`Refusal::WrongContext`] to [`Refusal::ExchangeFailed`], or what became of the
-    /// call.
-    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Refusal>;
+    /// Why it was not completed.
+    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, CompleteError>;
 }
 
-/// An upstream MCP server, as the operator wrote it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Upstream {
-    pub url: String,
-    /// The issuer that the operator pins.
-    pub authorization_server: Option<String>,
-}
-
-/// What a flow begins with. It has no `Debug`: the hash stands for a secret.
+/// What a flow begins with.
 pub struct Begin {
-    pub client_id: String,
-    pub redirect_uri: String,
+    pub client_id: ClientId,
+    pub redirect_uri: RedirectUri,
     pub upstream: Upstream,
     pub user: User,
-    pub browser_hash: [u8; 32],
+    pub browser_hash: BrowserHash,
     pub return_to: String,
 }
 
 /// A flow that began. It has no `Debug`: whoever knows the flow's id is nearer to a state.
 pub struct Begun {
     pub flow_id: FlowId,
-    /// Seconds since 1970.
-    pub expires_at: u64,
+    pub expires_at: UnixTime,
     /// The authorization request with every parameter but `state`.
     pub authorization_url: String,
 }
 
-/// What ends a flow. It has no `Debug`: it holds an authorization code.
+/// What ends a flow.
 pub struct Complete {
     pub flow_id: FlowId,
-    pub redirect_uri: String,
+    pub redirect_uri: RedirectUri,
     pub user: User,
-    pub browser_hash: [u8; 32],
+    pub browser_hash: BrowserHash,
     pub answer: AuthorizationAnswer,
     /// RFC 9207, form-decoded and otherwise untouched.
     pub iss: Option<String>,
 }
 
 /// What the authorization server sent the browser back with (RFC 6749, section 4.1.2).
-pub enum AuthorizationAnswer<T = String> {
-    Code(T),
-    Error { error: T, description: Option<T> },
-}
-
-impl AuthorizationAnswer<Cow<'_, str>> {
-    /// For a call, which outlives the query.
-    pub fn into_owned(self) -> AuthorizationAnswer {
-        match self {
-            Self::Code(code) => AuthorizationAnswer::Code(code.into_owned()),
-            Self::Error { error, description } => {
-                AuthorizationAnswer::Error { error: error.into_owned(), description: description.map(Cow::into_owned) }
-            }
-        }
-    }
+pub enum AuthorizationAnswer {
+    Code(Secret),
+    /// The server's words, which may hold anything.
+    Error {
+        error: String,
+        description: Option<String>,
+    },
 }

@@ -2,20 +2,22 @@
 
 use std::sync::Arc;
 
-use prost_types::Timestamp;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
-use crate::{
-    contract::{
-        choreographer::{AuthorizationAnswer, Begin, Choreographer, Complete, Upstream},
-        proto::{
-            self, authorization_choreographer_server::AuthorizationChoreographer, begin_authorization_response,
-            begin_refusal, complete_authorization_request, complete_authorization_response, complete_refusal, user,
-        },
+use super::{
+    choreographer::{AuthorizationAnswer, Begin, Choreographer, Complete},
+    error::{CallError, Label},
+    proto::{
+        self, authorization_choreographer_server::AuthorizationChoreographer, begin_authorization_response,
+        complete_authorization_request, complete_authorization_response,
     },
-    filter::{refusal::Refusal, request::Trace, state::FlowId},
-    model::user::User,
+    wire::{bytes, timestamp, trace, upstream, user},
+};
+use crate::model::{
+    client::{ClientId, RedirectUri},
+    flow::{BrowserHash, FlowId},
+    secret::Secret,
 };
 
 /// Serves a choreographer to the filters of other processes.
@@ -40,7 +42,7 @@ impl AuthorizationChoreographer for Service {
         let trace = trace(&request);
         let request = request.into_inner();
         let known = self.choreographer.describe(upstream(request.upstream, request.authorization_server), &trace).await;
-        let authorization_server = known.map_err(|refusal| status(&refusal))?.unwrap_or_default();
+        let authorization_server = known.map_err(status)?.unwrap_or_default();
         Ok(Response::new(proto::DescribeUpstreamResponse { authorization_server }))
     }
 
@@ -49,28 +51,23 @@ impl AuthorizationChoreographer for Service {
         request: Request<proto::BeginAuthorizationRequest>,
     ) -> Result<Response<proto::BeginAuthorizationResponse>, Status> {
         use begin_authorization_response::Outcome;
-        use begin_refusal::Reason;
         let trace = trace(&request);
         let request = request.into_inner();
         let begin = Begin {
-            client_id: request.client_id,
-            redirect_uri: request.redirect_uri,
+            client_id: ClientId::new(request.client_id),
+            redirect_uri: RedirectUri::new(request.redirect_uri),
             upstream: upstream(request.upstream, request.authorization_server),
-            user: person(request.user)?,
-            browser_hash: bytes("browser_hash", request.browser_hash)?,
+            user: user(request.user)?,
+            browser_hash: BrowserHash(bytes("browser_hash", request.browser_hash)?),
             return_to: request.return_to,
         };
-        let refused =
-            |reason: Reason, message| Outcome::Refusal(proto::BeginRefusal { reason: reason.into(), message });
         let outcome = match self.choreographer.begin(begin, &trace).await {
             Ok(begun) => Outcome::Begun(proto::Begun {
                 flow_id: begun.flow_id.0.to_vec(),
-                expires_at: Some(Timestamp { seconds: i64::try_from(begun.expires_at).unwrap_or(i64::MAX), nanos: 0 }),
+                expires_at: Some(timestamp(begun.expires_at)),
                 authorization_url: begun.authorization_url,
             }),
-            Err(Refusal::AuthorizationServerUnusable(message)) => refused(Reason::AuthorizationServerUnusable, message),
-            Err(Refusal::TooManyFlows) => refused(Reason::TooManyFlows, String::new()),
-            Err(refusal) => return Err(status(&refusal)),
+            Err(error) => Outcome::Refusal(error.into()),
         };
         Ok(Response::new(proto::BeginAuthorizationResponse { outcome: Some(outcome) }))
     }
@@ -81,16 +78,15 @@ impl AuthorizationChoreographer for Service {
     ) -> Result<Response<proto::CompleteAuthorizationResponse>, Status> {
         use complete_authorization_request::Answer;
         use complete_authorization_response::Outcome;
-        use complete_refusal::Reason;
         let trace = trace(&request);
         let request = request.into_inner();
         let complete = Complete {
             flow_id: FlowId(bytes("flow_id", request.flow_id)?),
-            redirect_uri: request.redirect_uri,
-            user: person(request.user)?,
-            browser_hash: bytes("browser_hash", request.browser_hash)?,
+            redirect_uri: RedirectUri::new(request.redirect_uri),
+            user: user(request.user)?,
+            browser_hash: BrowserHash(bytes("browser_hash", request.browser_hash)?),
             answer: match request.answer {
-                Some(Answer::Code(code)) => AuthorizationAnswer::Code(code),
+                Some(Answer::Code(code)) => AuthorizationAnswer::Code(Secret::new(code)),
                 Some(Answer::Error(error)) => AuthorizationAnswer::Error {
                     error: error.error,
                     description: Some(error.error_description).filter(|text| !text.is_empty()),
@@ -102,51 +98,19 @@ impl AuthorizationChoreographer for Service {
         let choreographer = Arc::clone(&self.choreographer);
         let task = self.calls.spawn(async move { choreographer.complete(complete, &trace).await });
         let result = task.await.map_err(|_| Status::internal("the exchange failed"))?;
-        let (reason, return_to) = match result {
-            Ok(return_to) => {
-                let outcome = Some(Outcome::Completed(proto::Completed { return_to }));
-                return Ok(Response::new(proto::CompleteAuthorizationResponse { outcome }));
-            }
-            Err(Refusal::WrongContext) => (Reason::WrongContext, String::new()),
-            Err(Refusal::UnknownFlow) => (Reason::UnknownFlow, String::new()),
-            Err(Refusal::IssuerMismatch) => (Reason::IssuerMismatch, String::new()),
-            Err(Refusal::AuthorizationError) => (Reason::AuthorizationError, String::new()),
-            Err(Refusal::AlreadyUsed { return_to }) => (Reason::AlreadyUsed, return_to),
-            Err(Refusal::ExchangeFailed) => (Reason::ExchangeFailed, String::new()),
-            Err(refusal) => return Err(status(&refusal)),
-        };
-        let outcome = Some(Outcome::Refusal(proto::CompleteRefusal { reason: reason.into(), return_to }));
+        let outcome = Some(match result {
+            Ok(return_to) => Outcome::Completed(proto::Completed { return_to }),
+            Err(error) => Outcome::Refusal(error.into()),
+        });
         Ok(Response::new(proto::CompleteAuthorizationResponse { outcome }))
     }
 }
 
-/// What the contract has no refusal for.
-fn status(refusal: &Refusal) -> Status {
-    match refusal {
-        Refusal::Timeout => Status::deadline_exceeded(refusal.code()),
-        _ => Status::internal(refusal.code()),
+/// The look-up has no refusal of its own: the page does without.
+fn status(error: CallError) -> Status {
+    match error {
+        CallError::Unavailable => Status::unavailable(error.label()),
+        CallError::Failed => Status::internal(error.label()),
+        CallError::Timeout => Status::deadline_exceeded(error.label()),
     }
-}
-
-pub(super) fn trace<T>(request: &Request<T>) -> Trace {
-    let text = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Trace { parent: text("traceparent"), state: text("tracestate") }
-}
-
-pub(super) fn upstream(url: String, authorization_server: String) -> Upstream {
-    Upstream { url, authorization_server: Some(authorization_server).filter(|issuer| !issuer.is_empty()) }
-}
-
-pub(super) fn person(user: Option<proto::User>) -> Result<User, Status> {
-    match user.and_then(|user| user.kind) {
-        Some(user::Kind::SingleUser(_)) => Ok(User::Single),
-        Some(user::Kind::Subject(proto::Subject { issuer, subject })) if !issuer.is_empty() && !subject.is_empty() => {
-            Ok(User::Subject { issuer, subject })
-        }
-        _ => Err(Status::invalid_argument("`user` is missing, or has an empty part")),
-    }
-}
-
-fn bytes<const N: usize>(name: &str, bytes: Vec<u8>) -> Result<[u8; N], Status> {
-    bytes.try_into().map_err(|_| Status::invalid_argument(format!("`{name}` does not have {N} bytes")))
 }

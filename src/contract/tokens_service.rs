@@ -1,36 +1,36 @@
 //! The tokens served over gRPC, to whoever carries MCP traffic.
 
-use opentelemetry::trace::SpanKind;
-use prost_types::Timestamp;
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
-use crate::{
-    contract::{
-        proto::{self, upstream_tokens_server::UpstreamTokens},
-        service::{person, trace, upstream},
-    },
-    exchange::{embedded::Embedded, tokens::TokenError},
-    telemetry::traces::Span,
+use super::{
+    proto::{self, upstream_tokens_server},
+    tokens::{TokenError, TokenOwner, UpstreamTokens},
+    wire::{timestamp, trace, upstream, user},
 };
+use crate::model::client::ClientId;
 
 /// Serves tokens. Whoever may call it may have every user's token.
-pub struct TokensService(pub Embedded);
+pub struct TokensService(pub Arc<dyn UpstreamTokens>);
 
 #[tonic::async_trait]
-impl UpstreamTokens for TokensService {
+impl upstream_tokens_server::UpstreamTokens for TokensService {
     async fn get_upstream_token(
         &self,
         request: Request<proto::GetUpstreamTokenRequest>,
     ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
-        let span = Span::of(&trace(&request), "GetUpstreamToken", SpanKind::Server);
+        let trace = trace(&request);
         let request = request.into_inner();
-        let user = person(request.user)?;
-        let upstream = upstream(request.upstream, request.authorization_server);
-        let token = span.cover(self.0.upstream_token(&user, &request.client_id, &upstream)).await.map_err(status)?;
-        let expires_at = token.expires_at.and_then(|seconds| i64::try_from(seconds).ok());
+        let owner = TokenOwner {
+            user: user(request.user)?,
+            client_id: ClientId::new(request.client_id),
+            upstream: upstream(request.upstream, request.authorization_server),
+        };
+        let token = self.0.upstream_token(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::GetUpstreamTokenResponse {
-            access_token: token.secret,
-            expires_at: expires_at.map(|seconds| Timestamp { seconds, nanos: 0 }),
+            access_token: token.secret.expose().to_owned(),
+            expires_at: token.expires_at.map(timestamp),
         }))
     }
 
@@ -38,11 +38,14 @@ impl UpstreamTokens for TokensService {
         &self,
         request: Request<proto::DisconnectRequest>,
     ) -> Result<Response<proto::DisconnectResponse>, Status> {
-        let span = Span::of(&trace(&request), "Disconnect", SpanKind::Server);
+        let trace = trace(&request);
         let request = request.into_inner();
-        let user = person(request.user)?;
-        let upstream = upstream(request.upstream, String::new());
-        span.cover(self.0.disconnect(&user, &request.client_id, &upstream)).await.map_err(status)?;
+        let owner = TokenOwner {
+            user: user(request.user)?,
+            client_id: ClientId::new(request.client_id),
+            upstream: upstream(request.upstream, String::new()),
+        };
+        self.0.disconnect(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::DisconnectResponse {}))
     }
 }

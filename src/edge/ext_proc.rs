@@ -10,20 +10,20 @@ use bytes::Bytes;
 use futures_util::{FutureExt, Stream, future::BoxFuture};
 use tonic::{Status, Streaming};
 
+use super::proto::{
+    BoolValue, Duration, HeaderMutation, HeaderValue, HeaderValueOption, HttpHeaders, HttpStatus, ImmediateResponse,
+    Metadata, Opaque, ProcessingRequest, ProcessingResponse, Struct, StructEntry, Value, ValueEntry,
+    external_processor_server::ExternalProcessor, processing_request::Request as Phase, processing_response::Response,
+    value::Kind,
+};
 use crate::{
-    edge::proto::{
-        BoolValue, Duration, HeaderMutation, HeaderValue, HeaderValueOption, HttpHeaders, HttpStatus,
-        ImmediateResponse, Metadata, Opaque, ProcessingRequest, ProcessingResponse, Struct, StructEntry, Value,
-        ValueEntry, external_processor_server::ExternalProcessor, processing_request::Request as Phase,
-        processing_response::Response, value::Kind,
-    },
     filter::{
         endpoint::{Answer, Endpoints},
         reply::Reply,
         request::{Request, Sources},
     },
     model::{
-        route::{Field, Fields, KEYS, NAMESPACE},
+        route::{Field, Keyed, NAMESPACE, RouteMetadata},
         user::{MetadataPath, UserSource},
     },
     telemetry::metrics::Metrics,
@@ -36,11 +36,12 @@ const CALL_TIMEOUT: i64 = 12;
 /// The key of `ProcessingRequest.attributes`, whatever name the filter has in Envoy's configuration.
 const FILTER: &str = "envoy.filters.http.ext_proc";
 
-/// The CEL expressions that Envoy must send as `request_attributes`: for each of [`KEYS`], the route's and the
+/// The CEL expressions that Envoy must send as `request_attributes`: for each key of a route, the route's and the
 /// virtual host's.
-pub static ATTRIBUTES: LazyLock<[[String; 2]; KEYS.len()]> = LazyLock::new(|| {
-    KEYS.map(|key| {
-        ["route", "virtual_host"].map(|of| format!("xds.{of}_metadata.filter_metadata['{NAMESPACE}']['{key}']"))
+pub static ATTRIBUTES: LazyLock<Keyed<[String; 2]>> = LazyLock::new(|| {
+    Keyed::new(|key| {
+        let name = key.name();
+        ["route", "virtual_host"].map(|of| format!("xds.{of}_metadata.filter_metadata['{NAMESPACE}']['{name}']"))
     })
 });
 
@@ -48,11 +49,25 @@ pub static ATTRIBUTES: LazyLock<[[String; 2]; KEYS.len()]> = LazyLock::new(|| {
 #[derive(Clone, Debug)]
 pub struct ExtProc {
     endpoints: Arc<Endpoints>,
+    config: Config,
+}
+
+/// What an operator says of the streams.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Config {
+    /// How many requests may be under way.
+    pub max_streams: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_streams: 10_000 }
+    }
 }
 
 impl ExtProc {
-    pub fn new(endpoints: Arc<Endpoints>) -> Self {
-        Self { endpoints }
+    pub fn new(endpoints: Arc<Endpoints>, config: Config) -> Self {
+        Self { endpoints, config }
     }
 }
 
@@ -64,7 +79,7 @@ impl ExternalProcessor for ExtProc {
         &self,
         request: tonic::Request<Streaming<ProcessingRequest>>,
     ) -> Result<tonic::Response<Answers>, Status> {
-        let open = OpenStream::new(&self.endpoints)?;
+        let open = OpenStream::new(&self.endpoints, self.config.max_streams)?;
         Ok(tonic::Response::new(Answers::new(Arc::clone(&self.endpoints), request.into_inner(), open)))
     }
 }
@@ -144,7 +159,7 @@ pub fn answer(endpoints: &Endpoints, message: &ProcessingRequest) -> Result<(Pro
         WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
         return pass();
     }
-    match endpoints.answer(&request(headers), &sources(message, endpoints.users.source())) {
+    match endpoints.answer(&request(headers), &sources(message, endpoints.tools.users.source())) {
         Answer::PassThrough => pass(),
         Answer::Reply(reply) => Ok((response(Response::ImmediateResponse(immediate(reply))), State::Replied)),
         Answer::Later(call) => {
@@ -222,21 +237,28 @@ fn text_at<'a>(values: &'a Struct, path: &MetadataPath) -> Option<&'a str> {
 }
 
 /// Looks at what is there, which is less than what could be.
-fn attribute_fields(attributes: &Struct) -> Fields<'_> {
-    let mut found = [const { [None; 2] }; KEYS.len()];
+fn attribute_fields(attributes: &Struct) -> RouteMetadata<'_> {
+    let mut found = Keyed::<[Option<Field<'_>>; 2]>::default();
     for ValueEntry { key, value } in &attributes.fields {
-        let slots = found.iter_mut().flatten().zip(ATTRIBUTES.iter().flatten());
-        if let Some((slot, _)) = slots.into_iter().find(|(_, attribute)| key == *attribute) {
+        let known = ATTRIBUTES
+            .iter()
+            .flat_map(|(of, names)| names.iter().enumerate().map(move |(level, name)| (of, level, name)));
+        if let Some((of, level, _)) = known.into_iter().find(|(.., name)| key == *name)
+            && let Some(slot) = found.get_mut(of).get_mut(level)
+        {
             *slot = value.as_ref().and_then(field);
         }
     }
-    Fields(found.map(|[route, virtual_host]| route.or(virtual_host)))
+    Keyed::new(|key| {
+        let [route, virtual_host] = found.get(key);
+        route.or(*virtual_host)
+    })
 }
 
-fn metadata_fields(metadata: &Metadata) -> Fields<'_> {
+fn metadata_fields(metadata: &Metadata) -> RouteMetadata<'_> {
     match struct_of(&metadata.filter_metadata, NAMESPACE) {
-        Some(values) => Fields(KEYS.map(|key| field(value_of(values, key)?))),
-        None => Fields::default(),
+        Some(values) => Keyed::new(|key| field(value_of(values, key.name())?)),
+        None => RouteMetadata::default(),
     }
 }
 
@@ -277,11 +299,11 @@ struct OpenStream(Arc<Metrics>);
 
 impl OpenStream {
     /// Envoy makes of the refusal what `status_on_error` says; nothing of the request goes on to the upstream.
-    fn new(endpoints: &Endpoints) -> Result<Self, Status> {
+    fn new(endpoints: &Endpoints, max_streams: usize) -> Result<Self, Status> {
         let metrics = Arc::clone(&endpoints.metrics);
         let open = metrics.streams.inc();
         let stream = Self(metrics);
-        if usize::try_from(open).is_ok_and(|others| others >= endpoints.limits.max_streams) {
+        if usize::try_from(open).is_ok_and(|others| others >= max_streams) {
             stream.0.refused_streams.inc();
             endpoints.refusals.note_stream();
             return Err(Status::resource_exhausted("as many requests are under way as --max-streams allows"));
@@ -300,6 +322,7 @@ impl Drop for OpenStream {
 mod tests {
     use super::*;
     use crate::filter::request::Header;
+    use crate::model::route::Key;
 
     fn text(text: &'static [u8]) -> Value {
         Value { kind: Some(Kind::StringValue(Bytes::from_static(text))) }
@@ -323,7 +346,7 @@ mod tests {
     /// A map that has a key twice has its last value, as everywhere in Protocol Buffers.
     #[test]
     fn the_last_entry_of_a_key_counts() {
-        let from = ATTRIBUTES[0][0].as_str();
+        let from = ATTRIBUTES.get(Key::From)[0].as_str();
         let (old, new) = (text(b"https://old.example"), text(b"https://new.example"));
         let claims = |issuer| Value { kind: Some(Kind::StructValue(fields(&[("iss", Some(issuer))]))) };
         let users = [
@@ -349,7 +372,10 @@ mod tests {
         };
         let sources = sources(&message, Some(&source()));
         let expected = Some(Field::Text("https://new.example"));
-        assert_eq!((sources.attributes.0[0], sources.dynamic_metadata.0[0]), (expected, expected));
+        assert_eq!(
+            (*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From)),
+            (expected, expected)
+        );
         assert_eq!(sources.user, Some(("new", "new")));
 
         for last in [None, Some(Value::default()), Some(Value { kind: Some(Kind::NullValue(0)) })] {
@@ -364,14 +390,17 @@ mod tests {
                 ..ProcessingRequest::default()
             };
             let sources = super::sources(&message, Some(&source()));
-            assert_eq!((sources.attributes.0[0], sources.dynamic_metadata.0[0], sources.user), (None, None, None));
+            assert_eq!(
+                (*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From), sources.user),
+                (None, None, None)
+            );
         }
     }
 
     /// Envoy's own types would refuse the whole message; here only what is read has to be text.
     #[test]
     fn what_is_no_text_is_not_taken_for_one() {
-        let from = ATTRIBUTES[0][0].as_str();
+        let from = ATTRIBUTES.get(Key::From)[0].as_str();
         let claims = fields(&[("iss", Some(text(b"issuer")))]);
         let users = [("claims", Some(Value { kind: Some(Kind::StructValue(claims)) })), ("sub", Some(text(b"\xff")))];
         let mut other = entry("", fields(&[("from", Some(text(b"https://a.example")))]));
@@ -382,8 +411,8 @@ mod tests {
             ..ProcessingRequest::default()
         };
         let sources = sources(&message, Some(&source()));
-        assert_eq!(sources.attributes.0[0], Some(Field::NotText));
-        assert_eq!((sources.dynamic_metadata, sources.user), (Fields::default(), None));
+        assert_eq!(*sources.attributes.get(Key::From), Some(Field::NotText));
+        assert_eq!((sources.dynamic_metadata, sources.user), (RouteMetadata::default(), None));
 
         let header = |key, raw_value| HeaderValue {
             key: Bytes::from_static(key),

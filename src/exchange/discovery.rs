@@ -13,12 +13,17 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 pub mod documents;
+pub mod error;
 
 use crate::{
-    contract::choreographer::Upstream,
-    net::outgoing::{FetchError, Outgoing, cut, shown},
+    model::upstream::Upstream,
+    net::outgoing::{
+        Outgoing,
+        error::{FetchError, redacted, truncate},
+    },
 };
-use documents::{Challenge, MAX_SCOPE, MAX_URL, ResourceMetadata, ServerMetadata, server_addresses};
+use documents::{AuthorizationServer, Challenge, ResourceMetadata, ServerMetadata, server_addresses};
+use error::{DiscoveryError, Problem};
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
@@ -27,66 +32,6 @@ const FAILED: Duration = Duration::from_secs(5);
 const BEGUN: Duration = Duration::from_secs(20);
 /// How many upstreams are remembered.
 const REMEMBERED: u64 = 10_000;
-
-/// An authorization server that can be used, and what it takes to ask it for one upstream.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AuthorizationServer {
-    /// Exactly as its metadata spells it.
-    pub issuer: String,
-    pub authorization_endpoint: Url,
-    pub token_endpoint: Url,
-    /// RFC 7009, where it offers that.
-    pub revocation_endpoint: Option<Url>,
-    /// Whether it announces `iss` in its answers (RFC 9207, section 3).
-    pub sends_iss: bool,
-    /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
-    pub resource: String,
-    /// What to ask for, space-separated; none where nobody says.
-    pub scope: Option<String>,
-    /// Whether `offline_access` may be asked for besides.
-    pub offline_access: bool,
-}
-
-/// Why no authorization server can be used. For operators.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum DiscoveryError {
-    #[error("the upstream {0}: {1}")]
-    Upstream(String, Problem),
-    #[error("the protected resource metadata of {0}: {1}")]
-    Resource(String, Problem),
-    #[error("the authorization server {0}: {1}")]
-    Server(String, Problem),
-    /// No look-up was made.
-    #[error("as many upstreams are being looked up as --max-lookups allows")]
-    Busy,
-}
-
-/// What is wrong with one of the three.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Problem {
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
-    #[error("no metadata was found; the last address tried, {0}, answered {1}")]
-    NoMetadata(String, StatusCode),
-    #[error("{0} is no JSON metadata: {1}")]
-    NotMetadata(String, String),
-    #[error("`{0}` is no well-formed URL of at most {MAX_URL} bytes")]
-    NotUrl(&'static str),
-    #[error("`scopes_supported` takes more than {MAX_SCOPE} bytes")]
-    LongScope,
-    #[error("`authorization_endpoint` has a `{0}` of its own")]
-    OwnParameter(String),
-    #[error("`resource` is {0}, which is neither the upstream's URL nor a prefix of it")]
-    ForeignResource(String),
-    #[error("it names no authorization server: `authorization_servers` is empty; pin one with `authorization_server`")]
-    NoServer,
-    #[error("its metadata names the issuer {0}, which is another")]
-    ForeignIssuer(String),
-    #[error("its metadata lacks `{0}`")]
-    Lacks(&'static str),
-    #[error("it does not support {0}")]
-    Unsupported(&'static str),
-}
 
 /// The look-ups, and what they found.
 #[derive(Clone, Debug)]
@@ -178,7 +123,7 @@ impl Discovery {
         resource: String,
         scope: Option<String>,
     ) -> Result<AuthorizationServer, DiscoveryError> {
-        let of_server = |problem| DiscoveryError::Server(cut(issuer.to_owned()), problem);
+        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem);
         let addresses = server_addresses(issuer).map_err(of_server)?;
         let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
         metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)
@@ -192,9 +137,9 @@ impl Discovery {
             let answer = self.outgoing.send(request(address, "application/json"), trusted).await?;
             if answer.status() == StatusCode::OK {
                 return serde_json::from_slice(answer.body())
-                    .map_err(|error| Problem::NotMetadata(shown(address), cut(error.to_string())));
+                    .map_err(|error| Problem::NotMetadata(redacted(address), truncate(error.to_string())));
             }
-            last = Problem::NoMetadata(shown(address), answer.status());
+            last = Problem::NoMetadata(redacted(address), answer.status());
         }
         Err(last)
     }

@@ -6,7 +6,10 @@ use oauth2::{
     basic::{BasicTokenResponse, BasicTokenType},
 };
 
-use crate::net::outgoing::{FetchError, Outgoing};
+use crate::{
+    model::secret::Secret,
+    net::outgoing::{Outgoing, error::FetchError},
+};
 
 /// `oauth2`'s requests, through the client that keeps our rules.
 pub struct OAuthHttp(pub Outgoing);
@@ -36,10 +39,11 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
     }
 }
 
-/// What a token endpoint gave. It has no `Debug`.
-pub struct Usable {
-    pub access_token: String,
-    pub refresh_token: Option<String>,
+/// What a token endpoint gave.
+#[derive(Debug)]
+pub struct GrantedToken {
+    pub access_token: Secret,
+    pub refresh_token: Option<Secret>,
     /// In seconds.
     pub expires_in: Option<u64>,
     pub scope: Option<String>,
@@ -52,9 +56,9 @@ const MAX_TOKEN: usize = 16 << 10;
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn usable(answer: &BasicTokenResponse) -> Result<Usable, &'static str> {
+pub fn token(answer: &BasicTokenResponse) -> Result<GrantedToken, &'static str> {
     if !matches!(answer.token_type(), BasicTokenType::Bearer) {
-        return Err("the token is no bearer token");
+        return Err("the token is not a bearer token");
     }
     if answer.access_token().secret().is_empty() {
         return Err("the token is empty");
@@ -69,20 +73,24 @@ pub fn usable(answer: &BasicTokenResponse) -> Result<Usable, &'static str> {
         return Err("the token has characters that no token has, or is longer than 16 kB");
     }
     let join = |scopes: &Vec<oauth2::Scope>| scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
-    Ok(Usable {
-        access_token: answer.access_token().secret().clone(),
-        refresh_token: answer.refresh_token().map(|token| token.secret().clone()).filter(|token| !token.is_empty()),
+    Ok(GrantedToken {
+        access_token: Secret::new(answer.access_token().secret()),
+        refresh_token: answer
+            .refresh_token()
+            .map(|token| token.secret())
+            .filter(|token| !token.is_empty())
+            .map(Secret::new),
         expires_in: answer.expires_in().map(|lifetime| lifetime.as_secs()),
         scope: answer.scopes().map(join),
     })
 }
 
 /// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
-pub fn said<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<HttpError, T>) -> String {
+pub fn failure<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<HttpError, T>) -> String {
     match error {
         oauth2::RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
         oauth2::RequestTokenError::Request(error) => error.to_string(),
-        oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is no token".to_owned(),
+        oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
         oauth2::RequestTokenError::Other(_) => "the token endpoint's answer has another form than JSON".to_owned(),
     }
 }

@@ -3,25 +3,29 @@
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
-use crate::{
-    filter::{
-        request::{Header, Request},
-        state::{FlowId, MAX_LIFETIME},
-    },
-    model::{
-        origin::Origin,
-        secret::{NoRandomness, random},
-    },
+use super::request::{Header, Request};
+use crate::model::{
+    flow::{BrowserHash, FlowId, MAX_LIFETIME},
+    origin::Origin,
+    secret::{NoRandomness, Secret, random},
 };
 
-/// The secret of one flow in one browser: 256 random bits. It has no `Debug`.
-pub struct BrowserCookie(String);
+/// The secret of one flow in one browser: 256 random bits.
+#[derive(Debug)]
+pub struct BrowserCookie(Secret);
+
+/// One that a browser brought, or that a test makes.
+impl From<Secret> for BrowserCookie {
+    fn from(value: Secret) -> Self {
+        Self(value)
+    }
+}
 
 impl BrowserCookie {
     /// # Errors
     /// Where the system gives no randomness.
     pub fn fresh() -> Result<Self, NoRandomness> {
-        Ok(Self(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?)))
+        Ok(Self(Secret::new(BASE64_URL_SAFE_NO_PAD.encode(random::<32>()?))))
     }
 
     /// The cookie of a flow, where the browser has it. Parallel tabs each have their own.
@@ -32,22 +36,22 @@ impl BrowserCookie {
             // As bytes: a cookie of somebody else's that is no text is no reason to miss ours.
             .flat_map(|line| line.split(|byte| *byte == b';'))
             .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-            .find_map(|value| std::str::from_utf8(value).ok().map(|value| Self(value.to_owned())))
+            .find_map(|value| std::str::from_utf8(value).ok().map(|value| Self(Secret::new(value))))
     }
 
-    pub fn value(&self) -> &str {
+    pub fn value(&self) -> &Secret {
         &self.0
     }
 
     /// What the choreographer keeps of it.
-    pub fn hash(&self) -> [u8; 32] {
-        Sha256::digest(&self.0).into()
+    pub fn hash(&self) -> BrowserHash {
+        BrowserHash(Sha256::digest(self.0.expose()).into())
     }
 
     /// The `set-cookie` of a flow. Lax, since the authorization server's redirect is a cross-site navigation; never
     /// cleared, since a reload after success must still be recognised.
     pub fn set(&self, flow_id: &FlowId) -> String {
-        format!("{}={}; Secure; HttpOnly; SameSite=Lax; Path=/; Max-Age={MAX_LIFETIME}", name(flow_id), self.0)
+        format!("{}={}; Secure; HttpOnly; SameSite=Lax; Path=/; Max-Age={MAX_LIFETIME}", name(flow_id), self.0.expose())
     }
 }
 
@@ -110,7 +114,7 @@ mod tests {
         request.push(b"cookie", b"a=\xff; b");
         request.push(b"cookie", others.as_bytes());
         let found = BrowserCookie::of(&request, &FLOW).expect("its cookie");
-        assert_eq!(found.hash(), cookie.hash());
+        assert!(found.hash() == cookie.hash());
         assert!(BrowserCookie::of(&request, &FlowId([4; 16])).is_none());
         assert!(BrowserCookie::of(&with(&[]), &FLOW).is_none());
     }

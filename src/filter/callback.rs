@@ -2,16 +2,20 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use super::{
+    browser::{self, BrowserCookie},
+    outcome::Outcome,
+    pages, query,
+    refusal::Refusal,
+    reply::Reply,
+    visit::{Served, Step, Visit},
+};
 use crate::{
-    contract::choreographer::{AuthorizationAnswer, Complete},
-    filter::{
-        browser::{self, BrowserCookie},
-        endpoint::{Served, Step, Visit},
-        pages, query,
-        refusal::Refusal,
-        reply::Reply,
+    contract::{
+        choreographer::{AuthorizationAnswer, Complete},
+        error::CompleteError,
     },
-    model::return_to::ReturnTo,
+    model::{return_to::ReturnTo, secret::Secret},
 };
 
 /// What the endpoint answers to.
@@ -23,25 +27,24 @@ pub const METHODS: &str = "GET";
 /// # Errors
 /// Everything that is refused before the choreographer is called.
 pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
-    let Visit { endpoints, request, query, route, user } = visit;
+    let Visit { tools, request, query, route, user } = visit;
     if browser::is_prefetch(request) {
         return Err(Refusal::Prefetch);
     }
     if !browser::is_navigation(request) {
-        return Err(Refusal::BadRequest("the browser says that this is no navigation"));
+        return Err(Refusal::BadRequest("the browser says that this is not a navigation"));
     }
-    let Query { answer, state, iss } = Query::read(query.unwrap_or_default(), endpoints.limits.max_query_bytes)?;
-    let state = endpoints.state_keys.load().authenticate(&state).map_err(Refusal::State)?;
-    let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
-    let state = state.verify(&redirect_uri, (endpoints.clock)()).map_err(Refusal::State)?;
+    let Query { answer, state, iss } = Query::read(query.unwrap_or_default(), tools.max_query_bytes)?;
+    let state = tools.state_keys.load().authenticate(&state).map_err(Refusal::State)?;
+    let redirect_uri = tools.paths.redirect_uri(&route.origin);
+    let state = state.verify(&redirect_uri, (tools.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
-    state.check_browser(cookie.as_ref().map(BrowserCookie::value)).map_err(Refusal::State)?;
-    let browser_hash = cookie.map(|cookie| cookie.hash()).unwrap_or_default();
-    let user = endpoints.users.user(user).ok_or(Refusal::UserUnknown)?;
-    let choreographer = Arc::clone(&endpoints.choreographer);
+    let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
+    let user = tools.users.user(user).ok_or(Refusal::UserUnknown)?;
+    let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
     let origin = route.origin.clone();
-    let (answer, iss) = (answer.into_owned(), iss.map(Cow::into_owned));
+    let iss = iss.map(Cow::into_owned);
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };
     let flow = Some(state.flow_id.tag());
     Ok(Step::Call {
@@ -50,16 +53,16 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
             let result = match choreographer.complete(complete, &trace).await {
                 Ok(return_to) => match ReturnTo::parse(&return_to, &origin) {
                     Some(return_to) => {
-                        let reply = Reply::new(303, "completed").header("location", return_to.to_string());
+                        let reply = Reply::new(Outcome::Completed).header("location", return_to.to_string());
                         Ok(pages::guarded(reply))
                     }
                     None => Err(Refusal::ChoreographerFailed),
                 },
-                Err(Refusal::AlreadyUsed { return_to }) => {
+                Err(CompleteError::AlreadyUsed { return_to }) => {
                     let return_to = ReturnTo::parse(&return_to, &origin).unwrap_or_else(ReturnTo::root);
                     Err(Refusal::AlreadyUsed { return_to: return_to.to_string() })
                 }
-                Err(refusal) => Err(refusal),
+                Err(error) => Err(error.into()),
             };
             Served { flow, result }
         }),
@@ -68,7 +71,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
 
 /// What an authorization server sends back (RFC 6749, section 4.1.2; RFC 9207).
 struct Query<'a> {
-    answer: AuthorizationAnswer<Cow<'a, str>>,
+    answer: AuthorizationAnswer,
     state: Cow<'a, str>,
     iss: Option<Cow<'a, str>>,
 }
@@ -79,8 +82,10 @@ impl<'a> Query<'a> {
         let [code, state, iss, error, description] =
             query::parameters(query, longest, names).map_err(Refusal::BadRequest)?;
         let answer = match (code, error) {
-            (Some(code), None) => AuthorizationAnswer::Code(code),
-            (None, Some(error)) => AuthorizationAnswer::Error { error, description },
+            (Some(code), None) => AuthorizationAnswer::Code(Secret::new(code)),
+            (None, Some(error)) => {
+                AuthorizationAnswer::Error { error: error.into_owned(), description: description.map(Cow::into_owned) }
+            }
             (Some(_), Some(_)) => return Err(Refusal::BadRequest("the query has both `code` and `error`")),
             (None, None) => return Err(Refusal::BadRequest("the query has neither `code` nor `error`")),
         };

@@ -7,16 +7,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::{
-    filter::{
-        reply::Reply,
-        request::{Header, Request},
-    },
-    model::route::{Paths, Route, RouteError},
+use super::{
+    outcome::Outcome,
+    reply::Reply,
+    request::{Header, Request},
 };
-
-/// The largest document that is served, in bytes: the draft, section 6.6, names 5 kB as what servers read.
-pub const MAX_BYTES: usize = 5000;
+use crate::model::{
+    client::{ClientId, RedirectUri},
+    paths::Paths,
+    route::{MAX_DOCUMENT_BYTES, Route, RouteError},
+};
 
 /// The longest `client_id` that every server in use takes, in bytes: it is Auth0's limit.
 pub const LONGEST_SAFE_CLIENT_ID: usize = 120;
@@ -53,10 +53,10 @@ pub const MEMBERS: [&str; 7] = [
 /// The members in the order they are served in. No others: strict servers refuse members they do not know.
 #[derive(Serialize)]
 struct Members<'a> {
-    client_id: &'a str,
+    client_id: ClientId,
     client_name: &'a str,
     client_uri: &'a str,
-    redirect_uris: [&'a str; 1],
+    redirect_uris: [RedirectUri; 1],
     grant_types: [&'static str; 2],
     response_types: [&'static str; 1],
     /// Written out: RFC 7591, section 2, takes its absence for `client_secret_basic`.
@@ -67,10 +67,10 @@ impl Document {
     /// Builds the document from the route alone; nothing a request says gets in.
     ///
     /// # Errors
-    /// Where the document would be larger than [`MAX_BYTES`].
+    /// Where the document would be larger than [`MAX_DOCUMENT_BYTES`].
     pub fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
         let templated;
-        let client_name = match &route.client_name {
+        let client_name = match route.client_name() {
             Some(name) => name,
             None => {
                 templated = names.name(route.origin.host());
@@ -78,17 +78,17 @@ impl Document {
             }
         };
         let members = Members {
-            client_id: &paths.client_id(&route.origin),
+            client_id: paths.client_id(&route.origin),
             client_name,
             client_uri: route.origin.as_str(),
-            redirect_uris: [&paths.redirect_uri(&route.origin)],
+            redirect_uris: [paths.redirect_uri(&route.origin)],
             grant_types: ["authorization_code", "refresh_token"],
             response_types: ["code"],
             token_endpoint_auth_method: "none",
         };
         let mut body = Vec::with_capacity(USUAL_BYTES);
         // A struct of texts always serializes; were it otherwise, the route would be refused as misconfigured.
-        if serde_json::to_writer(&mut body, &members).is_err() || body.len() > MAX_BYTES {
+        if serde_json::to_writer(&mut body, &members).is_err() || body.len() > MAX_DOCUMENT_BYTES {
             return Err(RouteError::DocumentTooLarge(body.len()));
         }
         let mut etag = String::with_capacity(ETAG_BYTES);
@@ -105,7 +105,7 @@ impl Document {
 
     /// The document itself.
     pub fn served(&self, cache_control: &Bytes) -> Reply {
-        let reply = Reply::new(200, "served")
+        let reply = Reply::new(Outcome::Served)
             .header("content-type", "application/json")
             .header("x-content-type-options", "nosniff")
             .body(self.body.clone());
@@ -114,8 +114,13 @@ impl Document {
 
     /// The answer to who has it already.
     pub fn not_modified(&self, cache_control: &Bytes) -> Reply {
-        cacheable(Reply::new(304, "not_modified"), self.etag.clone(), cache_control)
+        cacheable(Reply::new(Outcome::NotModified), self.etag.clone(), cache_control)
     }
+}
+
+/// The `cache-control` of a document that may be kept for this many seconds.
+pub fn cache_control(max_age: u32) -> Bytes {
+    format!("public, max-age={max_age}").into()
 }
 
 fn cacheable(reply: Reply, etag: Bytes, cache_control: &Bytes) -> Reply {
@@ -128,7 +133,7 @@ fn cacheable(reply: Reply, etag: Bytes, cache_control: &Bytes) -> Reply {
 
 /// The answer to a CORS preflight.
 pub fn preflight() -> Reply {
-    Reply::new(204, "preflight")
+    Reply::new(Outcome::Preflight)
         .header("access-control-allow-origin", "*")
         .header("access-control-allow-methods", METHODS)
         .header("access-control-allow-headers", "*")
@@ -150,7 +155,16 @@ fn if_none_match(request: &Request<'_>, etag: &[u8]) -> bool {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NameTemplate(String);
 
+/// The template unless another one is set.
+pub const CLIENT_NAME: &str = "Pomerium MCP Proxy - {hostname}";
+
 const HOSTNAME: &str = "{hostname}";
+
+impl Default for NameTemplate {
+    fn default() -> Self {
+        Self(CLIENT_NAME.to_owned())
+    }
+}
 
 impl NameTemplate {
     fn name(&self, hostname: &str) -> String {
@@ -184,15 +198,12 @@ mod tests {
     use crate::model::route::RouteSpec;
 
     fn document(from: &str, client_name: Option<&str>) -> Result<Document, RouteError> {
-        let spec = RouteSpec {
-            from: Some(from.to_owned()),
-            client_name: client_name.map(str::to_owned),
-            ..RouteSpec::default()
-        };
-        let path = |text: &str| text.parse().expect("a path");
-        let paths = Paths::new(path("/.well-known/mcp-client-metadata.json"), path("/.pomerium/oauth/callback"));
-        let names = "Pomerium MCP Proxy - {hostname}".parse().expect("a template");
-        Document::new(&spec.route()?, &paths.expect("differ"), &names)
+        let mut spec = RouteSpec::default();
+        spec.set("from", from.to_owned()).expect("a key");
+        if let Some(name) = client_name {
+            spec.set("client_name", name.to_owned()).expect("a key");
+        }
+        Document::new(&spec.route()?, &Paths::default(), &NameTemplate::default())
     }
 
     /// The exact bytes, written out: servers compare some of them, and operators see the rest.
@@ -230,10 +241,10 @@ mod tests {
         let most = document("https://a.example", Some("")).expect_err("an empty name");
         assert_eq!(most, RouteError::Empty("client_name"));
         let base = document("https://a.example", Some("x")).expect("small").body.len() - 1;
-        assert!(document("https://a.example", Some(&"x".repeat(MAX_BYTES - base))).is_ok());
+        assert!(document("https://a.example", Some(&"x".repeat(MAX_DOCUMENT_BYTES - base))).is_ok());
         assert_eq!(
-            document("https://a.example", Some(&"x".repeat(MAX_BYTES - base + 1))),
-            Err(RouteError::DocumentTooLarge(MAX_BYTES + 1))
+            document("https://a.example", Some(&"x".repeat(MAX_DOCUMENT_BYTES - base + 1))),
+            Err(RouteError::DocumentTooLarge(MAX_DOCUMENT_BYTES + 1))
         );
     }
 

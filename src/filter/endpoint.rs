@@ -1,58 +1,87 @@
 //! From a request to its answer: which route, which endpoint, and the checks that all endpoints share.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, fmt, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
+use super::{
+    browser, callback,
+    document::{self, Document, NameTemplate},
+    outcome::Outcome,
+    recent::Recent,
+    refusal::{Audience, Refusal},
+    refusal_log::RefusalLog,
+    reply::Reply,
+    request::{Request, Sources},
+    start,
+    state::StateKeys,
+    visit::{Served, Step, Tools, Visit},
+};
 use crate::{
-    commands::settings::Limits,
     contract::choreographer::Choreographer,
-    filter::{
-        browser, callback,
-        document::{self, Document, NameTemplate},
-        recent::Recent,
-        refusal::{Audience, Refusal},
-        refusal_log::RefusalLog,
-        reply::Reply,
-        request::{Request, Sources},
-        start,
-        state::StateKeys,
-    },
     model::{
+        clock::UnixTime,
         origin::Origin,
-        route::{Endpoint, Fields, Paths, Route, RouteError, RouteTable},
+        paths::{Endpoint, Paths},
+        route::{Key, Route, RouteError, RouteMetadata, RouteTable},
         user::Users,
     },
     telemetry::metrics::Metrics,
 };
 
-/// What the endpoints of every route are built with.
-pub struct Endpoints {
+/// What an operator says of the endpoints.
+#[derive(Clone, Debug)]
+pub struct Config {
     pub paths: Paths,
     pub names: NameTemplate,
-    /// The routes that came with requests lately, and the documents that were asked for.
-    pub recent_routes: Recent<Route>,
-    pub recent_documents: Recent<KeptDocument>,
-    /// The `cache-control` of a document.
-    pub cache_control: Bytes,
-    /// The config file's routes, the newest good ones.
-    pub routes: Arc<ArcSwap<RouteTable>>,
+    /// How long a document may be cached, in seconds.
+    pub document_max_age: u32,
     /// Whether the dynamic metadata of a request may name its route.
     pub dynamic_metadata: bool,
-    pub limits: Limits,
     pub users: Users,
-    pub state_keys: Arc<ArcSwap<StateKeys>>,
-    pub choreographer: Arc<dyn Choreographer>,
-    /// Seconds since 1970.
-    pub clock: fn() -> u64,
+    pub limits: Limits,
+}
+
+/// What is taken on at once, and of one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// How many calls of the choreographer may be under way.
+    pub max_calls: usize,
+    /// How long the headers of a request may be, in bytes.
+    pub max_header_bytes: usize,
+    /// How long the query of a request may be, in bytes.
+    pub max_query_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            paths: Paths::default(),
+            names: NameTemplate::default(),
+            document_max_age: 3600,
+            dynamic_metadata: false,
+            users: Users::Unknown,
+            limits: Limits { max_calls: 1000, max_header_bytes: 64 << 10, max_query_bytes: 8 << 10 },
+        }
+    }
+}
+
+/// The endpoints of every route.
+pub struct Endpoints {
+    pub tools: Tools,
+    names: NameTemplate,
+    /// The routes that came with requests lately, and the documents that were asked for.
+    recent_routes: Recent<Route>,
+    recent_documents: Recent<KeptDocument>,
+    /// The `cache-control` of a document.
+    cache_control: Bytes,
+    /// The config file's routes, the newest good ones.
+    pub routes: ArcSwap<RouteTable>,
+    dynamic_metadata: bool,
+    limits: Limits,
     pub metrics: Arc<Metrics>,
     pub refusals: Arc<RefusalLog>,
     /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
@@ -70,19 +99,14 @@ pub struct KeptDocument {
 impl KeptDocument {
     fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, names)?;
-        Ok(Self { origin: route.origin.clone(), client_name: route.client_name.clone(), document })
+        Ok(Self { origin: route.origin.clone(), client_name: route.client_name().map(str::to_owned), document })
     }
 }
 
 impl fmt::Debug for Endpoints {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Endpoints").field("paths", &self.paths).finish_non_exhaustive()
+        f.debug_struct("Endpoints").field("paths", &self.tools.paths).finish_non_exhaustive()
     }
-}
-
-/// The clock of the system, in seconds since 1970.
-pub fn system_clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// What becomes of a request.
@@ -94,44 +118,48 @@ pub enum Answer {
     Later(BoxFuture<'static, Reply>),
 }
 
-/// A request for start or callback that passed the checks that all endpoints share.
-pub struct Visit<'a> {
-    pub endpoints: &'a Endpoints,
-    pub request: &'a Request<'a>,
-    pub query: Option<&'a str>,
-    pub route: &'a Route,
-    /// Issuer and subject of who is at the browser, where the filter that the operator trusts named somebody.
-    pub user: Option<(&'a str, &'a str)>,
-}
-
-/// What an endpoint makes of a request that it takes.
-pub enum Step {
-    Reply(Reply),
-    /// A page that may take a call to write, which changes nothing.
-    Show(BoxFuture<'static, Reply>),
-    /// A call that changes something, of this flow where it is known before.
-    Call {
-        flow: Option<String>,
-        call: BoxFuture<'static, Served>,
-    },
-}
-
-/// What came of a call, and the flow that it was about.
-pub struct Served {
-    pub flow: Option<String>,
-    pub result: Result<Reply, Refusal>,
-}
-
 impl Endpoints {
+    /// `calls` are those that others wait for too: of the choreographer in this process, where it is there.
+    pub fn new(
+        config: Config,
+        routes: RouteTable,
+        state_keys: StateKeys,
+        choreographer: Arc<dyn Choreographer>,
+        metrics: Arc<Metrics>,
+        calls: TaskTracker,
+    ) -> Self {
+        metrics.expect(Outcome::labels());
+        Self {
+            tools: Tools {
+                paths: config.paths,
+                users: config.users,
+                state_keys: Arc::new(ArcSwap::from_pointee(state_keys)),
+                choreographer,
+                clock: UnixTime::now,
+                max_query_bytes: config.limits.max_query_bytes,
+            },
+            names: config.names,
+            recent_routes: Recent::default(),
+            recent_documents: Recent::default(),
+            cache_control: document::cache_control(config.document_max_age),
+            routes: ArcSwap::from_pointee(routes),
+            dynamic_metadata: config.dynamic_metadata,
+            limits: config.limits,
+            metrics,
+            refusals: Arc::default(),
+            calls,
+        }
+    }
+
     /// Answers a request for one of our paths; counts and logs it.
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
         let (path, query) = request.path_and_query();
-        let Some(endpoint) = self.paths.endpoint(path) else {
+        let Some(endpoint) = self.tools.paths.endpoint(path) else {
             self.metrics.passed_through.inc();
             return Answer::PassThrough;
         };
         let route = self.route(request, sources);
-        let visit = |route| Visit { endpoints: self, request, query, route, user: sources.user };
+        let visit = |route| Visit { tools: &self.tools, request, query, route, user: sources.user };
         let step = match &route {
             _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
@@ -183,10 +211,10 @@ impl Endpoints {
 
     /// The first source that gives `from` wins whole.
     fn route(&self, request: &Request<'_>, sources: &Sources<'_>) -> Result<Arc<Route>, RouteError> {
-        let gives_from = |Fields([from, ..]): &Fields<'_>| from.is_some();
+        let gives_from = |metadata: &RouteMetadata<'_>| metadata.get(Key::From).is_some();
         if gives_from(&sources.attributes) {
-            let fields = &sources.attributes;
-            return self.recent_routes.get(fields, |route| route.is_of(fields), || Route::new(fields));
+            let metadata = &sources.attributes;
+            return self.recent_routes.get(metadata, |route| route.is_of(metadata), || Route::new(metadata));
         }
         if let Some(route) = self.routes.load().find(request.authority()) {
             return Ok(Arc::clone(route));
@@ -200,9 +228,9 @@ impl Endpoints {
     fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
         let kept = self.recent_documents.get(
-            (route.origin.as_str(), &route.client_name),
-            |kept| kept.origin == route.origin && kept.client_name == route.client_name,
-            || KeptDocument::new(route, &self.paths, &self.names),
+            (route.origin.as_str(), route.client_name()),
+            |kept| kept.origin == route.origin && kept.client_name.as_deref() == route.client_name(),
+            || KeptDocument::new(route, &self.tools.paths, &self.names),
         );
         let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
         check(request, route, document::METHODS)?;
@@ -221,7 +249,7 @@ impl Endpoints {
         Audience {
             html: for_people && browser::wants_html(request),
             request_id: request.id().map(Cow::from),
-            start: for_people.then(|| self.paths.start.as_str().into()),
+            start: for_people.then(|| self.tools.paths.start.as_str().into()),
         }
     }
 }

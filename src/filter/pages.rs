@@ -6,7 +6,7 @@ use askama::Template;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
-use crate::filter::reply::Reply;
+use super::reply::Reply;
 
 const STYLE: &str = include_str!("../templates/style.css");
 

@@ -5,12 +5,14 @@ use std::{borrow::Cow, sync::LazyLock};
 use bytes::Bytes;
 use serde::Serialize;
 
+use super::{
+    outcome::{NOT_CONNECTED, Outcome},
+    pages::{self, Link, Page},
+    reply::Reply,
+    state::StateError,
+};
 use crate::{
-    filter::{
-        pages::{self, Link, Page},
-        reply::Reply,
-        state::StateError,
-    },
+    contract::error::{BeginError, CallError, CompleteError},
     model::route::RouteError,
 };
 
@@ -84,9 +86,6 @@ struct Body {
     message: &'static str,
 }
 
-/// What every 400 says: the same for each reason, which only the log has.
-const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
-
 /// The same for a program, made once: floods of forged callbacks get it.
 static NOT_CONNECTED_JSON: LazyLock<Bytes> =
     LazyLock::new(|| json(&Body { error: "bad_request", message: NOT_CONNECTED }));
@@ -97,54 +96,49 @@ fn json(body: &Body) -> Bytes {
 }
 
 impl Refusal {
-    /// The label in log lines and metrics.
-    pub fn code(&self) -> &'static str {
+    /// Its row in the list of outcomes.
+    pub fn outcome(&self) -> Outcome {
         match self {
-            Self::MisconfiguredRoute(_) => "misconfigured_route",
-            Self::HttpsRequired => "https_required",
-            Self::MisdirectedRequest => "misdirected_request",
-            Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::NotFound => "not_found",
-            Self::HeadersTooLarge => "headers_too_large",
-            Self::UserUnknown => "user_unknown",
-            Self::CrossSite => "cross_site",
-            Self::Prefetch => "prefetch",
-            Self::BadRequest(_) => "bad_request",
-            Self::State(error) => error.code(),
-            Self::WrongContext => "wrong_context",
-            Self::UnknownFlow => "unknown_flow",
-            Self::IssuerMismatch => "issuer_mismatch",
-            Self::AuthorizationError => "as_error",
-            Self::AlreadyUsed { .. } => "already_used",
-            Self::ExchangeFailed => "exchange_failed",
-            Self::AuthorizationServerUnusable(_) => "authorization_server_unusable",
-            Self::TooManyFlows => "too_many_flows",
-            Self::ChoreographerFailed => "choreographer_failed",
-            Self::ChoreographerUnavailable => "choreographer_unavailable",
-            Self::Timeout => "timeout",
+            Self::MisconfiguredRoute(_) => Outcome::MisconfiguredRoute,
+            Self::HttpsRequired => Outcome::HttpsRequired,
+            Self::MisdirectedRequest => Outcome::MisdirectedRequest,
+            Self::MethodNotAllowed { .. } => Outcome::MethodNotAllowed,
+            Self::NotFound => Outcome::NotFound,
+            Self::HeadersTooLarge => Outcome::HeadersTooLarge,
+            Self::UserUnknown => Outcome::UserUnknown,
+            Self::CrossSite => Outcome::CrossSite,
+            Self::Prefetch => Outcome::Prefetch,
+            Self::BadRequest(_) => Outcome::BadRequest,
+            Self::State(error) => match error {
+                StateError::Malformed => Outcome::Malformed,
+                StateError::UnknownKey => Outcome::UnknownKey,
+                StateError::BadMac => Outcome::BadMac,
+                StateError::Expired => Outcome::Expired,
+                StateError::WrongRoute => Outcome::WrongRoute,
+                StateError::WrongBrowser => Outcome::WrongBrowser,
+            },
+            Self::WrongContext => Outcome::WrongContext,
+            Self::UnknownFlow => Outcome::UnknownFlow,
+            Self::IssuerMismatch => Outcome::IssuerMismatch,
+            Self::AuthorizationError => Outcome::AuthorizationError,
+            Self::AlreadyUsed { .. } => Outcome::AlreadyUsed,
+            Self::ExchangeFailed => Outcome::ExchangeFailed,
+            Self::AuthorizationServerUnusable(_) => Outcome::AuthorizationServerUnusable,
+            Self::TooManyFlows => Outcome::TooManyFlows,
+            Self::ChoreographerFailed => Outcome::ChoreographerFailed,
+            Self::ChoreographerUnavailable => Outcome::ChoreographerUnavailable,
+            Self::Timeout => Outcome::Timeout,
         }
     }
 
-    /// The status of the answer: the one place that picks it.
+    /// The label in log lines and metrics.
+    pub fn code(&self) -> &'static str {
+        self.outcome().row().label
+    }
+
+    /// The status of the answer.
     pub fn status(&self) -> u16 {
-        match self {
-            Self::BadRequest(_)
-            | Self::State(_)
-            | Self::WrongContext
-            | Self::UnknownFlow
-            | Self::IssuerMismatch
-            | Self::AuthorizationError => 400,
-            Self::HttpsRequired | Self::UserUnknown | Self::CrossSite => 403,
-            Self::NotFound => 404,
-            Self::MethodNotAllowed { .. } => 405,
-            Self::AlreadyUsed { .. } => 409,
-            Self::MisdirectedRequest => 421,
-            Self::HeadersTooLarge => 431,
-            Self::MisconfiguredRoute(_) => 500,
-            Self::ExchangeFailed | Self::AuthorizationServerUnusable(_) | Self::ChoreographerFailed => 502,
-            Self::Prefetch | Self::TooManyFlows | Self::ChoreographerUnavailable => 503,
-            Self::Timeout => 504,
-        }
+        self.outcome().row().status
     }
 
     /// What the log says beside the label.
@@ -157,42 +151,8 @@ impl Refusal {
         }
     }
 
-    /// What the caller is told: nothing of the configuration, and nothing of what the request said.
     fn message(&self) -> &'static str {
-        match self {
-            Self::MisconfiguredRoute(_) => "This route is misconfigured. Its operator finds the reason in the log.",
-            Self::HttpsRequired => "This address is served over https only.",
-            Self::MisdirectedRequest => "This server does not serve that host and port.",
-            Self::MethodNotAllowed { .. } => "This address does not take that method.",
-            Self::NotFound => "There is nothing at this address.",
-            Self::HeadersTooLarge => "The headers of the request are too large.",
-            Self::UserUnknown => {
-                "Nobody told this service who you are. Its operator has to put an authentication filter before this \
-                 address, and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or \
-                 to say --single-user where only one person can get here."
-            }
-            Self::CrossSite => "Another page tried to start this sign-in. It has to be started on its own page.",
-            Self::Prefetch => "This address is not for fetching ahead.",
-            Self::BadRequest(_)
-            | Self::State(_)
-            | Self::WrongContext
-            | Self::UnknownFlow
-            | Self::IssuerMismatch
-            | Self::AuthorizationError => NOT_CONNECTED,
-            Self::AlreadyUsed { .. } => {
-                "This sign-in ended before, and can be used only once. If it worked, go on; if it did not, start again."
-            }
-            Self::ExchangeFailed => "The authorization server did not give access.",
-            Self::AuthorizationServerUnusable(_) => {
-                "No authorization server was found that can be used. The operator finds the reason in the log."
-            }
-            Self::TooManyFlows => "Too many sign-ins are going on. Try again in a few minutes.",
-            Self::ChoreographerFailed => "The service that signs in failed, and the sign-in may be lost.",
-            Self::ChoreographerUnavailable => {
-                "The service that signs in cannot be reached, and nothing is lost: reload this page in a moment."
-            }
-            Self::Timeout => "The service that signs in took too long, and the sign-in may be lost.",
-        }
+        self.outcome().row().message
     }
 
     /// The ways on, the likeliest first.
@@ -218,7 +178,7 @@ impl Refusal {
 
     /// The answer, as a page for a person and as JSON for a program.
     pub fn reply(&self, audience: &Audience<'_>) -> Reply {
-        let reply = Reply::new(self.status(), self.code());
+        let reply = Reply::new(self.outcome());
         let mut reply = if audience.html {
             let request_id = audience.request_id.as_deref().unwrap_or_default();
             let page = Page { title: self.title(), message: self.message(), links: self.links(audience), request_id };
@@ -242,6 +202,40 @@ impl Refusal {
             reply = reply.header("x-request-id", Bytes::copy_from_slice(id.as_bytes()));
         }
         reply
+    }
+}
+
+impl From<CallError> for Refusal {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Unavailable => Self::ChoreographerUnavailable,
+            CallError::Failed => Self::ChoreographerFailed,
+            CallError::Timeout => Self::Timeout,
+        }
+    }
+}
+
+impl From<BeginError> for Refusal {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::AuthorizationServerUnusable(reason) => Self::AuthorizationServerUnusable(reason),
+            BeginError::TooManyFlows => Self::TooManyFlows,
+            BeginError::Call(error) => error.into(),
+        }
+    }
+}
+
+impl From<CompleteError> for Refusal {
+    fn from(error: CompleteError) -> Self {
+        match error {
+            CompleteError::WrongContext => Self::WrongContext,
+            CompleteError::UnknownFlow => Self::UnknownFlow,
+            CompleteError::IssuerMismatch => Self::IssuerMismatch,
+            CompleteError::AuthorizationError => Self::AuthorizationError,
+            CompleteError::AlreadyUsed { return_to } => Self::AlreadyUsed { return_to },
+            CompleteError::ExchangeFailed => Self::ExchangeFailed,
+            CompleteError::Call(error) => error.into(),
+        }
     }
 }
 

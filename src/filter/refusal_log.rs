@@ -3,26 +3,16 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use crate::filter::refusal::Refusal;
-
-/// Between two lines of a kind.
-const QUIET: Duration = Duration::from_secs(1);
+use super::refusal::Refusal;
+use crate::telemetry::throttle::Throttle;
 
 /// The kinds of refusals that were logged, each under its label.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
-    kinds: Mutex<Vec<Kind>>,
-}
-
-#[derive(Debug)]
-struct Kind {
-    label: &'static str,
-    last_line: Instant,
-    /// Refusals that had no line.
-    since: u64,
+    kinds: Mutex<Vec<(&'static str, Throttle)>>,
 }
 
 impl RefusalLog {
@@ -54,20 +44,13 @@ impl RefusalLog {
     fn due(&self, label: &'static str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         // There are few, so a look at each costs less than a hash.
-        match kinds.iter_mut().find(|kind| kind.label == label) {
-            Some(kind) if now.duration_since(kind.last_line) < QUIET => {
-                kind.since += 1;
-                None
-            }
-            Some(kind) => {
-                kind.last_line = now;
-                Some(std::mem::take(&mut kind.since))
-            }
-            None => {
-                kinds.push(Kind { label, last_line: now, since: 0 });
-                Some(0)
-            }
+        if let Some((_, throttle)) = kinds.iter_mut().find(|(kind, _)| *kind == label) {
+            return throttle.due(now);
         }
+        let mut throttle = Throttle::default();
+        let due = throttle.due(now);
+        kinds.push((label, throttle));
+        due
     }
 
     /// Writes the sums that no later refusal has carried out; called every second, and once at the end.
@@ -79,19 +62,14 @@ impl RefusalLog {
 
     fn take_sums(&self, now: Instant) -> Vec<(&'static str, u64)> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
-        kinds
-            .iter_mut()
-            .filter(|kind| kind.since > 0 && now.duration_since(kind.last_line) >= QUIET)
-            .map(|kind| {
-                kind.last_line = now;
-                (kind.label, std::mem::take(&mut kind.since))
-            })
-            .collect()
+        kinds.iter_mut().filter_map(|(label, throttle)| Some((*label, throttle.take_sum(now)?))).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use super::outcome::{Outcome, Row};
+
 /// Status, headers and body.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
@@ -13,7 +15,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub fn new(status: u16, label: &'static str) -> Self {
+    pub fn new(outcome: Outcome) -> Self {
+        let Row { status, label, .. } = outcome.row();
         Self { status, label, headers: Vec::with_capacity(8), body: Bytes::new() }
     }
 

@@ -1,6 +1,6 @@
 //! What we look at of a request: a view that borrows from the message it came in.
 
-use crate::model::{origin::Origin, route::Fields};
+use crate::model::{origin::Origin, route::RouteMetadata, trace::Trace};
 
 /// A header or pseudo-header that is read of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,17 +63,10 @@ pub struct Request<'a> {
 #[derive(Debug, Default)]
 pub struct Sources<'a> {
     /// Attributes of the route, each key falling back to the virtual host's.
-    pub attributes: Fields<'a>,
-    pub dynamic_metadata: Fields<'a>,
+    pub attributes: RouteMetadata<'a>,
+    pub dynamic_metadata: RouteMetadata<'a>,
     /// Issuer and subject, where the filter that the operator trusts named somebody.
     pub user: Option<(&'a str, &'a str)>,
-}
-
-/// The trace that a call belongs to (W3C Trace Context), as Envoy sent it.
-#[derive(Clone, Debug, Default)]
-pub struct Trace {
-    pub parent: Option<String>,
-    pub state: Option<String>,
 }
 
 impl<'a> Request<'a> {

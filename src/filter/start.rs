@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use url::{Host, Url};
+use url::Url;
 
+use super::{
+    browser::{self, BrowserCookie},
+    outcome::Outcome,
+    pages::{self, Connect},
+    query,
+    refusal::Refusal,
+    reply::Reply,
+    visit::{Served, Step, Visit},
+};
 use crate::{
-    contract::choreographer::{Begin, Begun, Upstream},
-    filter::{
-        browser::{self, BrowserCookie},
-        endpoint::{Served, Step, Visit},
-        pages::{self, Connect},
-        query,
-        refusal::Refusal,
-        reply::Reply,
-    },
-    model::{return_to::ReturnTo, route::Route, secret::NoRandomness},
+    contract::choreographer::{Begin, Begun},
+    model::{loopback::is_loopback, return_to::ReturnTo, route::Route, secret::NoRandomness, upstream::Upstream},
 };
 
 /// What the endpoint answers to.
@@ -35,21 +36,21 @@ pub fn upstream(route: &Route) -> Result<Upstream, Refusal> {
 /// # Errors
 /// Everything that is refused before the choreographer is called.
 pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
-    let Visit { endpoints, request, query, route, user } = visit;
+    let Visit { tools, request, query, route, user } = visit;
     let begins = request.method() == "POST";
     if begins && !browser::is_same_origin(request, &route.origin) {
         return Err(Refusal::CrossSite);
     }
-    let [return_to] = query::parameters(query.unwrap_or_default(), endpoints.limits.max_query_bytes, ["return_to"])
+    let [return_to] = query::parameters(query.unwrap_or_default(), tools.max_query_bytes, ["return_to"])
         .map_err(Refusal::BadRequest)?;
     let return_to = match return_to {
         None => ReturnTo::root(),
         Some(text) => ReturnTo::parse(&text, &route.origin)
-            .ok_or(Refusal::BadRequest("`return_to` is no path on the route's origin"))?,
+            .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
     };
-    let user = endpoints.users.user(user).ok_or(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).ok_or(Refusal::UserUnknown)?;
     let trace = request.trace();
-    let choreographer = Arc::clone(&endpoints.choreographer);
+    let choreographer = Arc::clone(&tools.choreographer);
     if !begins {
         let name = route.origin.authority().to_owned();
         return Ok(Step::Show(Box::pin(async move {
@@ -57,27 +58,27 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
             let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or(None);
             let page = Connect { route: &name, upstream: &upstream.url, authorization_server: known };
             // Under `no-referrer` the form's request would carry `Origin: null`.
-            let reply = Reply::new(200, "shown").header("referrer-policy", "same-origin");
+            let reply = Reply::new(Outcome::Shown).header("referrer-policy", "same-origin");
             pages::guarded(pages::page(reply, &page))
         })));
     }
     let cookie = BrowserCookie::fresh().map_err(|NoRandomness| Refusal::ChoreographerFailed)?;
-    let redirect_uri = endpoints.paths.redirect_uri(&route.origin);
+    let redirect_uri = tools.paths.redirect_uri(&route.origin);
     let begin = Begin {
-        client_id: endpoints.paths.client_id(&route.origin),
+        client_id: tools.paths.client_id(&route.origin),
         redirect_uri: redirect_uri.clone(),
         upstream,
         user,
         browser_hash: cookie.hash(),
         return_to: return_to.to_string(),
     };
-    let (keys, clock) = (endpoints.state_keys.clone(), endpoints.clock);
+    let (keys, clock) = (tools.state_keys.clone(), tools.clock);
     Ok(Step::Call {
         flow: None,
         call: Box::pin(async move {
             let begun = match choreographer.begin(begin, &trace).await {
                 Ok(begun) => begun,
-                Err(refusal) => return Served { flow: None, result: Err(refusal) },
+                Err(error) => return Served { flow: None, result: Err(error.into()) },
             };
             let now = clock();
             let state = keys.load().mint(begun.flow_id, &redirect_uri, cookie.value(), now, begun.expires_at);
@@ -85,7 +86,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
                 .and_then(|state| authorization_request(&begun, &state))
                 .ok_or(Refusal::ChoreographerFailed)
                 .map(|location| {
-                    let reply = Reply::new(303, "begun")
+                    let reply = Reply::new(Outcome::Begun)
                         .header("location", location)
                         .header("set-cookie", cookie.set(&begun.flow_id));
                     pages::guarded(reply)
@@ -101,11 +102,7 @@ fn authorization_request(begun: &Begun, state: &str) -> Option<String> {
     let mut url = Url::parse(&begun.authorization_url).ok()?;
     let safe = match url.scheme() {
         "https" => url.host().is_some(),
-        "http" => match url.host()? {
-            Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
-            Host::Ipv4(address) => address.is_loopback(),
-            Host::Ipv6(address) => address.is_loopback(),
-        },
+        "http" => url.host().as_ref().is_some_and(is_loopback),
         _ => false,
     };
     let bare = url.fragment().is_none() && url.username().is_empty() && url.password().is_none();
@@ -119,7 +116,7 @@ fn authorization_request(begun: &Begun, state: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::filter::state::FlowId;
+    use crate::model::{clock::UnixTime, flow::FlowId};
 
     #[test]
     fn people_are_sent_to_https_only() {
@@ -140,7 +137,8 @@ mod tests {
             ("https://as.example/a?state=mine", None),
             ("", None),
         ] {
-            let begun = Begun { flow_id: FlowId([0; 16]), expires_at: 0, authorization_url: url.to_owned() };
+            let begun =
+                Begun { flow_id: FlowId([0; 16]), expires_at: UnixTime::default(), authorization_url: url.to_owned() };
             assert_eq!(authorization_request(&begun, "s").as_deref(), location, "{url}");
         }
     }

@@ -3,40 +3,24 @@
 //! Layout, 93 bytes as base64url (124 characters): version 1, key id 4, expiry 8 (seconds since 1970, big-endian),
 //! flow id 16, tag of the redirect URI 16, tag of the browser 16, HMAC-SHA-256 over all before it 32.
 
-use std::fmt;
-
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use crate::model::secret::{Key, tagged_hash};
+use super::browser::BrowserCookie;
+use crate::model::{
+    client::RedirectUri,
+    clock::UnixTime,
+    flow::{BrowserHash, FlowId, MAX_LIFETIME},
+    secret::{Key, Secret, tagged_hash},
+};
 
 const VERSION: u8 = 1;
 const SIGNED: usize = 61;
 const LENGTH: usize = SIGNED + 32;
 const TEXT_LENGTH: usize = LENGTH / 3 * 4;
-/// The longest that a state lives, in seconds.
-pub const MAX_LIFETIME: u64 = 600;
-
-/// The unguessable name of one authorization in progress.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FlowId(pub [u8; 16]);
-
-impl FlowId {
-    /// A short name for the flow that gives nothing of it away: for logs, and for the cookie's name.
-    pub fn tag(&self) -> String {
-        let [a, b, c, d, e, f, ..] = tagged_hash("envoy-cimd flow tag", &self.0);
-        BASE64_URL_SAFE_NO_PAD.encode([a, b, c, d, e, f])
-    }
-}
-
-impl fmt::Debug for FlowId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "FlowId({}…)", self.tag())
-    }
-}
 
 /// Why a state is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,20 +31,6 @@ pub enum StateError {
     Expired,
     WrongRoute,
     WrongBrowser,
-}
-
-impl StateError {
-    /// The label: see [`crate::filter::refusal::Refusal::code`].
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::Malformed => "malformed",
-            Self::UnknownKey => "unknown_key",
-            Self::BadMac => "bad_mac",
-            Self::Expired => "expired",
-            Self::WrongRoute => "wrong_route",
-            Self::WrongBrowser => "wrong_browser",
-        }
-    }
 }
 
 /// The keys that sign and verify: the first signs, all verify. Each is kept as a MAC that has taken it in, so that no
@@ -84,15 +54,22 @@ impl StateKeys {
         Self(keys.iter().map(|key| (key_id(key), keyed(key))).collect())
     }
 
-    /// A state for a flow; `now` and `expires_at` in seconds since 1970. It lives as long as the flow, and
+    /// A state for a flow. It lives as long as the flow, and
     /// [`MAX_LIFETIME`] at most. None where there is no key to sign with.
-    pub fn mint(&self, flow_id: FlowId, redirect_uri: &str, cookie: &str, now: u64, expires_at: u64) -> Option<String> {
+    pub fn mint(
+        &self,
+        flow_id: FlowId,
+        redirect_uri: &RedirectUri,
+        cookie: &Secret,
+        now: UnixTime,
+        expires_at: UnixTime,
+    ) -> Option<String> {
         let (id, mac) = self.0.first()?;
-        let expiry = expires_at.min(now.saturating_add(MAX_LIFETIME));
+        let expiry = expires_at.min(now + MAX_LIFETIME);
         let mut bytes = Vec::with_capacity(LENGTH);
         bytes.push(VERSION);
         bytes.extend(id);
-        bytes.extend(expiry.to_be_bytes());
+        bytes.extend(expiry.secs().to_be_bytes());
         bytes.extend(flow_id.0);
         bytes.extend(route_tag(redirect_uri));
         bytes.extend(browser_tag(cookie));
@@ -124,18 +101,17 @@ impl StateKeys {
 /// A state that is ours, and was not changed.
 #[derive(Debug, PartialEq)]
 pub struct Authentic {
-    expiry: u64,
+    expiry: UnixTime,
     route_tag: [u8; 16],
     verified: Verified,
 }
 
 impl Authentic {
-    /// Checks that a browser brought it in time, and to the `redirect_uri` that it was made for, in this order; `now` in
-    /// seconds since 1970.
+    /// Checks that a browser brought it in time, and to the `redirect_uri` that it was made for, in this order.
     ///
     /// # Errors
     /// The first check that fails.
-    pub fn verify(self, redirect_uri: &str, now: u64) -> Result<Verified, StateError> {
+    pub fn verify(self, redirect_uri: &RedirectUri, now: UnixTime) -> Result<Verified, StateError> {
         if now >= self.expiry {
             return Err(StateError::Expired);
         }
@@ -147,13 +123,13 @@ impl Authentic {
 }
 
 impl Verified {
-    /// Whether the cookie is the one that the flow began with.
+    /// Checks that the cookie is the one that the flow began with, and gives what the choreographer knows it by.
     ///
     /// # Errors
     /// [`StateError::WrongBrowser`] where it is another, or there is none.
-    pub fn check_browser(&self, cookie: Option<&str>) -> Result<(), StateError> {
+    pub fn check_browser(&self, cookie: Option<&BrowserCookie>) -> Result<BrowserHash, StateError> {
         match cookie {
-            Some(cookie) if bool::from(self.browser_tag.ct_eq(&browser_tag(cookie))) => Ok(()),
+            Some(cookie) if bool::from(self.browser_tag.ct_eq(&browser_tag(cookie.value()))) => Ok(cookie.hash()),
             _ => Err(StateError::WrongBrowser),
         }
     }
@@ -162,7 +138,7 @@ impl Verified {
 struct Parts<'a> {
     signed: &'a [u8],
     key_id: KeyId,
-    expiry: u64,
+    expiry: UnixTime,
     flow_id: FlowId,
     route_tag: [u8; 16],
     browser_tag: [u8; 16],
@@ -181,7 +157,7 @@ impl<'a> Parts<'a> {
         (version == VERSION).then_some(Self {
             signed,
             key_id: *key_id,
-            expiry: u64::from_be_bytes(*expiry),
+            expiry: UnixTime::from_secs(u64::from_be_bytes(*expiry)),
             flow_id: FlowId(*flow_id),
             route_tag: *route_tag,
             browser_tag,
@@ -204,12 +180,12 @@ fn key_id(key: &Key) -> KeyId {
     [a, b, c, d]
 }
 
-fn route_tag(redirect_uri: &str) -> [u8; 16] {
-    short("envoy-cimd state route", redirect_uri)
+fn route_tag(redirect_uri: &RedirectUri) -> [u8; 16] {
+    short("envoy-cimd state route", redirect_uri.as_str())
 }
 
-fn browser_tag(cookie: &str) -> [u8; 16] {
-    short("envoy-cimd state browser", cookie)
+fn browser_tag(cookie: &Secret) -> [u8; 16] {
+    short("envoy-cimd state browser", cookie.expose())
 }
 
 fn short(purpose: &str, text: &str) -> [u8; 16] {
@@ -227,19 +203,29 @@ mod tests {
     const FLOW: FlowId = FlowId([7; 16]);
     const ROUTE: &str = "https://mcp.example.com/.pomerium/oauth/callback";
     const COOKIE: &str = "the-cookie";
-    const NOW: u64 = 1_800_000_000;
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 
     fn keys(seeds: &[u8]) -> StateKeys {
         StateKeys::new(seeds.iter().map(|seed| Key::new([*seed; 32])).collect())
     }
 
-    fn minted() -> String {
-        keys(&[1]).mint(FLOW, ROUTE, COOKIE, NOW, NOW + 600).expect("a key")
+    fn mint(keys: &StateKeys, route: &str, cookie: &str, expires_at: UnixTime) -> Option<String> {
+        keys.mint(FLOW, &RedirectUri::new(route), &Secret::new(cookie), NOW, expires_at)
     }
 
-    fn verify(keys: &StateKeys, text: &str, route: &str, cookie: Option<&str>, now: u64) -> Result<FlowId, StateError> {
-        let verified = keys.authenticate(text)?.verify(route, now)?;
-        verified.check_browser(cookie)?;
+    fn minted() -> String {
+        mint(&keys(&[1]), ROUTE, COOKIE, NOW + 600).expect("a key")
+    }
+
+    fn verify(
+        keys: &StateKeys,
+        text: &str,
+        route: &str,
+        cookie: Option<&str>,
+        now: UnixTime,
+    ) -> Result<FlowId, StateError> {
+        let verified = keys.authenticate(text)?.verify(&RedirectUri::new(route), now)?;
+        verified.check_browser(cookie.map(|cookie| BrowserCookie::from(Secret::new(cookie))).as_ref())?;
         Ok(verified.flow_id)
     }
 
@@ -251,7 +237,7 @@ mod tests {
             *bytes.first_mut().expect("a byte") = 2;
             BASE64_URL_SAFE_NO_PAD.encode(bytes)
         };
-        let foreign = keys(&[9]).mint(FLOW, ROUTE, COOKIE, NOW, NOW + 600).expect("a key");
+        let foreign = mint(&keys(&[9]), ROUTE, COOKIE, NOW + 600).expect("a key");
         for (text, route, cookie, now, expected) in [
             (state.as_str(), ROUTE, Some(COOKIE), NOW, Ok(FLOW)),
             (&state, ROUTE, Some(COOKIE), NOW + 599, Ok(FLOW)),
@@ -268,19 +254,32 @@ mod tests {
             (&format!("{state}="), ROUTE, Some(COOKIE), NOW, Err(StateError::Malformed)),
             (&format!("{}+", &state[..123]), ROUTE, Some(COOKIE), NOW, Err(StateError::Malformed)),
         ] {
-            assert_eq!(verify(&keys(&[1]), text, route, cookie, now), expected, "{text} {route} {cookie:?} {now}");
+            assert_eq!(verify(&keys(&[1]), text, route, cookie, now), expected, "{text} {route} {cookie:?} {now:?}");
         }
+    }
+
+    /// As it was signed in November 2026: browsers that are under way bring it to a new version, too.
+    #[test]
+    fn a_state_of_an_earlier_version_verifies() {
+        let keys = StateKeys::new(
+            crate::model::secret::parse_keys(include_str!("../../tests/fixtures/v1/store.keys")).expect("keys"),
+        );
+        let state = include_str!("../../tests/fixtures/v1/state").trim();
+        let cookie = Some("c29tZSBicm93c2VyJ3Mgc2VjcmV0LCAzMiBieXRlcyA");
+        let until = UnixTime::from_secs(4_000_000_000);
+        assert_eq!(verify(&keys, state, ROUTE, cookie, until - 1), Ok(FlowId([0x11; 16])));
+        assert_eq!(verify(&keys, state, ROUTE, cookie, until), Err(StateError::Expired));
     }
 
     #[test]
     fn it_is_short_and_bounded() {
         let state = minted();
         assert!(state.len() <= 200 && state.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
-        let long = keys(&[1]).mint(FLOW, ROUTE, COOKIE, NOW, u64::MAX).expect("a key");
+        let long = mint(&keys(&[1]), ROUTE, COOKIE, UnixTime::MAX).expect("a key");
         assert_eq!(verify(&keys(&[1]), &long, ROUTE, Some(COOKIE), NOW + 600), Err(StateError::Expired));
-        let short = keys(&[1]).mint(FLOW, ROUTE, COOKIE, NOW, NOW + 5).expect("a key");
+        let short = mint(&keys(&[1]), ROUTE, COOKIE, NOW + 5).expect("a key");
         assert_eq!(verify(&keys(&[1]), &short, ROUTE, Some(COOKIE), NOW + 5), Err(StateError::Expired));
-        assert_eq!(StateKeys::new(Vec::new()).mint(FLOW, ROUTE, COOKIE, NOW, NOW), None);
+        assert_eq!(mint(&StateKeys::new(Vec::new()), ROUTE, COOKIE, NOW), None);
     }
 
     #[test]
@@ -301,7 +300,7 @@ mod tests {
         {
             assert_eq!(verify(&after, &state, ROUTE, Some(COOKIE), NOW), expected);
         }
-        let new = keys(&[2, 1]).mint(FLOW, ROUTE, COOKIE, NOW, NOW + 600).expect("a key");
+        let new = mint(&keys(&[2, 1]), ROUTE, COOKIE, NOW + 600).expect("a key");
         assert_eq!(verify(&keys(&[2]), &new, ROUTE, Some(COOKIE), NOW), Ok(FLOW), "the first signs");
     }
 
@@ -338,7 +337,9 @@ mod tests {
             other in ".{0,40}",
         ) {
             let keys = keys(&[key]);
-            let state = keys.mint(FlowId(flow), &route, &cookie, NOW, NOW + lifetime).expect("a key");
+            let state = keys
+                .mint(FlowId(flow), &RedirectUri::new(&*route), &Secret::new(&*cookie), NOW, NOW + lifetime)
+                .expect("a key");
             prop_assert_eq!(verify(&keys, &state, &route, Some(&cookie), NOW), Ok(FlowId(flow)));
             if other != route {
                 prop_assert_eq!(verify(&keys, &state, &other, Some(&cookie), NOW), Err(StateError::WrongRoute));

@@ -33,7 +33,7 @@ pub enum OriginError {
     Query,
     #[error("must not have a fragment")]
     Fragment,
-    #[error("has a host that is no DNS name and no address")]
+    #[error("has a host that is neither a DNS name nor an address")]
     Host,
     #[error("must not have port 0")]
     PortZero,

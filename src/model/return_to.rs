@@ -4,7 +4,7 @@ use std::fmt;
 
 use url::Url;
 
-use crate::model::origin::Origin;
+use super::origin::Origin;
 
 /// The longest `return_to`, in bytes.
 const MAX_LENGTH: usize = 2048;

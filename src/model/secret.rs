@@ -1,11 +1,45 @@
-//! Secrets that do not leak by accident: 256-bit keys, and the randomness they come from.
+//! Secrets that do not leak by accident: texts and 256-bit keys, and the randomness they come from.
 
 use std::fmt;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// A secret text: a token, an authorization code, a code verifier, a cookie. `Debug` shows nothing of it, it is compared
+/// in constant time, and it is zeroed when dropped.
+#[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// In a time that tells no more than the lengths.
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
+    }
+}
+
+impl Eq for Secret {}
 
 /// A symmetric key of 256 bits. `Debug` shows nothing of it, and it is zeroed when dropped.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -55,7 +89,7 @@ pub fn generate_key_line() -> Result<String, NoRandomness> {
 pub enum KeyFileError {
     #[error("has no key: one base64url key of 256 bits a line, as `envoy-cimd keygen` prints")]
     Empty,
-    #[error("line {0} is no base64url key of 256 bits, as `envoy-cimd keygen` prints")]
+    #[error("line {0} is not a base64url key of 256 bits, as `envoy-cimd keygen` prints")]
     Line(usize),
     #[error("line {0} has the key of an earlier line")]
     Twice(usize),

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,8 +23,9 @@ use tokio::{sync::Semaphore, time::timeout};
 use tower::ServiceExt;
 use url::{Host, Url};
 
+use super::listen::Listener;
 use crate::{
-    net::listen::Listener,
+    process::readiness::Readiness,
     telemetry::{log::LogFilter, metrics::Metrics},
 };
 
@@ -34,36 +35,6 @@ const HEAD: Duration = Duration::from_secs(5);
 const CONNECTION: Duration = Duration::from_secs(30);
 /// How many there may be; more callers wait.
 const CONNECTIONS: usize = 64;
-
-/// Whether the process should get traffic, and if not, why.
-#[derive(Debug)]
-pub struct Readiness(Mutex<Option<&'static str>>);
-
-impl Default for Readiness {
-    fn default() -> Self {
-        Self(Mutex::new(Some("starting")))
-    }
-}
-
-impl Readiness {
-    /// From now on it should.
-    pub fn ready(&self) {
-        self.set(None);
-    }
-
-    /// From now on it should not; the reason is what callers are told.
-    pub fn not_ready(&self, reason: &'static str) {
-        self.set(Some(reason));
-    }
-
-    fn set(&self, reason: Option<&'static str>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-    }
-
-    fn reason(&self) -> Option<&'static str> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What the listener answers.
 pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 
-use anyhow::{Context, bail};
 use axum::serve::ListenerExt;
 use futures_util::{Stream, stream};
 use tokio_util::sync::CancellationToken;
@@ -14,15 +13,9 @@ use tonic::{
     },
 };
 
-use crate::{
-    commands::{
-        running::cannot_listen,
-        settings::{ProcessArgs, TlsArgs},
-    },
-    net::{
-        listen::{ListenAddr, Listener, SocketMode},
-        tls::{ServerTls, TlsListener, server_tls},
-    },
+use super::{
+    listen::{ListenAddr, Listener, SocketMode},
+    tls::{listener::TlsListener, server::ServerTls},
 };
 
 /// How many streams of a connection may have been reset before anybody looked at them.
@@ -40,35 +33,6 @@ pub struct GrpcListener {
     /// None on a Unix socket.
     pub tls: Option<ServerTls>,
     pub routes: Routes,
-}
-
-/// How the main listener is protected. What is sent over plain gRPC is trusted, so other machines must not reach it
-/// unasked.
-///
-/// # Errors
-/// Where they would, where a TLS setting is wrong or without use, or where the address cannot be resolved.
-pub async fn main_tls(
-    address: &ListenAddr,
-    args: &ProcessArgs,
-    tokens_listen: Option<&ListenAddr>,
-) -> anyhow::Result<Option<ServerTls>> {
-    if let ListenAddr::Unix(_) = address {
-        if args.tls != TlsArgs::default() && !matches!(tokens_listen, Some(ListenAddr::Tcp { .. })) {
-            bail!(
-                "--tls-cert, --tls-key, --client-ca and --allow-peer are for gRPC over TCP, and nothing listens there"
-            );
-        }
-        return Ok(None);
-    }
-    let tls = server_tls("tls", &args.tls, &args.tls.allow_peer)?;
-    let plain = tls.is_none() && !args.insecure_grpc;
-    if plain && !address.is_local().await.with_context(|| cannot_listen("listen", address))? {
-        bail!(
-            "--listen {address}: other machines reach this address, and what they send over plain gRPC is trusted; \
-             give --tls-cert, --tls-key and --client-ca, listen on loopback or a Unix socket, or say --insecure-grpc"
-        );
-    }
-    Ok(tls)
 }
 
 /// A gRPC server. Where many clients of Envoy's go away at once, it resets as many streams, some before they were looked

@@ -29,7 +29,7 @@ impl FromStr for ListenAddr {
         if host.is_empty() {
             return Err("has no host before the port");
         }
-        let port = port.parse().map_err(|_| "has a port that is no number from 0 to 65535")?;
+        let port = port.parse().map_err(|_| "has a port that is not a number from 0 to 65535")?;
         Ok(Self::Tcp { host: host.to_owned(), port })
     }
 }
@@ -161,8 +161,8 @@ mod tests {
         for (bad, error) in [
             ("9001", "is written `host:port` or `unix:/path`"),
             (":9001", "has no host before the port"),
-            ("localhost:70000", "has a port that is no number from 0 to 65535"),
-            ("localhost:", "has a port that is no number from 0 to 65535"),
+            ("localhost:70000", "has a port that is not a number from 0 to 65535"),
+            ("localhost:", "has a port that is not a number from 0 to 65535"),
             ("unix:run", "a Unix socket is written `unix:/path`, with an absolute path"),
         ] {
             assert_eq!(bad.parse::<ListenAddr>(), Err(error), "{bad}");

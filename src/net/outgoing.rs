@@ -10,7 +10,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -21,29 +20,23 @@ use tower::util::MapResponseLayer;
 use url::{Host, Url};
 
 pub mod address;
-mod allow_host;
-mod error;
-mod resolver;
+pub mod allow_host;
+pub mod error;
+pub mod resolver;
 mod tls;
 
-use crate::telemetry::traces::Span;
+use crate::{model::loopback::is_loopback, telemetry::traces::Span};
 
-pub use allow_host::AllowHost;
-pub use error::{FetchError, UrlFault, cut, shown};
-pub(crate) use error::{reason, tls_error};
-pub use resolver::{Resolver, SystemResolver};
+use allow_host::AllowHost;
+use error::{DEADLINE, FetchError, MAX_BODY, UrlFault, redacted, truncate};
+use resolver::{Resolver, SystemResolver};
 pub(crate) use tls::client_config;
-
-/// The longest that a fetch may take: name look-up, connection, TLS, request and the whole answer.
-pub const DEADLINE: Duration = Duration::from_secs(3);
-/// The largest body of an answer, in bytes.
-pub const MAX_BODY: usize = 1 << 20;
 
 const USER_AGENT: &str = concat!("envoy-cimd/", env!("CARGO_PKG_VERSION"));
 
 /// What an operator says of outgoing fetches.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct OutgoingSettings {
+pub struct Config {
     /// Hosts that may have a special-use address.
     pub allow_hosts: Vec<AllowHost>,
     /// A PEM file of certificate authorities to trust besides the system's.
@@ -70,7 +63,7 @@ struct Inner {
 impl Outgoing {
     /// # Errors
     /// Where the file of `extra_ca` cannot be used; the message names it.
-    pub fn new(settings: &OutgoingSettings) -> anyhow::Result<Self> {
+    pub fn new(settings: &Config) -> anyhow::Result<Self> {
         Self::with_resolver(settings, Arc::new(SystemResolver))
     }
 
@@ -78,7 +71,7 @@ impl Outgoing {
     ///
     /// # Errors
     /// As [`Outgoing::new`].
-    pub fn with_resolver(settings: &OutgoingSettings, resolver: Arc<dyn Resolver>) -> anyhow::Result<Self> {
+    pub fn with_resolver(settings: &Config, resolver: Arc<dyn Resolver>) -> anyhow::Result<Self> {
         let tls = tls::client_config(settings.extra_ca.as_deref())?;
         let inner = Inner { allow_hosts: settings.allow_hosts.clone(), resolver, tls };
         // What is wrong with the client shows now, not at the first fetch.
@@ -113,7 +106,7 @@ impl Outgoing {
         let exchange = self.exchange(&url, trusted, request, &connected);
         let outcome = span.cover(timeout(DEADLINE, exchange)).await.unwrap_or_else(|_| {
             let connected = connected.load(Ordering::Relaxed);
-            Err(FetchError::Timeout { url: error::shown(&url), connected })
+            Err(FetchError::Timeout { url: redacted(&url), connected })
         });
         match &outcome {
             Ok(response) => span.set("http.response.status_code", i64::from(response.status().as_u16())),
@@ -137,7 +130,7 @@ impl Outgoing {
             .or(has_userinfo.then_some(UrlFault::Userinfo))
             .or(url.fragment().is_some().then_some(UrlFault::Fragment));
         if let Some(fault) = fault {
-            return Err(FetchError::Url { url: error::shown(url), fault });
+            return Err(FetchError::Url { url: redacted(url), fault });
         }
         self.check_addresses(url, trusted, &known_addresses(url).unwrap_or_default())
     }
@@ -150,7 +143,7 @@ impl Outgoing {
             match address::special_use(*address) {
                 Some(special_use) if special_use.is_link_local() || !exempt => {
                     let remedy = (!special_use.is_link_local()).then(|| error::authority(url));
-                    let url = error::shown(url);
+                    let url = redacted(url);
                     return Err(FetchError::Address { url, address: *address, special_use, remedy });
                 }
                 _ => {}
@@ -171,7 +164,7 @@ impl Outgoing {
         let port = url.port_or_known_default().unwrap_or_default();
         let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         let failed = |error: reqwest::Error| {
-            let (url, reason) = (error::shown(url), error::reason(&error));
+            let (url, reason) = (redacted(url), error::reason(&error));
             match connected.load(Ordering::Relaxed) {
                 true => FetchError::Broken { url, reason },
                 false => FetchError::Connect { url, reason },
@@ -179,14 +172,14 @@ impl Outgoing {
         };
         let client = client(&self.inner.tls, addresses, Arc::clone(connected)).build().map_err(failed)?;
         let whole = execute(&client, request).await.map_err(failed)?;
-        whole.ok_or_else(|| FetchError::TooLarge { url: error::shown(url) })
+        whole.ok_or_else(|| FetchError::TooLarge { url: redacted(url) })
     }
 
     async fn resolve(&self, url: &Url) -> Result<Vec<IpAddr>, FetchError> {
         if let Some(known) = known_addresses(url) {
             return Ok(known);
         }
-        let failed = |reason: String| FetchError::Resolve { url: error::shown(url), reason: error::cut(reason) };
+        let failed = |reason: String| FetchError::Resolve { url: redacted(url), reason: truncate(reason) };
         let name = url.host_str().unwrap_or_default();
         let addresses = self.inner.resolver.resolve(name).await.map_err(|error| failed(error.to_string()))?;
         if addresses.is_empty() { Err(failed("it has no address".to_owned())) } else { Ok(addresses) }
@@ -255,9 +248,7 @@ pub(crate) fn known_addresses(url: &Url) -> Option<Vec<IpAddr>> {
         Host::Ipv4(address) => Some(vec![address.into()]),
         Host::Ipv6(address) => Some(vec![address.into()]),
         Host::Domain(name) => {
-            let name = name.strip_suffix('.').unwrap_or(name);
-            let local = name == "localhost" || name.ends_with(".localhost");
-            local.then(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
+            is_loopback(&Host::Domain(name)).then(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
         }
     }
 }
@@ -268,7 +259,7 @@ mod tests {
 
     fn outgoing(allow_hosts: &[&str]) -> Outgoing {
         let allow_hosts = allow_hosts.iter().map(|host| host.parse().expect(host)).collect();
-        Outgoing::new(&OutgoingSettings { allow_hosts, extra_ca: None }).expect("settings")
+        Outgoing::new(&Config { allow_hosts, extra_ca: None }).expect("settings")
     }
 
     fn check(outgoing: &Outgoing, url: &str, trusted: Option<&str>) -> String {

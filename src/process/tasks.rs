@@ -23,6 +23,11 @@ impl Tasks {
         }
     }
 
+    /// Ends all that still run, and waits until they are gone.
+    pub async fn stop(mut self) {
+        self.0.shutdown().await;
+    }
+
     /// Waits until all have ended.
     ///
     /// # Errors

@@ -2,8 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
@@ -16,11 +14,15 @@ use redb::{
 };
 use subtle::ConstantTimeEq;
 
-use crate::store::{
-    Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey,
-    keys::{self, KeysError},
-    open::blocking,
+use super::{
+    backend::{Flow, FlowLimits, Holder, Store, Taken},
+    error::{OpenError, StoreError, blocking},
+    key_file::{self, KeysError},
+    keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+    seal::Sealer,
+    whole_file,
 };
+use crate::model::clock::UnixTime;
 
 /// A flow by its id: context, user, expiry, sequence, what is sealed (none once it is taken), tombstone.
 const FLOWS: TableDefinition<&[u8; 32], StoredFlow> = TableDefinition::new("flows-v1");
@@ -75,7 +77,7 @@ impl FileStore {
 
 #[async_trait]
 impl Store for FileStore {
-    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError> {
+    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: UnixTime) -> Result<(), StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
             FlowTables::open(&transaction)?.add(&flow, limits, now)?;
@@ -84,7 +86,7 @@ impl Store for FileStore {
         .await
     }
 
-    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError> {
+    async fn take_flow(&self, id: FlowKey, context: Context, now: UnixTime) -> Result<Taken, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
             let (taken, changed) = FlowTables::open(&transaction)?.take(&id, &context, now)?;
@@ -100,8 +102,8 @@ impl Store for FileStore {
     async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
-            transaction.open_table(TOKENS)?.insert(&key, sealed.as_slice())?;
-            transaction.open_table(ROUTES)?.insert(&route, &key)?;
+            transaction.open_table(TOKENS)?.insert(key.as_bytes(), sealed.as_slice())?;
+            transaction.open_table(ROUTES)?.insert(route.as_bytes(), key.as_bytes())?;
             Ok::<_, redb::Error>(transaction.commit()?)
         })
         .await
@@ -110,11 +112,11 @@ impl Store for FileStore {
     async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_read()?;
-            let Some(key) = transaction.open_table(ROUTES)?.get(&route)?.map(|key| *key.value()) else {
+            let Some(key) = transaction.open_table(ROUTES)?.get(route.as_bytes())?.map(|key| *key.value()) else {
                 return Ok(None);
             };
             let sealed = transaction.open_table(TOKENS)?.get(&key)?.map(|sealed| sealed.value().to_vec());
-            Ok::<_, redb::Error>(sealed.map(|sealed| (key, sealed)))
+            Ok::<_, redb::Error>(sealed.map(|sealed| (TokenKey::from_bytes(key), sealed)))
         })
         .await
     }
@@ -124,9 +126,9 @@ impl Store for FileStore {
             let transaction = database.begin_write()?;
             let there = {
                 let mut tokens = transaction.open_table(TOKENS)?;
-                let there = tokens.get(&key)?.is_some_and(|there| there.value() == old);
+                let there = tokens.get(key.as_bytes())?.is_some_and(|there| there.value() == old);
                 if there {
-                    tokens.insert(&key, sealed.as_slice())?;
+                    tokens.insert(key.as_bytes(), sealed.as_slice())?;
                 }
                 there
             };
@@ -161,15 +163,15 @@ impl Store for FileStore {
             {
                 let mut tokens = transaction.open_table(TOKENS)?;
                 let other = |there: &[u8]| old.as_ref().is_some_and(|old| *old != there);
-                if tokens.get(&key)?.is_some_and(|there| other(there.value())) {
+                if tokens.get(key.as_bytes())?.is_some_and(|there| other(there.value())) {
                     return Ok(());
                 }
-                tokens.remove(&key)?;
+                tokens.remove(key.as_bytes())?;
             }
             {
                 let mut routes = transaction.open_table(ROUTES)?;
-                if routes.get(&route)?.is_some_and(|pointed_at| *pointed_at.value() == key) {
-                    routes.remove(&route)?;
+                if routes.get(route.as_bytes())?.is_some_and(|pointed_at| pointed_at.value() == key.as_bytes()) {
+                    routes.remove(route.as_bytes())?;
                 }
             }
             Ok::<_, redb::Error>(transaction.commit()?)
@@ -243,16 +245,17 @@ impl<'t> FlowTables<'t> {
         })
     }
 
-    fn add(mut self, flow: &Flow, limits: FlowLimits, now: u64) -> Result<(), Failure> {
+    fn add(mut self, flow: &Flow, limits: FlowLimits, now: UnixTime) -> Result<(), Failure> {
         let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
+        let (id, expires_at) = (id.as_bytes(), *expires_at);
         self.remove_expired(now, REMOVED_AT_ONCE)?;
         if let Some(other) = self.indexed(id)? {
-            if other.expires_at > now {
+            if other.expires_at > now.secs() {
                 return Err(Failure::Store(StoreError::Failed("there is a flow of this id".to_owned())));
             }
             self.remove(id)?;
         }
-        if *expires_at <= now {
+        if expires_at <= now {
             return Ok(());
         }
 
@@ -271,24 +274,25 @@ impl<'t> FlowTables<'t> {
 
         let sequence = self.sequence.get(())?.map_or(0, |last| last.value()).wrapping_add(1);
         self.sequence.insert((), sequence)?;
-        self.flows.insert(id, (context, user, *expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
-        self.expiry.insert((*expires_at, id), ())?;
-        self.by_user.insert((user, *expires_at, sequence, id), ())?;
+        let (context, user, expires_at) = (context.as_bytes(), user.as_bytes(), expires_at.secs());
+        self.flows.insert(id, (context, user, expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
+        self.expiry.insert((expires_at, id), ())?;
+        self.by_user.insert((user, expires_at, sequence, id), ())?;
         Ok(())
     }
 
     /// What came of it, and whether there is anything to commit.
-    fn take(mut self, id: &FlowKey, context: &[u8; 32], now: u64) -> Result<(Taken, bool), Failure> {
+    fn take(mut self, id: &FlowKey, context: &Context, now: UnixTime) -> Result<(Taken, bool), Failure> {
         let removed = self.remove_expired(now, REMOVED_AT_ONCE)? > 0;
         let (indexed, sealed, tombstone) = {
-            let Some(stored) = self.flows.get(id)? else {
+            let Some(stored) = self.flows.get(id.as_bytes())? else {
                 return Ok((Taken::Unknown, removed));
             };
             let (stored_context, user, expires_at, sequence, sealed, tombstone) = stored.value();
-            if expires_at <= now {
+            if expires_at <= now.secs() {
                 return Ok((Taken::Unknown, removed));
             }
-            if !bool::from(stored_context.ct_eq(context)) {
+            if !bool::from(stored_context.ct_eq(context.as_bytes())) {
                 return Ok((Taken::WrongContext, removed));
             }
             let Some(sealed) = sealed else {
@@ -297,14 +301,15 @@ impl<'t> FlowTables<'t> {
             (Indexed { user: *user, expires_at, sequence }, sealed.to_vec(), tombstone.to_vec())
         };
         let Indexed { user, expires_at, sequence } = indexed;
-        self.flows.insert(id, (context, &user, expires_at, sequence, None, tombstone.as_slice()))?;
+        self.flows
+            .insert(id.as_bytes(), (context.as_bytes(), &user, expires_at, sequence, None, tombstone.as_slice()))?;
         Ok((Taken::Flow(sealed), true))
     }
 
     /// Removes the first `at_most` of the expired flows, and says how many there were of them.
-    fn remove_expired(&mut self, now: u64, at_most: usize) -> Result<usize, redb::Error> {
+    fn remove_expired(&mut self, now: UnixTime, at_most: usize) -> Result<usize, redb::Error> {
         let mut expired = Vec::new();
-        for entry in self.expiry.range(..=(now, &[0xff; 32]))?.take(at_most) {
+        for entry in self.expiry.range(..=(now.secs(), &[0xff; 32]))?.take(at_most) {
             expired.push(*entry?.0.value().1);
         }
         for id in &expired {
@@ -314,8 +319,9 @@ impl<'t> FlowTables<'t> {
     }
 
     /// The flows of a user, the oldest first.
-    fn flows_of(&self, user: &[u8; 32], now: u64) -> Result<Vec<FlowKey>, redb::Error> {
-        let first = (user, now.saturating_add(1), 0, &[0; 32]);
+    fn flows_of(&self, user: &UserKey, now: UnixTime) -> Result<Vec<[u8; 32]>, redb::Error> {
+        let user = user.as_bytes();
+        let first = (user, now.secs().saturating_add(1), 0, &[0; 32]);
         let last = (user, u64::MAX, u64::MAX, &[0xff; 32]);
         let mut ids = Vec::new();
         for entry in self.by_user.range(first..=last)? {
@@ -324,14 +330,14 @@ impl<'t> FlowTables<'t> {
         Ok(ids)
     }
 
-    fn indexed(&self, id: &FlowKey) -> Result<Option<Indexed>, redb::Error> {
+    fn indexed(&self, id: &[u8; 32]) -> Result<Option<Indexed>, redb::Error> {
         Ok(self.flows.get(id)?.map(|stored| {
             let (_, user, expires_at, sequence, ..) = stored.value();
             Indexed { user: *user, expires_at, sequence }
         }))
     }
 
-    fn remove(&mut self, id: &FlowKey) -> Result<(), redb::Error> {
+    fn remove(&mut self, id: &[u8; 32]) -> Result<(), redb::Error> {
         if let Some(Indexed { user, expires_at, sequence }) = self.indexed(id)? {
             self.flows.remove(id)?;
             self.expiry.remove((expires_at, id))?;
@@ -347,22 +353,24 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
         move |reason| OpenError::Keys { path, reason }
     };
     // Keys that are no keys shall not leave an empty store behind.
-    let given = encryption_keys.map(|path| keys::read(path).map_err(at(path))).transpose()?;
+    let given = encryption_keys.map(|path| key_file::read(path).map_err(at(path))).transpose()?;
     let database = open_database(path)?;
     let failed = |error: redb::Error| failed(path, &error);
     let content = content(&database).map_err(failed)?;
-    let beside = keys::beside(path);
+    let beside = key_file::beside(path);
     let keys_path = encryption_keys.unwrap_or(&beside);
     // Nobody else makes the file meanwhile: whoever would has to open the store first.
     let sealer = match (given, keys_path.try_exists(), &content) {
         (Some(sealer), ..) => sealer,
-        (None, Ok(false), Content::Nothing) => keys::create(keys_path).map_err(at(keys_path))?,
+        (None, Ok(false), Content::Nothing) => key_file::create(keys_path).map_err(at(keys_path))?,
         (None, Ok(false), _) => return Err(at(keys_path)(KeysError::Lost)),
-        (None, ..) => keys::read(keys_path).map_err(at(keys_path))?,
+        (None, ..) => key_file::read(keys_path).map_err(at(keys_path))?,
     };
     let record = match content {
-        Content::Nothing => Some(keys::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?),
-        Content::Checked(record) => keys::check(&sealer, &record).map_err(at(keys_path))?,
+        Content::Nothing => {
+            Some(key_file::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?)
+        }
+        Content::Checked(record) => key_file::check(&sealer, &record).map_err(at(keys_path))?,
         Content::Unchecked => return Err(at(keys_path)(KeysError::Wrong)),
     };
     if let Some(record) = record {
@@ -385,26 +393,19 @@ fn open_database(path: &Path) -> Result<Database, StoreError> {
     builder().create(path).map_err(|error| failed(path, &error.into()))
 }
 
-/// Makes the file elsewhere and moves it: one that a death left half made would never open again.
+/// Makes the file whole: one that a death left half made would never open again.
 fn make(path: &Path) -> Result<(), redb::Error> {
-    let dir = File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    let folder = whole_file::folder(path)?;
     // Whoever else makes it is waited for.
-    dir.lock()?;
+    folder.lock()?;
     if path.exists() {
         return Ok(());
     }
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    // Of a crash, perhaps; its mode might be another.
-    match std::fs::remove_file(&draft) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    // redb would make the file as readable as the umask allows.
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    drop(builder().create(&draft)?);
-    std::fs::rename(&draft, path)?;
-    Ok(dir.sync_all()?)
+    // redb itself would make the file as readable as the umask allows.
+    whole_file::make(path, |_, draft| {
+        drop(builder().create(draft)?);
+        Ok(())
+    })
 }
 
 fn builder() -> redb::Builder {
@@ -464,13 +465,23 @@ mod tests {
 
     use super::*;
 
-    const NOW: u64 = 1_800_000_000;
+    const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
+    const CONTEXT: Context = Context::from_bytes([1; 32]);
+    const TOKEN: TokenKey = TokenKey::from_bytes([1; 32]);
+    const ROUTE: RouteKey = RouteKey::from_bytes([2; 32]);
     const LIMITS: FlowLimits = FlowLimits { of_user: 1000, in_all: 1000 };
 
-    fn flow(number: u16, expires_at: u64) -> Flow {
+    fn flow(number: u16, expires_at: UnixTime) -> Flow {
         let mut id = [0; 32];
         id.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
-        Flow { id, context: [1; 32], user: [2; 32], expires_at, sealed: b"sealed".into(), tombstone: b"left".into() }
+        Flow {
+            id: FlowKey::from_bytes(id),
+            context: CONTEXT,
+            user: UserKey::from_bytes([2; 32]),
+            expires_at,
+            sealed: b"sealed".into(),
+            tombstone: b"left".into(),
+        }
     }
 
     /// How many rows the tables of flows have.
@@ -493,14 +504,14 @@ mod tests {
         for number in 0..250 {
             store.add_flow(flow(number, NOW + 600), LIMITS, NOW).await.expect("added");
         }
-        store.take_flow(flow(0, 0).id, [1; 32], NOW).await.expect("taken");
+        store.take_flow(flow(0, NOW).id, CONTEXT, NOW).await.expect("taken");
         assert_eq!(rows(&store).await, [250, 250, 250]);
-        store.take_flow(flow(1, 0).id, [1; 32], NOW + 600).await.expect("unknown");
+        store.take_flow(flow(1, NOW).id, CONTEXT, NOW + 600).await.expect("unknown");
         assert_eq!(rows(&store).await, [150, 150, 150], "the one that was taken goes, too");
         // Those that expired do not count, removed or not.
         store.add_flow(flow(300, NOW + 1200), FlowLimits { of_user: 1, in_all: 1 }, NOW + 600).await.expect("added");
         assert_eq!(rows(&store).await, [1, 1, 1]);
-        store.take_flow(flow(1, 0).id, [1; 32], NOW + 1200).await.expect("unknown");
+        store.take_flow(flow(1, NOW).id, CONTEXT, NOW + 1200).await.expect("unknown");
         assert_eq!(rows(&store).await, [0, 0, 0]);
     }
 
@@ -509,7 +520,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("store.redb");
         FileStore::open(&path, None).await.expect("a store");
-        for path in [&path, &keys::beside(&path)] {
+        for path in [&path, &key_file::beside(&path)] {
             let mode = fs::metadata(path).expect("a file").permissions().mode();
             assert_eq!(mode & 0o7777, 0o600, "{}", path.display());
         }
@@ -519,7 +530,7 @@ mod tests {
     async fn a_store_without_its_keys_is_refused() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("store.redb");
-        let beside = keys::beside(&path);
+        let beside = key_file::beside(&path);
         let (_, sealer) = FileStore::open(&path, None).await.expect("a store");
         let sealed = sealer.seal("test", &[], b"secret").expect("sealed");
         let (_, sealer) = FileStore::open(&path, None).await.expect("the store again");
@@ -531,7 +542,7 @@ mod tests {
         assert!(error.contains(beside.to_str().expect("text")) && error.contains("is missing"), "{error}");
         assert!(!beside.exists(), "no fresh keys take their place");
 
-        keys::create(&beside).expect("other keys");
+        key_file::create(&beside).expect("other keys");
         let error = FileStore::open(&path, None).await.err().expect("others").to_string();
         assert!(error.contains(beside.to_str().expect("text")) && error.contains("none of the keys"), "{error}");
 
@@ -575,7 +586,7 @@ mod tests {
         transaction.commit().expect("kept");
         drop(database);
         error(foreign.clone()).await;
-        keys::create(&keys::beside(&foreign)).expect("keys");
+        key_file::create(&key_file::beside(&foreign)).expect("keys");
         error(foreign).await;
     }
 
@@ -583,10 +594,10 @@ mod tests {
     async fn the_file_is_opened_anew_after_the_disk_failed() {
         let dir = tempfile::tempdir().expect("a folder");
         let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
-        store.put_token([1; 32], [2; 32], b"sealed".into()).await.expect("kept");
+        store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
         let error = store.run(|_| Err::<(), _>(redb::Error::PreviousIo)).await.expect_err("a failure").to_string();
         assert!(error.contains("store.redb: Previous I/O error"), "{error}");
         assert!(store.0.database.read().expect("no panic").is_none());
-        assert_eq!(store.token([2; 32]).await.expect("a store"), Some(([1; 32], b"sealed".into())));
+        assert_eq!(store.token(ROUTE).await.expect("a store"), Some((TOKEN, b"sealed".into())));
     }
 }

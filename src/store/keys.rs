@@ -1,162 +1,123 @@
-//! The key file of a store, and the record in the store that tells whether it is the right one.
+//! What flows and tokens are kept under. What one may do with another's is decided by these, so each is a type of its
+//! own, made in one way.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use serde::Serialize;
+
+use crate::model::{
+    client::{ClientId, RedirectUri},
+    flow::{BrowserHash, FlowId},
+    secret::tagged_hash,
+    user::User,
 };
 
-use zeroize::Zeroizing;
+macro_rules! keys {
+    ($($(#[$meta:meta])* $name:ident)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct $name([u8; 32]);
 
-use crate::{
-    model::secret::{KeyFileError, NoRandomness, generate_key_line, parse_keys},
-    store::seal::{Sealer, UnsealError},
-};
+        impl $name {
+            /// One that a store gave back.
+            pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
 
-/// The purpose that the check record is sealed for.
-const CHECK: &str = "key check";
-
-/// Why a key file cannot be used. Nothing of its content is repeated.
-#[derive(Debug, thiserror::Error)]
-pub enum KeysError {
-    #[error("cannot be read: {0}")]
-    Unreadable(io::Error),
-    #[error("{0}")]
-    Malformed(#[from] KeyFileError),
-    #[error("cannot be written: {0}")]
-    Unwritable(io::Error),
-    #[error(transparent)]
-    NoRandomness(#[from] NoRandomness),
-    #[error("is missing, and nothing in the store opens without its keys: put it back")]
-    Lost,
-    #[error("has none of the keys that the store was sealed with")]
-    Wrong,
-}
-
-/// Where the keys of a file store are unless a setting says otherwise: beside it.
-pub fn beside(store: &Path) -> PathBuf {
-    let mut path = store.as_os_str().to_owned();
-    path.push(".keys");
-    path.into()
-}
-
-/// Reads a key file.
-///
-/// # Errors
-/// Where it cannot be read, or has no keys in the form that `envoy-cimd keygen` prints.
-pub fn read(path: &Path) -> Result<Sealer, KeysError> {
-    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(KeysError::Unreadable)?;
-    sealer(&text)
-}
-
-/// Makes a key file of one fresh key, for its owner only. It is there whole or not at all, also after a crash.
-///
-/// The caller sees to it that nobody else makes it at the same time.
-///
-/// # Errors
-/// Where it cannot be written, or the system gives no randomness.
-pub fn create(path: &Path) -> Result<Sealer, KeysError> {
-    let text = Zeroizing::new(generate_key_line()? + "\n");
-    let sealer = sealer(&text)?;
-    write(path, text.as_bytes()).map_err(KeysError::Unwritable)?;
-    Ok(sealer)
-}
-
-/// The check record: what a store keeps to know its keys by.
-///
-/// # Errors
-/// As [`Sealer::seal`].
-pub fn check_record(sealer: &Sealer) -> Result<Vec<u8>, crate::store::seal::SealError> {
-    sealer.seal(CHECK, &[], &[])
-}
-
-/// Whether these are the keys that a store's check record was made with; and, where the first key is not the one, the
-/// record to put in its place, so that the old key can go one day.
-///
-/// # Errors
-/// [`KeysError::Wrong`] where they are others.
-pub fn check(sealer: &Sealer, record: &[u8]) -> Result<Option<Vec<u8>>, KeysError> {
-    match sealer.open(CHECK, &[], record) {
-        Ok(opened) if opened.stale => Ok(check_record(sealer).ok()),
-        Ok(_) => Ok(None),
-        Err(UnsealError::UnknownKey | UnsealError::DoesNotOpen | UnsealError::BadVersion | UnsealError::Malformed) => {
-            Err(KeysError::Wrong)
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
         }
+    )*};
+}
+
+keys! {
+    /// The hash of a flow's id: who reads the store cannot complete a flow.
+    FlowKey
+    /// The hash of what must be the same when a flow ends: redirect URI, user, browser.
+    Context
+    /// The hash of a user, for the limit on flows.
+    UserKey
+    /// The hash of (user, client_id, issuer, resource).
+    TokenKey
+    /// The hash of (user, client_id, upstream).
+    RouteKey
+}
+
+impl FlowKey {
+    pub fn of(flow_id: &FlowId) -> Self {
+        Self(tagged_hash("envoy-cimd flow", &flow_id.0))
     }
 }
 
-fn sealer(text: &str) -> Result<Sealer, KeysError> {
-    Sealer::new(&parse_keys(text)?).ok_or(KeysError::Malformed(KeyFileError::Empty))
+impl Context {
+    pub fn of(redirect_uri: &RedirectUri, user: &User, browser_hash: &BrowserHash) -> Self {
+        Self(hash("envoy-cimd context", &(redirect_uri, user, BASE64_URL_SAFE_NO_PAD.encode(browser_hash.0))))
+    }
 }
 
-fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".new");
-    // Of a crash, perhaps; its mode might be another.
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+impl UserKey {
+    pub fn of(user: &User) -> Self {
+        Self(hash("envoy-cimd user", user))
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&draft, path)?;
-    // What is sealed next may reach the disk before the file's name does.
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => fs::File::open(parent)?.sync_all(),
-        None => fs::File::open(".")?.sync_all(),
+}
+
+impl TokenKey {
+    pub fn of(user: &User, client_id: &ClientId, issuer: &str, resource: &str) -> Self {
+        Self(hash("envoy-cimd token", &(user, client_id, issuer, resource)))
     }
+}
+
+impl RouteKey {
+    /// `upstream` is the upstream's URL, as the operator wrote it.
+    pub fn of(user: &User, client_id: &ClientId, upstream: &str) -> Self {
+        Self(hash("envoy-cimd route", &(user, client_id, upstream)))
+    }
+}
+
+/// A hash of several values. As JSON, no two lists of values have the same bytes.
+fn hash(purpose: &str, values: &impl Serialize) -> [u8; 32] {
+    tagged_hash(purpose, &serde_json::to_vec(values).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
-    fn a_fresh_file_is_its_owners_and_reads_again() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path = beside(&dir.path().join("store.redb"));
-        assert_eq!(path, dir.path().join("store.redb.keys"));
-        // What a crash may have left, readable for everybody.
-        fs::write(dir.path().join("store.redb.keys.new"), "half").expect("a file");
-        let sealer = create(&path).expect("keys");
-        assert_eq!(fs::metadata(&path).expect("a file").permissions().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 1, "no draft is left");
-        let record = check_record(&sealer).expect("a record");
-        assert!(check(&read(&path).expect("keys"), &record).expect("the same keys").is_none());
-        let text = fs::read_to_string(&path).expect("text");
-        assert_eq!(text.trim_end().len(), 43);
-    }
-
-    #[test]
-    fn a_bad_file_says_why_and_repeats_nothing() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let path = dir.path().join("keys");
-        assert!(matches!(read(&path), Err(KeysError::Unreadable(_))));
-        fs::write(&path, "no-key").expect("a file");
-        let error = read(&path).expect_err("no key").to_string();
-        assert_eq!(error, "line 1 is no base64url key of 256 bits, as `envoy-cimd keygen` prints");
-        fs::write(&path, "").expect("a file");
-        assert!(matches!(read(&path), Err(KeysError::Malformed(KeyFileError::Empty))));
-        let error = create(&dir.path().join("missing/keys")).expect_err("no folder");
-        assert!(matches!(error, KeysError::Unwritable(_)), "{error}");
-    }
-
-    #[test]
-    fn other_keys_are_told_and_old_ones_can_go() {
-        let lines: Vec<String> = (0..3).map(|_| generate_key_line().expect("a key")).collect();
-        let [one, two, three] = &lines[..] else { panic!("three lines") };
-        let record = check_record(&sealer(one).expect("a key")).expect("a record");
-        assert!(matches!(check(&sealer(two).expect("a key"), &record), Err(KeysError::Wrong)));
-        assert!(check(&sealer(&format!("{one}\n{two}")).expect("keys"), &record).expect("its keys").is_none());
-        let rotated = sealer(&format!("{two}\n{one}")).expect("keys");
-        let newer = check(&rotated, &record).expect("its keys").expect("a record to replace it");
-        assert!(check(&sealer(two).expect("a key"), &newer).expect("its key").is_none());
-        for bad in [&b""[..], b"x", &[2; 60]] {
-            assert!(matches!(check(&sealer(three).expect("a key"), bad), Err(KeysError::Wrong)));
+    fn keys_differ_in_each_of_their_parts() {
+        let anna = User::Subject { issuer: "i".to_owned(), subject: "anna".to_owned() };
+        let bert = User::Subject { issuer: "i".to_owned(), subject: "bert".to_owned() };
+        // The same characters, cut elsewhere.
+        let cut = User::Subject { issuer: "ia".to_owned(), subject: "nna".to_owned() };
+        let flow = |id| FlowKey::of(&FlowId([id; 16])).0;
+        let context =
+            |uri, user: &User, browser| Context::of(&RedirectUri::new(uri), user, &BrowserHash([browser; 32])).0;
+        let route = |user: &User, client, upstream| RouteKey::of(user, &ClientId::new(client), upstream).0;
+        let token =
+            |user: &User, client, issuer, resource| TokenKey::of(user, &ClientId::new(client), issuer, resource).0;
+        let keys = [
+            flow(1),
+            flow(2),
+            context("r", &anna, 1),
+            context("s", &anna, 1),
+            context("r", &bert, 1),
+            context("r", &anna, 2),
+            route(&anna, "c", "u"),
+            route(&bert, "c", "u"),
+            route(&cut, "c", "u"),
+            route(&User::Single, "c", "u"),
+            route(&anna, "d", "u"),
+            route(&anna, "c", "v"),
+            route(&anna, "cu", ""),
+            token(&anna, "c", "i", "r"),
+            token(&bert, "c", "i", "r"),
+            token(&anna, "d", "i", "r"),
+            token(&anna, "c", "j", "r"),
+            token(&anna, "c", "i", "s"),
+        ];
+        for (index, key) in keys.iter().enumerate() {
+            assert!(!keys[..index].contains(key) && *key != [0; 32], "{index}");
         }
+        assert_eq!(route(&anna, "c", "u"), keys[6], "and are the same each time");
     }
 }

@@ -1,33 +1,13 @@
 //! Opening a store, with the keys that seal what goes into it.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
-use crate::store::{Sealer, Store, StoreError, StoreUrl, file::FileStore, keys::KeysError, redis::RedisStore};
+use super::{backend::Store, error::OpenError, file::FileStore, redis::RedisStore, seal::Sealer, url::StoreUrl};
 
 /// An open store. It has no `Debug`.
 pub struct Opened {
     pub store: Arc<dyn Store>,
     pub sealer: Sealer,
-}
-
-/// Why a store is not opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The store and the keys do not belong together, or the keys are none. Trying again does not help.
-    #[error("encryption keys {}: {reason}", path.display())]
-    Keys { path: PathBuf, reason: KeysError },
-    /// Only a store on this machine has a natural place for its keys.
-    #[error("a store in Redis needs --encryption-keys: every process that shares it has the same keys")]
-    NoKeys,
-    /// The authorities to trust besides the system's.
-    #[error("--extra-ca {}: {reason}", path.display())]
-    ExtraCa { path: PathBuf, reason: String },
-    /// The store itself. It may be reachable later.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 impl StoreUrl {
@@ -58,10 +38,4 @@ impl StoreUrl {
             }
         }
     }
-}
-
-/// Does work that may block, away from what must not.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
-    // It fails where the work panicked, or the runtime ends.
-    tokio::task::spawn_blocking(work).await.map_err(|error| StoreError::Failed(error.to_string()))
 }

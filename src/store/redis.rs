@@ -19,17 +19,19 @@ use redis::{
     PushInfo, PushKind, RedisConnectionInfo, RedisError, RedisResult, Script, ScriptInvocation, ServerErrorKind,
     TlsCertificates, aio::MultiplexedConnection,
 };
-use rustls::{
-    RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use rustls::pki_types::CertificateDer;
 use tokio::{sync::Mutex, time::timeout};
 use zeroize::Zeroizing;
 
-use crate::store::{
-    Flow, FlowKey, FlowLimits, Holder, OpenError, RouteKey, Sealer, Store, StoreError, Taken, TokenKey, keys,
-    open::blocking, url::RedisUrl,
+use super::{
+    backend::{Flow, FlowLimits, Holder, Store, Taken},
+    error::{OpenError, StoreError, blocking},
+    key_file,
+    keys::{Context, FlowKey, RouteKey, TokenKey},
+    seal::Sealer,
+    url::RedisUrl,
 };
+use crate::{model::clock::UnixTime, net::tls::roots};
 
 /// How long an operation may take, with the connection where there is none.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -81,15 +83,15 @@ impl RedisStore {
         let at = |reason| OpenError::Keys { path: encryption_keys.to_owned(), reason };
         let (keys_path, ca) = (encryption_keys.to_owned(), extra_ca.filter(|_| url.tls).map(Path::to_owned));
         let (sealer, roots) = blocking(move || {
-            let roots = ca.map(|path| roots(&path).map_err(|reason| OpenError::ExtraCa { path, reason }));
-            (keys::read(&keys_path), roots.transpose())
+            let roots = ca.map(|path| roots_as_pem(&path).map_err(|reason| OpenError::ExtraCa { path, reason }));
+            (key_file::read(&keys_path), roots.transpose())
         })
         .await?;
         let sealer = sealer.map_err(at)?;
         let store = Self::new(url, roots?)?;
-        let offered = keys::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?;
+        let offered = key_file::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?;
         let there = store.check_record(&offered, None).await?;
-        if let Some(newer) = keys::check(&sealer, &there).map_err(at)? {
+        if let Some(newer) = key_file::check(&sealer, &there).map_err(at)? {
             store.check_record(&newer, Some(&there)).await?;
         }
         Ok((store, sealer))
@@ -185,12 +187,19 @@ impl RedisStore {
 
 #[async_trait]
 impl Store for RedisStore {
-    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: u64) -> Result<(), StoreError> {
+    async fn add_flow(&self, flow: Flow, limits: FlowLimits, now: UnixTime) -> Result<(), StoreError> {
         let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
         let mut step = self.scripts.add_flow.key(flow_key(&id));
-        step.key(flows_key()).key(format!("{NAMESPACE}:flows:{}", text(&user))).key(format!("{NAMESPACE}:sequence"));
-        step.arg(now).arg(expires_at).arg(limits.of_user).arg(limits.in_all).arg(text(&id)).arg(flow_prefix());
-        step.arg(&context[..]).arg(sealed).arg(tombstone);
+        step.key(flows_key())
+            .key(format!("{NAMESPACE}:flows:{}", text(user.as_bytes())))
+            .key(format!("{NAMESPACE}:sequence"));
+        step.arg(now.secs())
+            .arg(expires_at.secs())
+            .arg(limits.of_user)
+            .arg(limits.in_all)
+            .arg(text(id.as_bytes()))
+            .arg(flow_prefix());
+        step.arg(&context.as_bytes()[..]).arg(sealed).arg(tombstone);
         match self.run(&step).await? {
             0 => Ok(()),
             1 => Err(StoreError::Full),
@@ -199,9 +208,9 @@ impl Store for RedisStore {
         }
     }
 
-    async fn take_flow(&self, id: FlowKey, context: [u8; 32], now: u64) -> Result<Taken, StoreError> {
+    async fn take_flow(&self, id: FlowKey, context: Context, now: UnixTime) -> Result<Taken, StoreError> {
         let mut step = self.scripts.take_flow.key(flow_key(&id));
-        step.arg(now).arg(&context[..]);
+        step.arg(now.secs()).arg(&context.as_bytes()[..]);
         let (outcome, content): (i64, Vec<u8>) = self.run(&step).await?;
         match outcome {
             0 => Ok(Taken::Unknown),
@@ -214,7 +223,7 @@ impl Store for RedisStore {
 
     async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
         let mut step = self.scripts.put_token.key(token_key(&key));
-        step.key(route_key(&route)).arg(text(&key)).arg(sealed);
+        step.key(route_key(&route)).arg(text(key.as_bytes())).arg(sealed);
         self.run::<i64>(&step).await.map(drop)
     }
 
@@ -224,7 +233,8 @@ impl Store for RedisStore {
         let Some((name, sealed)): Option<(Vec<u8>, Vec<u8>)> = self.run(&step).await? else {
             return Ok(None);
         };
-        let key = BASE64_URL_SAFE_NO_PAD.decode(name).ok().and_then(|key| key.try_into().ok());
+        let key =
+            BASE64_URL_SAFE_NO_PAD.decode(name).ok().and_then(|key| key.try_into().ok()).map(TokenKey::from_bytes);
         let key = key.ok_or_else(|| StoreError::Failed(format!("{}: a route points at no token's key", self.name)))?;
         Ok(Some((key, sealed)))
     }
@@ -247,7 +257,7 @@ impl Store for RedisStore {
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {
         let mut step = self.scripts.remove_token.key(token_key(&key));
         // No sealed record is empty.
-        step.key(route_key(&route)).arg(text(&key)).arg(old.unwrap_or_default());
+        step.key(route_key(&route)).arg(text(key.as_bytes())).arg(old.unwrap_or_default());
         self.run::<i64>(&step).await.map(drop)
     }
 }
@@ -279,7 +289,7 @@ fn flow_prefix() -> String {
 }
 
 fn flow_key(id: &FlowKey) -> String {
-    flow_prefix() + &text(id)
+    flow_prefix() + &text(id.as_bytes())
 }
 
 fn flows_key() -> String {
@@ -291,15 +301,15 @@ fn token_prefix() -> String {
 }
 
 fn token_key(key: &TokenKey) -> String {
-    token_prefix() + &text(key)
+    token_prefix() + &text(key.as_bytes())
 }
 
 fn claim_key(key: &TokenKey) -> String {
-    format!("{NAMESPACE}:claim:{}", text(key))
+    format!("{NAMESPACE}:claim:{}", text(key.as_bytes()))
 }
 
 fn route_key(route: &RouteKey) -> String {
-    format!("{NAMESPACE}:route:{}", text(route))
+    format!("{NAMESPACE}:route:{}", text(route.as_bytes()))
 }
 
 fn text(hash: &[u8; 32]) -> String {
@@ -328,25 +338,12 @@ fn failed(name: &str, password: Option<&String>, error: &RedisError) -> StoreErr
     StoreError::Failed(format!("{name}: {said}"))
 }
 
-/// The system's authorities and those of a file, as PEM: given any, the client takes no others.
-fn roots(extra: &Path) -> Result<Vec<u8>, String> {
-    let content = std::fs::read(extra).map_err(|error| error.to_string())?;
+/// The system's authorities and those of a file, as PEM: given any, the client takes no others, and refuses all where
+/// rustls refuses one.
+fn roots_as_pem(extra: &Path) -> Result<Vec<u8>, String> {
+    let authorities = roots::authorities(Some(extra)).map_err(|error| format!("{error:#}"))?;
     let mut pem = Vec::new();
-    let mut known = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&content) {
-        let certificate = certificate.map_err(|error| error.to_string())?;
-        known.add(certificate.clone()).map_err(|error| error.to_string())?;
-        write_pem(&mut pem, &certificate);
-    }
-    if known.is_empty() {
-        return Err("has no certificate".to_owned());
-    }
-    for certificate in rustls_native_certs::load_native_certs().certs {
-        // The client refuses all where one is no authority that rustls takes.
-        if known.add(certificate.clone()).is_ok() {
-            write_pem(&mut pem, &certificate);
-        }
-    }
+    authorities.iter().for_each(|certificate| write_pem(&mut pem, certificate));
     Ok(pem)
 }
 
@@ -362,6 +359,8 @@ fn write_pem(pem: &mut Vec<u8>, certificate: &CertificateDer<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{RootCertStore, pki_types::pem::PemObject};
+
     use super::*;
 
     #[test]
@@ -384,14 +383,14 @@ mod tests {
         let path = dir.path().join("ca.pem");
         let refused = |content: &str| {
             std::fs::write(&path, content).expect("a file");
-            roots(&path).expect_err("no authority")
+            roots_as_pem(&path).expect_err("no authority")
         };
         assert_eq!(refused("nothing"), "has no certificate");
         refused("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
         refused("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n");
         let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate").cert;
         std::fs::write(&path, own.pem()).expect("a file");
-        let pem = roots(&path).expect("authorities");
+        let pem = roots_as_pem(&path).expect("authorities");
         let all: Vec<_> = CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().expect("PEM");
         assert_eq!(all.first(), Some(own.der()));
         let mut store = RootCertStore::empty();

@@ -1,12 +1,7 @@
 //! The name of a store, as `--store` gives it.
 
-use std::{ffi::OsStr, fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
-use clap::{
-    Arg, Command,
-    builder::{TypedValueParser, ValueParserFactory},
-    error::ErrorKind,
-};
 use percent_encoding::percent_decode_str;
 use url::Url;
 use zeroize::Zeroizing;
@@ -42,15 +37,15 @@ pub struct Login {
 /// Why a text names no store. Nothing of it is repeated: it may hold a password.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum StoreUrlError {
-    #[error("it is none of `file:PATH`, `redis://HOST` and `rediss://HOST`")]
+    #[error("it is not one of `file:PATH`, `redis://HOST` and `rediss://HOST`")]
     Scheme,
     #[error("after `file:` comes the path of a file, such as `file:/var/lib/envoy-cimd/store.redb`")]
     Path,
-    #[error("it is no URL ({0}); in user and password, `@`, `:`, `/`, `?`, `#` and `%` are percent-encoded")]
+    #[error("it is not a URL ({0}); in user and password, `@`, `:`, `/`, `?`, `#` and `%` are percent-encoded")]
     Url(url::ParseError),
     #[error("it names no host")]
     Host,
-    #[error("its port is no port")]
+    #[error("its port is not a port")]
     Port,
     #[error("what follows the host is the number of a database, such as `/0`, or nothing")]
     Database,
@@ -110,31 +105,6 @@ impl fmt::Debug for RedisUrl {
     }
 }
 
-/// Without this, clap would repeat a value that is wrong, and a password with it.
-impl ValueParserFactory for StoreUrl {
-    type Parser = Parser;
-
-    fn value_parser() -> Self::Parser {
-        Parser
-    }
-}
-
-/// Parses a [`StoreUrl`] from the command line without repeating it in an error.
-#[derive(Clone, Copy, Debug)]
-pub struct Parser;
-
-impl TypedValueParser for Parser {
-    type Value = StoreUrl;
-
-    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<StoreUrl, clap::Error> {
-        value.to_str().ok_or(StoreUrlError::Scheme).and_then(str::parse).map_err(|error: StoreUrlError| {
-            let flag = arg.map_or_else(|| "--store".to_owned(), ToString::to_string);
-            let message = format!("invalid value for '{flag}': {error}\n");
-            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
-        })
-    }
-}
-
 fn file(path: &str) -> Result<PathBuf, StoreUrlError> {
     // `file:///path` is what others write for `file:/path`; `file://path` would be a host.
     let path = match path.strip_prefix("//") {
@@ -183,8 +153,6 @@ fn redis(url: &Url, tls: bool) -> Result<RedisUrl, StoreUrlError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::value_parser;
-
     use super::*;
 
     #[test]
@@ -243,18 +211,5 @@ mod tests {
             assert_eq!(found, error, "{text}");
             assert!(!found.to_string().contains("hunter"), "{text}");
         }
-    }
-
-    #[test]
-    fn the_command_line_does_not_repeat_a_password() {
-        let command = Command::new("test").arg(Arg::new("store").long("store").value_parser(value_parser!(StoreUrl)));
-        let parse = |value: &str| command.clone().try_get_matches_from(["test", "--store", value]);
-        let matches = parse("redis://:hunter2@redis").expect("a store");
-        assert_eq!(matches.get_one::<StoreUrl>("store").expect("a store").to_string(), "redis://…@redis:6379/0");
-        let error = parse("redis://:hunter2@redis/one").expect_err("no store");
-        assert_eq!(error.exit_code(), 2);
-        let error = error.to_string();
-        assert!(error.contains("--store <store>") && error.contains("number of a database"), "{error}");
-        assert!(!error.contains("hunter2"), "{error}");
     }
 }

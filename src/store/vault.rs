@@ -11,13 +11,29 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
-use crate::{
-    commands::settings::ExchangeArgs,
-    store::{OpenError, Opened, StoreUrl, UnsealError},
+use super::{
+    error::OpenError,
+    keys::{FlowKey, TokenKey},
+    open::Opened,
+    seal::UnsealError,
+    url::StoreUrl,
 };
 
 /// The file store's name in the state directory.
 const FILE: &str = "store.redb";
+
+/// Where the store is, and what opens it.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// Where none is given, it is a file in the state directory.
+    pub url: Option<StoreUrl>,
+    /// Where none is given, systemd's or the user's own.
+    pub state_dir: Option<PathBuf>,
+    /// Where none is given, a file store has its keys beside it.
+    pub encryption_keys: Option<PathBuf>,
+    /// A PEM file of authorities that Redis's certificate may come from, besides the system's.
+    pub extra_ca: Option<PathBuf>,
+}
 
 /// A store that is opened when it is first needed, so that documents are served without one.
 pub struct Vault {
@@ -30,20 +46,15 @@ pub struct Vault {
 impl Vault {
     /// # Errors
     /// Where no setting and no variable says where the store is.
-    pub fn new(settings: &ExchangeArgs) -> anyhow::Result<Self> {
-        let url = match &settings.store {
-            Some(url) => url.clone(),
-            None => StoreUrl::File(state_dir(settings.state_dir.as_deref())?.join(FILE)),
+    pub fn new(config: Config) -> anyhow::Result<Self> {
+        let url = match config.url {
+            Some(url) => url,
+            None => StoreUrl::File(state_dir(config.state_dir.as_deref())?.join(FILE)),
         };
-        if url.is_shared() && settings.encryption_keys.is_none() {
+        if url.is_shared() && config.encryption_keys.is_none() {
             bail!("{}", OpenError::NoKeys);
         }
-        Ok(Self {
-            url,
-            encryption_keys: settings.encryption_keys.clone(),
-            extra_ca: settings.extra_ca.clone(),
-            opened: OnceCell::new(),
-        })
+        Ok(Self { url, encryption_keys: config.encryption_keys, extra_ca: config.extra_ca, opened: OnceCell::new() })
     }
 
     /// Opens what is there already, so that a wrong key or a store in use shows at start. A store that does not exist
@@ -85,24 +96,39 @@ impl Vault {
     }
 }
 
+/// What is sealed, and where it is kept: sealed for one place, it opens at no other.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    Flow(&'a FlowKey),
+    Tombstone(&'a FlowKey),
+    Token(&'a TokenKey),
+}
+
+impl Place<'_> {
+    /// The purpose of the record, and the key that it is stored under.
+    fn parts(&self) -> (&'static str, &[u8; 32]) {
+        match self {
+            Self::Flow(key) => ("flow", key.as_bytes()),
+            Self::Tombstone(key) => ("tombstone", key.as_bytes()),
+            Self::Token(key) => ("token", key.as_bytes()),
+        }
+    }
+}
+
 impl Opened {
-    /// A value, sealed for a purpose and the key that it will be stored under. None where the system has no
-    /// randomness.
-    pub fn seal<T: Serialize>(&self, purpose: &str, key: &[u8; 32], value: &T) -> Option<Vec<u8>> {
+    /// A value, sealed for its place. None where the system has no randomness.
+    pub fn seal<T: Serialize>(&self, place: Place<'_>, value: &T) -> Option<Vec<u8>> {
         let plaintext = Zeroizing::new(serde_json::to_vec(value).ok()?);
+        let (purpose, key) = place.parts();
         self.sealer.seal(purpose, key, &plaintext).ok()
     }
 
-    /// A value that was sealed for this purpose and this key, and whether it should be sealed anew.
+    /// A value that was sealed for this place, and whether it should be sealed anew.
     ///
     /// # Errors
     /// Where it does not open, or holds another kind of value.
-    pub fn unseal<T: DeserializeOwned>(
-        &self,
-        purpose: &str,
-        key: &[u8; 32],
-        sealed: &[u8],
-    ) -> Result<(T, bool), UnsealError> {
+    pub fn unseal<T: DeserializeOwned>(&self, place: Place<'_>, sealed: &[u8]) -> Result<(T, bool), UnsealError> {
+        let (purpose, key) = place.parts();
         let unsealed = self.sealer.open(purpose, key, sealed)?;
         let value = serde_json::from_slice(&unsealed.plaintext).map_err(|_| UnsealError::Malformed)?;
         Ok((value, unsealed.stale))

@@ -1,6 +1,6 @@
 //! The audit log: who connected what to where. Its lines have the target `audit`, so that a filter finds them.
 
-use crate::{filter::state::FlowId, model::user::User};
+use crate::model::{flow::FlowId, user::User};
 
 /// What the lines are found by, and what no filter silences.
 pub const TARGET: &str = "audit";

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, bail};
 use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
-use crate::telemetry::audit;
+use super::audit;
 
 /// What is logged at the moment.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::model::route::Endpoint;
+use crate::model::paths::Endpoint;
 
 /// The metrics of one process.
 #[derive(Debug)]
@@ -29,54 +29,6 @@ const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreogr
 
 /// What becomes of a refresh.
 const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
-
-const REFUSED_EVERYWHERE: &[&str] =
-    &["headers_too_large", "misconfigured_route", "https_required", "misdirected_request", "method_not_allowed"];
-
-/// What becomes of a request, by endpoint.
-const OUTCOMES: [(Endpoint, &[&str]); 3] = [
-    (Endpoint::Document, &["served", "not_modified", "preflight", "not_found"]),
-    (
-        Endpoint::Start,
-        &[
-            "shown",
-            "begun",
-            "bad_request",
-            "cross_site",
-            "user_unknown",
-            "authorization_server_unusable",
-            "too_many_flows",
-            "choreographer_failed",
-            "choreographer_unavailable",
-            "timeout",
-        ],
-    ),
-    (
-        Endpoint::Callback,
-        &[
-            "completed",
-            "bad_request",
-            "malformed",
-            "unknown_key",
-            "bad_mac",
-            "expired",
-            "wrong_route",
-            "wrong_browser",
-            "prefetch",
-            "user_unknown",
-            "wrong_context",
-            "unknown_flow",
-            "issuer_mismatch",
-            "as_error",
-            "already_used",
-            "too_many_flows",
-            "exchange_failed",
-            "choreographer_failed",
-            "choreographer_unavailable",
-            "timeout",
-        ],
-    ),
-];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
@@ -115,7 +67,7 @@ impl Default for Metrics {
         registry.register("requests", "Requests answered, by endpoint and outcome", requests.clone());
         registry.register(
             "passed_through",
-            "Requests left to Envoy because their path is none of ours",
+            "Requests left to Envoy because their path is not one of ours",
             passed_through.clone(),
         );
         registry.register("streams", "ext_proc streams open now", streams.clone());
@@ -148,11 +100,6 @@ impl Default for Metrics {
             refreshes,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
-        for (endpoint, outcomes) in OUTCOMES {
-            for outcome in outcomes.iter().chain(REFUSED_EVERYWHERE) {
-                drop(metrics.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }));
-            }
-        }
         for file in FILES {
             for result in ["ok", "failed"] {
                 drop(metrics.reloads.get_or_create(&ReloadLabels { file, result }));
@@ -167,6 +114,13 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Shows the outcomes that there can be at zero.
+    pub fn expect(&self, outcomes: impl Iterator<Item = (Endpoint, &'static str)>) {
+        for (endpoint, outcome) in outcomes {
+            drop(self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }));
+        }
+    }
+
     /// Counts an answer; `outcome` is its label.
     pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
         self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }).inc();

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{MissedTickBehavior, interval};
 use zeroize::Zeroizing;
 
-use crate::telemetry::metrics::Metrics;
+use super::metrics::Metrics;
 
 /// How often a file is looked at. Comparing its content needs no help of the file system's, and sees the swap of a
 /// symbolic link by which Kubernetes updates a mounted ConfigMap.

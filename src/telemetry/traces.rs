@@ -2,10 +2,9 @@
 //! and one for each outgoing fetch, joined to Envoy's by the `traceparent` of the request. No span holds more than
 //! names, hosts and outcomes.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use anyhow::anyhow;
-use async_trait::async_trait;
 use opentelemetry::{
     Context, KeyValue, Value, global,
     propagation::TextMapPropagator,
@@ -18,10 +17,7 @@ use opentelemetry_sdk::{
     trace::{Sampler, SdkTracerProvider},
 };
 
-use crate::{
-    contract::choreographer::{Begin, Begun, Choreographer, Complete, Upstream},
-    filter::{refusal::Refusal, request::Trace},
-};
+use crate::model::trace::Trace;
 
 const NAME: &str = env!("CARGO_PKG_NAME");
 /// How long the end of the process waits for the last spans to be taken.
@@ -53,12 +49,9 @@ impl Exporter {
         Ok(Self(Some(provider)))
     }
 
-    /// Where there is a collector, a choreographer whose calls are traced; else the same.
-    pub fn traced(&self, kind: SpanKind, choreographer: Arc<dyn Choreographer>) -> Arc<dyn Choreographer> {
-        match self.0 {
-            Some(_) => Arc::new(Traced { kind, inner: choreographer }),
-            None => choreographer,
-        }
+    /// Whether there is a collector.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
     }
 
     /// Sends the last spans.
@@ -116,49 +109,4 @@ impl Span {
     pub async fn cover<F: Future>(&self, future: F) -> F::Output {
         future.with_context(self.0.clone()).await
     }
-}
-
-/// A choreographer whose calls are traced.
-struct Traced {
-    kind: SpanKind,
-    inner: Arc<dyn Choreographer>,
-}
-
-impl Traced {
-    fn span(&self, trace: &Trace, name: &'static str) -> (Span, Trace) {
-        let span = Span::of(trace, name, self.kind.clone());
-        let trace = span.trace();
-        (span, trace)
-    }
-}
-
-#[async_trait]
-impl Choreographer for Traced {
-    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, Refusal> {
-        let (span, trace) = self.span(trace, "DescribeUpstream");
-        note(&span, span.cover(self.inner.describe(upstream, &trace)).await)
-    }
-
-    async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, Refusal> {
-        let (span, trace) = self.span(trace, "BeginAuthorization");
-        span.set("envoy_cimd.client_id", begin.client_id.clone());
-        note(&span, span.cover(self.inner.begin(begin, &trace)).await)
-    }
-
-    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Refusal> {
-        let (span, trace) = self.span(trace, "CompleteAuthorization");
-        span.set("envoy_cimd.redirect_uri", complete.redirect_uri.clone());
-        note(&span, span.cover(self.inner.complete(complete, &trace)).await)
-    }
-}
-
-fn note<T>(span: &Span, result: Result<T, Refusal>) -> Result<T, Refusal> {
-    if let Err(refusal) = &result {
-        match refusal.status() {
-            // The other side's doing, and not this span's failure.
-            ..500 => span.set("envoy_cimd.label", refusal.code()),
-            _ => span.failed(refusal.code()),
-        }
-    }
-    result
 }

@@ -20,7 +20,7 @@ use envoy_cimd::{
     commands::settings,
     contract::proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
     exchange::embedded::Embedded,
-    model::user::User,
+    model::{secret::Secret, user::User},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -33,7 +33,7 @@ use url::{Url, form_urlencoded};
 use crate::{
     choreographer::{Call, Fake, ISSUER, Mood},
     exchange::single,
-    stack::{self, Certificates, key_file},
+    stack::{self, Certificates, in_process::owner, key_file},
     world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
 };
 
@@ -363,14 +363,18 @@ async fn e2e_the_whole_flow() {
 /// this resource.
 async fn kept(flags: &[&str], hosts: &[&str], upstream: &str) -> Vec<Option<(String, Option<String>)>> {
     let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
-    let settings::Task::Serve(settings) = settings::parse(args).expect("good flags").task else { panic!("serve") };
-    let embedded = Embedded::new(&settings.exchange).expect("good settings");
+    let settings::Task::Serve(settings) = settings::parse::parse(args).expect("good flags").task else {
+        panic!("serve")
+    };
+    let embedded = Embedded::new(settings.exchange.config()).expect("good settings");
     let mut kept = Vec::new();
     for host in hosts {
-        let found = embedded.token(&User::Single, &format!("{host}{DOCUMENT}"), upstream).await.expect("a store");
+        let owner = owner(User::Single, &format!("{host}{DOCUMENT}"), upstream);
+        let found = embedded.tokens.record(&owner).await.expect("a store");
         kept.push(found.map(|token| {
             assert_eq!(token.resource, upstream);
-            (token.access_token.clone(), token.refresh_token.clone())
+            let text = |secret: &Secret| secret.expose().to_owned();
+            (text(&token.access_token), token.refresh_token.as_ref().map(text))
         }));
     }
     kept

@@ -8,8 +8,9 @@ use envoy_cimd::{
         begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
         complete_refusal::Reason,
     },
-    exchange::embedded::Embedded,
+    exchange::embedded::{Config, Embedded},
     model::user::User,
+    store::vault,
 };
 use http::Version;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
     flow::press,
-    stack::{Call, Certificates, Choreographer},
+    stack::{Call, Certificates, Choreographer, in_process::owner},
     store::Redis,
     tokens::Kept,
     world::{CALLBACK as PATH, Wish, World, executable},
@@ -113,17 +114,12 @@ impl Party {
     /// The same, once the process has ended.
     pub async fn stored_now(&self, names: &[&str]) -> Vec<Option<String>> {
         let state = self.dir.path().join("state");
-        let args =
-            ["envoy-cimd", "choreographer", "--extra-ca", &self.ca, "--state-dir", state.to_str().expect("text")];
-        let parsed = envoy_cimd::commands::settings::parse(args.map(std::ffi::OsString::from)).expect("good flags");
-        let envoy_cimd::commands::settings::Task::Choreographer(settings) = parsed.task else {
-            panic!("choreographer")
-        };
-        let embedded = Embedded::new(&settings.exchange).expect("good settings");
+        let store = vault::Config { state_dir: Some(state), ..vault::Config::default() };
+        let embedded = Embedded::new(Config { store, ..Config::default() }).expect("good settings");
         let mut tokens = Vec::new();
         for name in names {
-            let token = embedded.token(&User::Single, CLIENT, &self.servers.upstream_of(name)).await;
-            tokens.push(token.expect("a store").map(|token| token.access_token));
+            let token = embedded.tokens.record(&owner(User::Single, CLIENT, &self.servers.upstream_of(name))).await;
+            tokens.push(token.expect("a store").map(|token| token.access_token.expose().to_owned()));
         }
         tokens
     }
@@ -212,7 +208,7 @@ async fn metadata_that_lies() {
             "bad-endpoint",
             metadata,
             |d| set(d, "token_endpoint", json!("nowhere")),
-            "`token_endpoint` is no well-formed URL"
+            "`token_endpoint` is not a well-formed URL"
         ),
         ("plain-endpoint", metadata, |d| set(d, "token_endpoint", json!("http://as.example/token")), "must be https"),
         ("plain-page", metadata, |d| set(d, "authorization_endpoint", json!("javascript:alert(1)")), "must be https"),
@@ -230,8 +226,8 @@ async fn metadata_that_lies() {
             "::ffff:127.0.0.1 is"
         ),
         ("decimal", metadata, |d| set(d, "token_endpoint", json!("https://2130706433/token")), "127.0.0.1 is"),
-        ("no-json", metadata, |d| *d = json!("text"), "is no JSON metadata"),
-        ("a-list", metadata, |d| set(d, "issuer", json!([])), "is no JSON metadata"),
+        ("no-json", metadata, |d| *d = json!("text"), "is not JSON metadata"),
+        ("a-list", metadata, |d| set(d, "issuer", json!([])), "is not JSON metadata"),
         (
             "other-resource",
             resource,
@@ -261,24 +257,24 @@ async fn metadata_that_lies() {
             "--allow-host other.localhost would allow it"
         ),
         ("plain-server", resource, |d| set(d, "authorization_servers", json!(["http://as.example"])), "must be https"),
-        ("nowhere", resource, |d| set(d, "authorization_servers", json!(["nowhere"])), "is no well-formed URL"),
+        ("nowhere", resource, |d| set(d, "authorization_servers", json!(["nowhere"])), "is not a well-formed URL"),
         (
             "long-issuer",
             resource,
             |d| set(d, "authorization_servers", json!([format!("https://as.example/{}", "x".repeat(3000))])),
-            "`issuer` is no well-formed URL of at most 2048 bytes"
+            "`issuer` is not a well-formed URL of at most 2048 bytes"
         ),
         (
             "issuer-query",
             resource,
             |d| set(d, "authorization_servers", json!(["https://as.example/?x"])),
-            "`issuer` is no well-formed URL"
+            "`issuer` is not a well-formed URL"
         ),
         (
             "mended-issuer",
             resource,
             |d| set(d, "authorization_servers", json!([" https://as.example"])),
-            "`issuer` is no well-formed URL"
+            "`issuer` is not a well-formed URL"
         ),
         (
             "own-parameter",

@@ -4,8 +4,13 @@ use std::sync::Mutex;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
-    filter::state::{FlowId, StateKeys},
-    model::secret::{Key, generate_key_line, parse_keys},
+    filter::state::StateKeys,
+    model::{
+        client::RedirectUri,
+        clock::UnixTime,
+        flow::FlowId,
+        secret::{Key, Secret, generate_key_line, parse_keys},
+    },
 };
 use http::Version;
 use serde_json::{Value, json};
@@ -220,8 +225,9 @@ fn random_text(bytes: usize) -> String {
 
 fn foreign_state() -> String {
     let keys = StateKeys::new(vec![Key::new([9; 32])]);
-    let redirect_uri = format!("https://{NOTES}{CALLBACK}");
-    keys.mint(FlowId([1; 16]), &redirect_uri, "c", 1_800_000_000, u64::MAX).expect("a key")
+    let redirect_uri = RedirectUri::new(format!("https://{NOTES}{CALLBACK}"));
+    let now = UnixTime::from_secs(1_800_000_000);
+    keys.mint(FlowId([1; 16]), &redirect_uri, &Secret::new("c"), now, UnixTime::MAX).expect("a key")
 }
 
 /// A bit of the flow's id is another.
@@ -682,7 +688,7 @@ async fn keys_rotate_and_a_bad_file_changes_nothing() {
         (format!("{new}\n{old}\n"), "read again"),
         (String::new(), "has no key"),
         (format!("{new}\n{new}\n"), "line 2 has the key of an earlier line"),
-        (format!("{new}\n{}", &old[1..]), "line 2 is no base64url key"),
+        (format!("{new}\n{}", &old[1..]), "line 2 is not a base64url key"),
     ] {
         let reloads = |ok: bool| {
             format!("envoy_cimd_reloads_total{{file=\"state_keys\",result=\"{}\"}}", if ok { "ok" } else { "failed" })
@@ -721,10 +727,9 @@ async fn a_store_that_cannot_be_opened() {
     let flags = ["--single-user", "--state-keys", keys.to_str().expect("text")];
     let world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
     let flow = FlowId([1; 16]);
-    let redirect_uri = format!("https://{NOTES}{CALLBACK}");
+    let redirect_uri = RedirectUri::new(format!("https://{NOTES}{CALLBACK}"));
     let keys = StateKeys::new(parse_keys(&line).expect("a key"));
-    let state =
-        keys.mint(flow, &redirect_uri, "value", envoy_cimd::filter::endpoint::system_clock(), u64::MAX).expect("a key");
+    let state = keys.mint(flow, &redirect_uri, &Secret::new("value"), UnixTime::now(), UnixTime::MAX).expect("a key");
     let begun = Begun { state, cookie: format!("__Host-envoy_cimd_{}=value", flow.tag()) };
     for (call, status) in [
         (honest(&begun), 503),

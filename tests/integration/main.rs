@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod authorization_server;
+mod chaos;
 mod choreographer;
 mod compose;
+mod contract;
 mod dashboard;
 mod document;
 mod e2e;
@@ -18,6 +20,7 @@ mod mtls;
 mod outgoing;
 mod probe;
 mod recipes;
+mod rooms;
 mod security;
 mod settings;
 mod soak;
@@ -30,5 +33,4 @@ mod store;
 mod stream;
 mod telemetry;
 mod tokens;
-mod turmoil;
 mod world;

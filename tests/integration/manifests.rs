@@ -320,7 +320,7 @@ fn no_manifest_holds_a_secret() {
 
 #[test]
 fn nothing_is_killed_before_it_has_stopped() {
-    let parsed = settings::parse(["envoy-cimd", "serve"].map(Into::into)).expect("settings");
+    let parsed = settings::parse::parse(["envoy-cimd", "serve"].map(Into::into)).expect("settings");
     let Task::Serve(serve) = parsed.task else { panic!("serve") };
     let stop = u64::from(serve.process.drain_delay) + u64::from(serve.process.drain_timeout) + AFTER_THE_DRAIN;
     for (path, before, after) in [

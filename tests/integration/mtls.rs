@@ -233,7 +233,7 @@ async fn no_session_is_resumed() {
         roots.add(CertificateDer::from_pem_file(&authority.ca).expect("a certificate")).expect("a CA");
         let chain = vec![CertificateDer::from_pem_file(&envoy.cert).expect("a certificate")];
         let key = PrivateKeyDer::from_pem_file(&envoy.key).expect("a key");
-        let mut config = rustls::ClientConfig::builder_with_provider(envoy_cimd::net::tls::provider())
+        let mut config = rustls::ClientConfig::builder_with_provider(envoy_cimd::net::tls::provider::provider())
             .with_protocol_versions(&[version])
             .expect("a version")
             .with_root_certificates(roots)

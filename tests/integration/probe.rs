@@ -7,7 +7,7 @@ use axum::{
     routing::any,
     serve::Listener,
 };
-use envoy_cimd::net::outgoing::MAX_BODY;
+use envoy_cimd::net::outgoing::error::MAX_BODY;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, date_time_ymd};
 use serde_json::{Value, json};
 use tokio::{

@@ -155,7 +155,7 @@ fn envoy_takes_each() {
     for recipe in recipes {
         let title = &recipe.title;
         let serve = ["envoy-cimd".to_owned()].into_iter().chain(recipe.serve.clone());
-        let parsed = settings::parse(serve.map(Into::into)).unwrap_or_else(|error| panic!("{title}: {error}"));
+        let parsed = settings::parse::parse(serve.map(Into::into)).unwrap_or_else(|error| panic!("{title}: {error}"));
         let Task::Serve(serve) = parsed.task else { panic!("{title}: serve") };
         serve.users().expect(title);
         let args: Vec<&str> = recipe.envoy_config.iter().map(String::as_str).collect();

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use clap::CommandFactory;
 use envoy_cimd::commands::{
     config_file::ConfigFile,
-    settings::{Cli, setting_keys},
+    settings::{Cli, parse::setting_keys},
 };
 
 use crate::{

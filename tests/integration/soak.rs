@@ -41,7 +41,7 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Refresh, Servers},
     exchange::{CALLBACK, CLIENT},
-    stack::{Certificates, Process, key_file, ready_address},
+    stack::{Certificates, Process, in_process::owner, key_file, ready_address},
     store::Redis,
     tokens::{over, person},
     world::executable,
@@ -349,20 +349,20 @@ impl Bed {
             true => copy.path().into(),
             false => flag.into(),
         }));
-        let task = envoy_cimd::commands::settings::parse(args).expect("good flags").task;
+        let task = envoy_cimd::commands::settings::parse::parse(args).expect("good flags").task;
         let envoy_cimd::commands::settings::Task::Choreographer(settings) = task else { panic!("choreographer") };
-        let embedded = Embedded::new(&settings.exchange).expect("good settings");
+        let embedded = Embedded::new(settings.exchange.config()).expect("good settings");
         let servers = &self.shared.servers;
         for (subject, Account { codes, since }) in owed {
             let Some(since) = since else { continue };
             let user = User::Subject { issuer: ISSUER.to_owned(), subject: subject.clone() };
-            let stored = embedded.token(&user, CLIENT, &servers.upstream_of(NAME)).await;
+            let stored = embedded.tokens.record(&owner(user, CLIENT, &servers.upstream_of(NAME))).await;
             let token = stored.expect("the store opens").unwrap_or_else(|| panic!("{subject}: the token is lost"));
             let refresh_token = token.refresh_token.unwrap_or_else(|| panic!("{subject}: the refresh token is lost"));
-            let origin = servers.origin(&refresh_token).expect("one of the server's");
+            let origin = servers.origin(refresh_token.expose()).expect("one of the server's");
             let of = codes.iter().position(|code| *code == origin).expect("one of this user's");
             assert!(of >= since, "{subject}: has the token of flow {of}, and was told that flow {since} was completed");
-            assert!(servers.is_good(&refresh_token), "{subject}: the grant is lost");
+            assert!(servers.is_good(refresh_token.expose()), "{subject}: the grant is lost");
         }
     }
 }

@@ -9,17 +9,26 @@ use std::{
 };
 
 use envoy_cimd::{
-    model::secret::generate_key_line,
-    store::{Flow, FlowLimits, OpenError, Opened, Store, StoreError, StoreUrl, Taken},
+    model::{clock::UnixTime, secret::generate_key_line},
+    store::{
+        backend::{Flow, FlowLimits, Store, Taken},
+        error::{OpenError, StoreError},
+        keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+        open::Opened,
+        url::StoreUrl,
+    },
 };
 use tempfile::TempDir;
 use tokio::process::Command;
 
 use crate::stack::{Certificates, Process, key_file};
 
-const NOW: u64 = 1_800_000_000;
+const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
 const LIMITS: FlowLimits = FlowLimits { of_user: 20, in_all: 100_000 };
-const CONTEXT: [u8; 32] = [0xc; 32];
+const CONTEXT: Context = Context::from_bytes([0xc; 32]);
+const OTHER_CONTEXT: Context = Context::from_bytes([1; 32]);
+const TOKEN: TokenKey = TokenKey::from_bytes([1; 32]);
+const ROUTE: RouteKey = RouteKey::from_bytes([2; 32]);
 
 /// One test a line and backend. A file is for one process, so it has one handle.
 macro_rules! on_both {
@@ -59,11 +68,15 @@ async fn takes_a_flow_once(bed: &Bed) {
     let (here, there) = (first(&stores), last(&stores));
     here.add_flow(flow(1, 1), LIMITS, NOW).await.expect("added");
     here.add_flow(flow(2, 1), LIMITS, NOW).await.expect("added");
-    assert_eq!(take_as(there, 1, [1; 32], NOW).await, Taken::WrongContext);
+    assert_eq!(take_as(there, 1, OTHER_CONTEXT, NOW).await, Taken::WrongContext);
     assert_eq!(take(there, 1, NOW).await, Taken::Flow(b"sealed 1".into()), "it was not consumed");
     for store in [here, there] {
         assert_eq!(take(store, 1, NOW).await, Taken::Used(b"tombstone 1".into()));
-        assert_eq!(take_as(store, 1, [1; 32], NOW).await, Taken::WrongContext, "that it was used is for its browser");
+        assert_eq!(
+            take_as(store, 1, OTHER_CONTEXT, NOW).await,
+            Taken::WrongContext,
+            "that it was used is for its browser"
+        );
         assert_eq!(take(store, 3, NOW).await, Taken::Unknown);
     }
     assert_eq!(take(here, 2, NOW).await, Taken::Flow(b"sealed 2".into()));
@@ -79,10 +92,10 @@ async fn forgets_what_expired(bed: &Bed) {
     assert!(matches!(take(store, 1, NOW + 9).await, Taken::Used(_)));
     assert_eq!(take(store, 1, NOW + 10).await, Taken::Unknown, "the tombstone goes, too");
     assert_eq!(take(store, 2, NOW + 10).await, Taken::Unknown);
-    assert_eq!(take_as(store, 3, [1; 32], NOW + 10).await, Taken::Unknown);
+    assert_eq!(take_as(store, 3, OTHER_CONTEXT, NOW + 10).await, Taken::Unknown);
     assert!(matches!(take(store, 4, NOW + 10).await, Taken::Flow(_)));
 
-    for expires_at in [0, NOW - 1, NOW] {
+    for expires_at in [UnixTime::default(), NOW - 1, NOW] {
         store.add_flow(Flow { expires_at, ..flow(5, 1) }, LIMITS, NOW).await.expect("nothing to keep");
         assert_eq!(take(store, 5, NOW).await, Taken::Unknown);
     }
@@ -182,7 +195,7 @@ async fn counts_nothing_that_expired(bed: &Bed) {
 
 async fn takes_no_id_twice(bed: &Bed) {
     let store = &bed.store().await;
-    let again = Flow { context: [1; 32], sealed: b"other".into(), ..flow(1, 2) };
+    let again = Flow { context: OTHER_CONTEXT, sealed: b"other".into(), ..flow(1, 2) };
     store.add_flow(flow(1, 1), LIMITS, NOW).await.expect("added");
     assert!(matches!(store.add_flow(again.clone(), LIMITS, NOW).await, Err(StoreError::Failed(_))));
     assert_eq!(take(store, 1, NOW).await, Taken::Flow(b"sealed 1".into()));
@@ -190,7 +203,7 @@ async fn takes_no_id_twice(bed: &Bed) {
     assert_eq!(take(store, 1, NOW).await, Taken::Used(b"tombstone 1".into()));
     let later = NOW + 600;
     store.add_flow(Flow { expires_at: later + 600, ..again }, LIMITS, later).await.expect("nothing is left of it");
-    assert_eq!(take_as(store, 1, [1; 32], later).await, Taken::Flow(b"other".into()));
+    assert_eq!(take_as(store, 1, OTHER_CONTEXT, later).await, Taken::Flow(b"other".into()));
 }
 
 async fn gives_each_flow_to_one_of_many(bed: &Bed) {
@@ -249,7 +262,8 @@ async fn keeps_limits_among_many(bed: &Bed) {
 async fn finds_tokens_by_route(bed: &Bed) {
     let stores = bed.stores().await;
     let (here, there) = (first(&stores), last(&stores));
-    let (key, other_key, route, other_route) = ([1; 32], [2; 32], [1; 32], [3; 32]);
+    let [key, other_key] = [1, 2].map(|byte| TokenKey::from_bytes([byte; 32]));
+    let [route, other_route] = [1, 3].map(|byte| RouteKey::from_bytes([byte; 32]));
     let found = async |route| there.token(route).await.expect("a store");
     assert_eq!(found(route).await, None);
     here.remove_token(key, route, None).await.expect("nothing to do");
@@ -274,14 +288,14 @@ async fn finds_tokens_by_route(bed: &Bed) {
     there.remove_token(key, other_route, None).await.expect("removed");
     here.remove_token(other_key, route, None).await.expect("removed");
     assert_eq!((found(route).await, found(other_route).await), (None, None));
-    here.put_token(key, [9; 32], b"five".into()).await.expect("kept");
+    here.put_token(key, RouteKey::from_bytes([9; 32]), b"five".into()).await.expect("kept");
     assert_eq!(found(other_route).await, None, "the index went with the token");
 }
 
 async fn changes_only_what_was_read(bed: &Bed) {
     let stores = bed.stores().await;
     let (here, there) = (first(&stores), last(&stores));
-    let (key, route) = ([1; 32], [2; 32]);
+    let (key, route) = (TOKEN, ROUTE);
     let (old, new, other) = (b"old".to_vec(), b"new".to_vec(), b"other".to_vec());
     assert!(!here.replace_token(key, old.clone(), new.clone()).await.expect("a store"), "there is none");
     assert_eq!(there.token(route).await.expect("a store"), None);
@@ -298,10 +312,10 @@ async fn changes_only_what_was_read(bed: &Bed) {
 async fn lets_one_at_a_time_refresh(bed: &Bed) {
     let stores = bed.stores().await;
     let (here, there) = (first(&stores), last(&stores));
-    let (key, one, two) = ([1; 32], [1; 16], [2; 16]);
+    let (key, one, two) = (TOKEN, [1; 16], [2; 16]);
     assert!(here.claim(key, one, 60).await.expect("a store"));
     assert!(!there.claim(key, two, 60).await.expect("a store"), "another has it");
-    assert!(there.claim([2; 32], two, 60).await.expect("a store"), "another token's is free");
+    assert!(there.claim(TokenKey::from_bytes([2; 32]), two, 60).await.expect("a store"), "another token's is free");
     there.release(key, two).await.expect("a store");
     assert!(!there.claim(key, two, 60).await.expect("a store"), "it is not this one's to give up");
     here.release(key, one).await.expect("a store");
@@ -315,8 +329,8 @@ async fn lets_one_at_a_time_refresh(bed: &Bed) {
 async fn keeps_large_values(bed: &Bed) {
     let store = &bed.store().await;
     let large: Vec<u8> = (0..4_000_000_u32).map(|number| number.to_le_bytes()[0]).collect();
-    store.put_token([1; 32], [2; 32], large.clone()).await.expect("kept");
-    assert!(store.token([2; 32]).await.expect("a store") == Some(([1; 32], large.clone())));
+    store.put_token(TOKEN, ROUTE, large.clone()).await.expect("kept");
+    assert!(store.token(ROUTE).await.expect("a store") == Some((TOKEN, large.clone())));
     let flow = Flow { sealed: large.clone(), tombstone: large.clone(), ..flow(100, 1) };
     store.add_flow(flow, LIMITS, NOW).await.expect("added");
     assert!(take(store, 100, NOW).await == Taken::Flow(large.clone()));
@@ -325,16 +339,16 @@ async fn keeps_large_values(bed: &Bed) {
 
 async fn survives_reopening(bed: &Bed) {
     let Opened { store, sealer } = bed.open().await;
-    let key = [1; 32];
-    let sealed = sealer.seal("token", &key, b"a token").expect("sealed");
-    store.put_token(key, [2; 32], sealed).await.expect("kept");
+    let key = TOKEN;
+    let sealed = sealer.seal("token", key.as_bytes(), b"a token").expect("sealed");
+    store.put_token(key, ROUTE, sealed).await.expect("kept");
     store.add_flow(flow(1, 1), LIMITS, NOW).await.expect("added");
     store.add_flow(flow(2, 1), LIMITS, NOW).await.expect("added");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Flow(_)));
     drop(store);
     let Opened { store, sealer } = bed.open().await;
-    let (found, sealed) = store.token([2; 32]).await.expect("a store").expect("a token");
-    assert_eq!(sealer.open("token", &found, &sealed).expect("its key").plaintext.as_slice(), b"a token");
+    let (found, sealed) = store.token(ROUTE).await.expect("a store").expect("a token");
+    assert_eq!(sealer.open("token", found.as_bytes(), &sealed).expect("its key").plaintext.as_slice(), b"a token");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Used(_)));
     assert!(matches!(take(&store, 2, NOW).await, Taken::Flow(_)));
 }
@@ -365,7 +379,7 @@ async fn knows_its_keys(bed: &Bed) {
 async fn redis_may_be_gone_for_a_while() {
     let mut bed = Bed::redis().await;
     let store = bed.store().await;
-    store.put_token([1; 32], [2; 32], b"sealed".into()).await.expect("kept");
+    store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
     store.add_flow(flow(1, 1), LIMITS, NOW).await.expect("added");
     store.add_flow(flow(2, 1), LIMITS, NOW).await.expect("added");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Flow(_)));
@@ -373,13 +387,13 @@ async fn redis_may_be_gone_for_a_while() {
     let redis = bed.redis.as_mut().expect("Redis");
     redis.kill().await;
     for _ in 0..3 {
-        let error = fails_soon(store.token([2; 32])).await;
+        let error = fails_soon(store.token(ROUTE)).await;
         assert!(error.contains(&format!("redis://127.0.0.1:{}/0: ", redis.port)), "{error}");
         fails_soon(store.take_flow(flow(2, 1).id, CONTEXT, NOW)).await;
         fails_soon(store.add_flow(flow(3, 1), LIMITS, NOW)).await;
     }
     redis.start_again().await;
-    assert_eq!(store.token([2; 32]).await.expect("the first attempt"), Some(([1; 32], b"sealed".into())));
+    assert_eq!(store.token(ROUTE).await.expect("the first attempt"), Some((TOKEN, b"sealed".into())));
     assert!(matches!(take(&store, 1, NOW).await, Taken::Used(_)));
     assert!(matches!(take(&store, 2, NOW).await, Taken::Flow(_)));
     assert_eq!(take(&store, 3, NOW).await, Taken::Unknown);
@@ -387,10 +401,10 @@ async fn redis_may_be_gone_for_a_while() {
     // It is there, and does not answer: neither on a connection nor to a new one.
     let redis = bed.redis.as_ref().expect("Redis");
     redis.process.signal("-STOP");
-    assert!(fails_soon(store.token([2; 32])).await.contains("no answer within 3 seconds"));
-    fails_soon(store.token([2; 32])).await;
+    assert!(fails_soon(store.token(ROUTE)).await.contains("no answer within 3 seconds"));
+    fails_soon(store.token(ROUTE)).await;
     redis.process.signal("-CONT");
-    assert!(store.token([2; 32]).await.expect("a store").is_some());
+    assert!(store.token(ROUTE).await.expect("a store").is_some());
 }
 
 #[tokio::test]
@@ -417,10 +431,10 @@ async fn redis_is_found_again_behind_a_connection_that_went_silent() {
     });
     let bed = Bed::new(dir, url, Some(redis));
     let store = bed.store().await;
-    assert_eq!(store.token([2; 32]).await.expect("a store"), None);
+    assert_eq!(store.token(ROUTE).await.expect("a store"), None);
     silence.notify_waiters();
-    assert!(fails_soon(store.token([2; 32])).await.contains("no answer within 3 seconds"));
-    assert_eq!(store.token([2; 32]).await.expect("a store"), None);
+    assert!(fails_soon(store.token(ROUTE)).await.contains("no answer within 3 seconds"));
+    assert_eq!(store.token(ROUTE).await.expect("a store"), None);
 }
 
 #[tokio::test]
@@ -434,7 +448,7 @@ async fn redis_is_told_when_what_is_to_go() {
     }
     store.add_flow(Flow { expires_at: NOW + 60, ..flow(6, 2) }, limits, NOW).await.expect("added");
     assert!(matches!(take(&store, 5, NOW).await, Taken::Flow(_)));
-    store.put_token([1; 32], [2; 32], b"sealed".into()).await.expect("kept");
+    store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
     let client = redis::Client::open(bed.redis.as_ref().expect("Redis").url("redis", "")).expect("a client");
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("keys");
@@ -514,6 +528,94 @@ async fn a_store_in_redis_needs_keys_that_all_share() {
     assert!(matches!(error, OpenError::NoKeys) && error.to_string().contains("--encryption-keys"), "{error}");
     let error = url.open(Some(Path::new("/missing/keys")), None).await.err().expect("no keys").to_string();
     assert!(error.starts_with("encryption keys /missing/keys: "), "{error}");
+}
+
+/// What an earlier version stored for Anna, as it is in `tests/fixtures`: a pending flow, one that was used, a token.
+mod earlier {
+    use envoy_cimd::{
+        contract::{
+            choreographer::{AuthorizationAnswer, Choreographer as _, Complete},
+            error::CompleteError,
+        },
+        exchange::embedded::{Config, Embedded},
+        model::{
+            client::RedirectUri,
+            clock::UnixTime,
+            flow::{BrowserHash, FlowId},
+            secret::Secret,
+            trace::Trace,
+            user::User,
+        },
+        store::vault,
+    };
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::stack::in_process::owner;
+
+    const UPSTREAM: &str = "https://upstream.example/mcp";
+
+    fn fixture(name: &str, dir: &Path) {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1").join(name);
+        std::fs::copy(from, dir.join(name)).expect("a fixture");
+    }
+
+    fn anna() -> User {
+        User::Subject { issuer: "https://idp.example".to_owned(), subject: "anna".to_owned() }
+    }
+
+    async fn opens(url: &str, dir: &Path) {
+        fixture("store.keys", dir);
+        let store = vault::Config {
+            url: Some(url.parse().expect("a URL")),
+            encryption_keys: Some(dir.join("store.keys")),
+            ..vault::Config::default()
+        };
+        let mut exchange = Embedded::new(Config { store, ..Config::default() }).expect("good settings");
+        exchange.check().await.expect("it opens");
+        exchange.tokens.clock = || NOW;
+        let owner = owner(anna(), "https://mcp.example.com/.well-known/mcp-client-metadata.json", UPSTREAM);
+        let token = exchange.tokens.record(&owner).await.expect("a store").expect("a token");
+        assert_eq!(token.access_token.expose(), "fixture-access-token");
+        assert_eq!(token.refresh_token.as_ref().map(Secret::expose), Some("fixture-refresh-token"));
+        assert_eq!((token.resource.as_str(), token.issuer.as_str()), (UPSTREAM, "https://as.example"));
+        assert_eq!(token.expires_at, Some(UnixTime::from_secs(4_000_000_000)));
+
+        let cookie = "c29tZSBicm93c2VyJ3Mgc2VjcmV0LCAzMiBieXRlcyA";
+        let complete = async |flow: u8, cookie: &str| {
+            let complete = Complete {
+                flow_id: FlowId([flow; 16]),
+                redirect_uri: RedirectUri::new("https://mcp.example.com/.pomerium/oauth/callback"),
+                user: anna(),
+                browser_hash: BrowserHash(Sha256::digest(cookie).into()),
+                // Of another issuer, so that nothing is sent anywhere.
+                answer: AuthorizationAnswer::Code(Secret::new("code")),
+                iss: Some("https://other.example".to_owned()),
+            };
+            exchange.complete(complete, &Trace::default()).await
+        };
+        let used = Err(CompleteError::AlreadyUsed { return_to: "/back?to=here".to_owned() });
+        assert_eq!(complete(0x11, "another").await, Err(CompleteError::WrongContext));
+        assert_eq!(complete(0x11, cookie).await, Err(CompleteError::IssuerMismatch), "the record opened");
+        assert_eq!(complete(0x11, cookie).await, used);
+        assert_eq!(complete(0x22, cookie).await, used);
+    }
+
+    #[tokio::test]
+    async fn file_of_an_earlier_version_opens() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fixture("store.redb", dir.path());
+        opens(&format!("file:{}", dir.path().join("store.redb").display()), dir.path()).await;
+    }
+
+    #[tokio::test]
+    #[ignore = "needs redis-server: make test-redis"]
+    async fn redis_of_an_earlier_version_opens() {
+        let dir = tempfile::tempdir().expect("a folder");
+        fixture("dump.rdb", dir.path());
+        let redis = Redis::start(dir.path(), &["--appendonly", "no"], "--port").await;
+        opens(&redis.url("redis", ""), dir.path()).await;
+    }
 }
 
 /// A place for a store, with a key file.
@@ -630,21 +732,21 @@ impl Redis {
 
 fn flow(number: u8, user: u8) -> Flow {
     Flow {
-        id: [number; 32],
+        id: FlowKey::from_bytes([number; 32]),
         context: CONTEXT,
-        user: [user; 32],
+        user: UserKey::from_bytes([user; 32]),
         expires_at: NOW + 600,
         sealed: format!("sealed {number}").into(),
         tombstone: format!("tombstone {number}").into(),
     }
 }
 
-async fn take(store: &Arc<dyn Store>, number: u8, now: u64) -> Taken {
+async fn take(store: &Arc<dyn Store>, number: u8, now: UnixTime) -> Taken {
     take_as(store, number, CONTEXT, now).await
 }
 
-async fn take_as(store: &Arc<dyn Store>, number: u8, context: [u8; 32], now: u64) -> Taken {
-    store.take_flow([number; 32], context, now).await.expect("a store")
+async fn take_as(store: &Arc<dyn Store>, number: u8, context: Context, now: UnixTime) -> Taken {
+    store.take_flow(FlowKey::from_bytes([number; 32]), context, now).await.expect("a store")
 }
 
 /// The error of an operation that does not keep anybody waiting.

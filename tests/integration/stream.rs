@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
-    edge::{ext_proc::ExtProc, proto::external_processor_server::ExternalProcessorServer},
+    edge::{
+        ext_proc::{Config, ExtProc},
+        proto::external_processor_server::ExternalProcessorServer,
+    },
     filter::endpoint::Endpoints,
 };
 use envoy_types::pb::{
@@ -30,7 +33,8 @@ use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, messag
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let server = envoy_cimd::net::grpc::server().add_service(ExternalProcessorServer::new(ExtProc::new(endpoints)));
+    let server = envoy_cimd::net::grpc::server()
+        .add_service(ExternalProcessorServer::new(ExtProc::new(endpoints, Config::default())));
     tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
     let mut ours = Some(TokioIo::new(ours));
     let connector = tower::service_fn(move |_| {
@@ -75,7 +79,7 @@ fn immediate(responses: &[Response]) -> &ImmediateResponse {
 
 #[tokio::test]
 async fn each_phase_is_answered_in_kind() {
-    let mut client = client(endpoints(&[])).await;
+    let mut client = client(endpoints()).await;
     let not_ours = message(&[(":method", "GET"), (":path", "/mcp"), (":authority", "a.example")], &[]);
     let phases = vec![
         not_ours,
@@ -163,7 +167,7 @@ fn our_part_of_the_contract_is_envoys() {
 /// An earlier filter replied: Envoy sends the response alone.
 #[tokio::test]
 async fn a_stream_without_request_headers_passes() {
-    let mut client = client(endpoints(&[])).await;
+    let mut client = client(endpoints()).await;
     let answer = phase(Phase::ResponseHeaders(headers(&[(":status", "401")])));
     let (responses, end) = exchange(&mut client, vec![answer]).await;
     assert!(matches!(&responses[..], [Response::ResponseHeaders(_)]) && end.is_ok(), "{responses:?}");
@@ -172,7 +176,7 @@ async fn a_stream_without_request_headers_passes() {
 
 #[tokio::test]
 async fn an_unknown_message_is_unimplemented() {
-    let endpoints = endpoints(&[]);
+    let endpoints = endpoints();
     let mut client = client(Arc::clone(&endpoints)).await;
     let (responses, end) = exchange(&mut client, vec![ProcessingRequest::default()]).await;
     assert_eq!((responses, end.expect_err("an error").code()), (Vec::new(), Code::Unimplemented));
@@ -184,7 +188,7 @@ async fn an_unknown_message_is_unimplemented() {
 /// In observability mode Envoy heeds no answer, so nothing may happen.
 #[tokio::test]
 async fn an_envoy_that_only_watches_gets_nothing_done() {
-    let endpoints = endpoints(&[]);
+    let endpoints = endpoints();
     let mut client = client(Arc::clone(&endpoints)).await;
     let watched = ProcessingRequest { observability_mode: true, ..document_of("https://a.example") };
     let (responses, _) = exchange(&mut client, vec![watched]).await;
@@ -194,7 +198,7 @@ async fn an_envoy_that_only_watches_gets_nothing_done() {
 /// A message that cannot be read ends the stream with an error: to end it well would be to let the request go on.
 #[tokio::test]
 async fn a_message_that_cannot_be_read_is_an_error() {
-    let endpoints = endpoints(&[]);
+    let endpoints = endpoints();
     let mut raw = tonic::client::Grpc::new(channel(Arc::clone(&endpoints)).await);
     raw.ready().await.expect("ready");
     // A message of another type, whose third field is a number where the filter's is a message.
@@ -211,7 +215,7 @@ async fn a_message_that_cannot_be_read_is_an_error() {
 
 #[tokio::test]
 async fn an_answer_ends_the_stream() {
-    let mut client = client(endpoints(&[])).await;
+    let mut client = client(endpoints()).await;
     let messages = vec![document_of("https://a.example"), document_of("https://b.example")];
     let (responses, end) = exchange(&mut client, messages).await;
     assert!(end.is_ok());
@@ -222,7 +226,7 @@ async fn an_answer_ends_the_stream() {
 /// `raw_value` before `value`, which other versions of Envoy fill.
 #[tokio::test]
 async fn header_values_of_both_kinds() {
-    let mut client = client(endpoints(&[])).await;
+    let mut client = client(endpoints()).await;
     let mut message = document_of("https://a.example");
     if let Some(Phase::RequestHeaders(HttpHeaders { headers: Some(map), .. })) = &mut message.request {
         for header in &mut map.headers {
@@ -237,7 +241,7 @@ async fn header_values_of_both_kinds() {
 #[test]
 fn the_client_id_is_the_url_of_a_request_for_it() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let client = runtime.block_on(client(endpoints(&[])));
+    let client = runtime.block_on(client(endpoints()));
     let origins = "https://[a-z]([a-z0-9-]{0,10}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?";
     proptest!(ProptestConfig::with_cases(200), |(from in origins)| {
         let Ok(origin) = from.parse::<envoy_cimd::model::origin::Origin>() else { return Ok(()) };
@@ -251,7 +255,7 @@ fn the_client_id_is_the_url_of_a_request_for_it() {
 /// As where many clients of Envoy's go away at once: the connection, which has everybody's streams, stays.
 #[tokio::test]
 async fn many_streams_that_are_reset_at_once() {
-    let mut client = client(endpoints(&[])).await;
+    let mut client = client(endpoints()).await;
     for _ in 0..5 {
         let mut calls: Vec<_> = (0..300)
             .map(|_| {

@@ -3,19 +3,24 @@
 use envoy_cimd::{
     commands::settings::{self, Task},
     contract::{
-        choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete, Upstream},
+        choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete},
         proto::{
             DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
             upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
+        tokens::UpstreamTokens as _,
     },
     exchange::embedded::Embedded,
-    filter::{endpoint::system_clock, request::Trace},
     model::{
-        secret::{generate_key_line, tagged_hash},
+        client::{ClientId, RedirectUri},
+        clock::UnixTime,
+        flow::BrowserHash,
+        secret::{Secret, generate_key_line},
+        trace::Trace,
+        upstream::Upstream,
         user::User as Person,
     },
-    store::{Opened, StoreUrl},
+    store::{keys::RouteKey, open::Opened, url::StoreUrl},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,7 +32,7 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CLIENT, Party, single},
-    stack::{Certificates, Choreographer, key_file, metric, ready_address},
+    stack::{Certificates, Choreographer, in_process::owner, key_file, metric, ready_address},
     store::Redis,
     world::{executable, run},
 };
@@ -173,38 +178,39 @@ async fn a_token_that_is_old_is_refreshed_in_the_background() {
     let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
     let flags = ["--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
     let args = ["envoy-cimd", "choreographer"].iter().chain(&flags).map(std::ffi::OsString::from);
-    let Task::Choreographer(settings) = settings::parse(args).expect("good flags").task else {
+    let Task::Choreographer(settings) = settings::parse::parse(args).expect("good flags").task else {
         panic!("choreographer")
     };
-    let mut embedded = Embedded::new(&settings.exchange).expect("good settings");
+    let mut embedded = Embedded::new(settings.exchange.config()).expect("good settings");
     let upstream = || Upstream { url: servers.upstream_of("good"), authorization_server: None };
     let begin = Begin {
-        client_id: CLIENT.to_owned(),
-        redirect_uri: "https://notes.localhost/.pomerium/oauth/callback".to_owned(),
+        client_id: ClientId::new(CLIENT),
+        redirect_uri: RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback"),
         upstream: upstream(),
         user: Person::Single,
-        browser_hash: [7; 32],
+        browser_hash: BrowserHash([7; 32]),
         return_to: "/".to_owned(),
     };
     let trace = Trace::default();
     let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|refusal| panic!("{refusal:?}"));
     let complete = Complete {
         flow_id: begun.flow_id,
-        redirect_uri: "https://notes.localhost/.pomerium/oauth/callback".to_owned(),
+        redirect_uri: RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback"),
         user: Person::Single,
-        browser_hash: [7; 32],
-        answer: AuthorizationAnswer::Code(servers.consent(&begun.authorization_url)),
+        browser_hash: BrowserHash([7; 32]),
+        answer: AuthorizationAnswer::Code(Secret::new(servers.consent(&begun.authorization_url))),
         iss: Some(format!("{}/good", servers.issuer)),
     };
     embedded.complete(complete, &trace).await.expect("completed");
     let ask = async |embedded: &Embedded| {
-        let token = embedded.upstream_token(&Person::Single, CLIENT, &upstream()).await;
+        let owner = owner(Person::Single, CLIENT, &servers.upstream_of("good"));
+        let token = embedded.tokens.upstream_token(owner, &Trace::default()).await;
         token.unwrap_or_else(|error| panic!("{error:?}")).secret
     };
     let first = ask(&embedded).await;
     assert!(servers.refreshes().is_empty(), "it is fresh");
     // An hour's token, 50 seconds before its end.
-    embedded.clock = || system_clock() + 3550;
+    embedded.tokens.clock = || UnixTime::now() + 3550;
     assert_eq!(ask(&embedded).await, first, "nobody waits");
     while ask(&embedded).await == first {
         tokio::task::yield_now().await;
@@ -372,10 +378,6 @@ impl Kept {
 }
 
 /// The key of a route's index, as the choreographer makes it.
-fn route_key(user: &Person, upstream: &str) -> [u8; 32] {
-    tagged_hash("envoy-cimd route", &serde_json::to_vec(&(user, CLIENT, upstream)).expect("JSON"))
-}
-
 /// Somebody who can write to the store moves one user's record to another: it does not open there, or is not of there.
 async fn moved_records(kept: Kept) {
     let flags = kept.flags();
@@ -388,7 +390,7 @@ async fn moved_records(kept: Kept) {
     let upstream = party.servers.upstream_of("good");
     let route = |subject: &str| {
         let user = Person::Subject { issuer: "i".to_owned(), subject: subject.to_owned() };
-        route_key(&user, &upstream)
+        RouteKey::of(&user, &ClientId::new(CLIENT), &upstream)
     };
     let opened = kept.open().await;
     let store = &opened.store;

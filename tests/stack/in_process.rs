@@ -3,16 +3,23 @@
 use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
-    commands::{
-        serve,
-        settings::{self, Task},
-    },
+    contract::tokens::TokenOwner,
     edge::proto,
-    exchange::embedded::Embedded,
+    exchange::embedded::{self, Embedded},
     filter::{
-        endpoint::Endpoints,
-        state::{FlowId, StateKeys},
+        endpoint::{self, Endpoints},
+        state::StateKeys,
     },
+    model::{
+        client::{ClientId, RedirectUri},
+        clock::UnixTime,
+        flow::FlowId,
+        route::RouteTable,
+        secret::{Key, Secret, random},
+        upstream::Upstream,
+        user::User,
+    },
+    store::vault,
 };
 use envoy_types::pb::{
     envoy::{
@@ -26,20 +33,20 @@ use prost::Message;
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const CALLBACK: &str = "/.pomerium/oauth/callback";
 
-/// The endpoints as `serve` makes them from these flags.
-pub fn endpoints(flags: &[&str]) -> Arc<Endpoints> {
-    let args = ["envoy-cimd", "serve"].iter().chain(flags).map(std::ffi::OsString::from);
-    let parsed = settings::parse(args).expect("good flags");
-    let Task::Serve(settings) = parsed.task else { panic!("serve") };
-    let embedded = Embedded::new(&settings.exchange).expect("good settings");
-    let exchange = serve::Exchange {
-        calls: embedded.calls.clone(),
-        choreographer: Arc::new(embedded),
-        embedded: None,
-        tokens: None,
-        tls: None,
-    };
-    Arc::new(serve::endpoints(&settings, parsed.file.as_ref(), &exchange).expect("good settings"))
+/// The endpoints as they are unless a setting says otherwise, without any route of their own.
+pub fn endpoints() -> Arc<Endpoints> {
+    let store = vault::Config { state_dir: Some("/dev/null/envoy-cimd".into()), ..vault::Config::default() };
+    let embedded = Embedded::new(embedded::Config { store, ..embedded::Config::default() }).expect("good settings");
+    let state_keys = StateKeys::new(vec![Key::new(random().expect("randomness"))]);
+    let (metrics, calls) = (Arc::clone(&embedded.tokens.metrics), embedded.tokens.calls.clone());
+    let (config, routes) = (endpoint::Config::default(), RouteTable::default());
+    Arc::new(Endpoints::new(config, routes, state_keys, Arc::new(embedded), metrics, calls))
+}
+
+/// Whose token it is that a route gets for an upstream.
+pub fn owner(user: User, client_id: &str, upstream: &str) -> TokenOwner {
+    let upstream = Upstream { url: upstream.to_owned(), authorization_server: None };
+    TokenOwner { user, client_id: ClientId::new(client_id), upstream }
 }
 
 pub fn attribute(of: &str, key: &str) -> String {
@@ -87,7 +94,9 @@ pub fn read(message: &ProcessingRequest) -> proto::ProcessingRequest {
 
 /// A state that names one of these keys, and that none of them signed.
 pub fn forged(keys: &StateKeys) -> String {
-    let mut state = keys.mint(FlowId([7; 16]), "", "", 0, u64::MAX).expect("a key");
+    let (redirect_uri, cookie) = (RedirectUri::new(""), Secret::new(""));
+    let minted = keys.mint(FlowId([7; 16]), &redirect_uri, &cookie, UnixTime::default(), UnixTime::MAX);
+    let mut state = minted.expect("a key");
     let last = if state.pop() == Some('A') { 'B' } else { 'A' };
     state.push(last);
     state

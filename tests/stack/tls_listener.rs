@@ -10,13 +10,13 @@ use tokio::net::TcpListener;
 
 use super::Certificates;
 
-pub type TlsListener = envoy_cimd::net::tls::TlsListener<Box<dyn Fn() -> Arc<ServerConfig> + Send>>;
+pub type TlsListener = envoy_cimd::net::tls::listener::TlsListener<Box<dyn Fn() -> Arc<ServerConfig> + Send>>;
 
 /// A listener on a free port of 127.0.0.1. A client that does not speak TLS, or dislikes the certificate, is dropped.
 pub async fn bind(certificates: &Certificates) -> io::Result<TlsListener> {
     let chain = vec![CertificateDer::from_pem_file(&certificates.cert).expect("a certificate")];
     let key = PrivateKeyDer::from_pem_file(&certificates.key).expect("a key");
-    let mut config = ServerConfig::builder_with_provider(envoy_cimd::net::tls::provider())
+    let mut config = ServerConfig::builder_with_provider(envoy_cimd::net::tls::provider::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()

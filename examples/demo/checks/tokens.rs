@@ -1,16 +1,22 @@
 //! What is in envoy-cimd's store, and what it is good for.
 
-use std::{ffi::OsString, path::Path};
+use std::path::Path;
 
-use anyhow::bail;
 use envoy_cimd::{
-    commands::settings::{self, Task},
-    exchange::embedded::{Embedded, TokenRecord},
+    exchange::{
+        embedded::{Config, Embedded},
+        records::TokenRecord,
+    },
     model::user::User,
+    store::vault,
 };
 
 use super::{Checks, mcp};
-use crate::{client_document::same, running::Route, stack::web::Web};
+use crate::{
+    client_document::same,
+    running::Route,
+    stack::{in_process::owner, web::Web},
+};
 
 /// Looks into the store, which no process may have open, and calls each MCP server with what is there.
 pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_dir: &Path) {
@@ -24,15 +30,15 @@ pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_di
     checks.note("has two tokens that differ", if differ { Ok(()) } else { Err("they are the same".to_owned()) });
     for (route, own, foreign) in [(one, &one_token, &other_token), (other, &other_token, &one_token)] {
         checks.about(&route.mcp());
-        let initialized = mcp::initialized(web, route, &own.access_token).await;
+        let initialized = mcp::initialized(web, route, own.access_token.expose()).await;
         checks.note("answers initialize to the route's own token (200)", initialized);
-        let refused = mcp::refused(web, route, &foreign.access_token).await;
+        let refused = mcp::refused(web, route, foreign.access_token.expose()).await;
         checks.note("refuses the other route's token (401)", refused);
     }
 }
 
 async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<TokenRecord> {
-    let found = store.token(&User::Single, &route.client_id(), &route.upstream).await;
+    let found = store.tokens.record(&owner(User::Single, &route.client_id(), &route.upstream)).await;
     let checked = found.map_err(|error| format!("{error:?}")).and_then(|token| {
         let token = token.ok_or("there is none")?;
         same(&token.issuer, &route.issuer)?;
@@ -44,11 +50,8 @@ async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<T
 
 /// The store as envoy-cimd itself would open it.
 async fn store(state_dir: &Path) -> anyhow::Result<Embedded> {
-    let args = ["envoy-cimd".into(), "choreographer".into(), "--state-dir".into(), OsString::from(state_dir)];
-    let Task::Choreographer(settings) = settings::parse(args)?.task else {
-        bail!("these are no settings of a choreographer")
-    };
-    let store = Embedded::new(&settings.exchange)?;
+    let store = vault::Config { state_dir: Some(state_dir.to_owned()), ..vault::Config::default() };
+    let store = Embedded::new(Config { store, ..Config::default() })?;
     store.check().await?;
     Ok(store)
 }

@@ -5,14 +5,18 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
+use super::yaml::quoted;
 use crate::{
-    commands::{envoy_config::quoted, settings::RouteArgs},
+    commands::settings::shared::RouteArgs,
     filter::{
         document::{self, Document},
         refusal::{Audience, Refusal},
         reply::Reply,
     },
-    model::route::{Paths, Route, RouteError},
+    model::{
+        paths::Paths,
+        route::{Route, RouteError},
+    },
 };
 
 /// What Envoy is told of one document, each text quoted for YAML.
@@ -36,7 +40,7 @@ impl StaticDocument {
     /// As [`Document::new`].
     pub fn new(route: &Route, paths: &Paths, settings: &RouteArgs) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, &settings.client_name)?;
-        let cache_control = settings.cache_control().into();
+        let cache_control = document::cache_control(settings.document_max_age);
         let origin = &route.origin;
         let authority = format!("(?i){}(:{})?", literally(origin.host()), origin.port());
         let methods = document::METHODS.replace(", ", "|");

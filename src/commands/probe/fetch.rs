@@ -16,9 +16,14 @@ use tokio::{net::TcpStream, time::timeout};
 use url::{Host, Url};
 
 use crate::{
-    commands::settings::Probe,
-    model::{origin::Origin, route::EndpointPath},
-    net::outgoing::{self, Resolver, SystemResolver, cut, known_addresses},
+    commands::settings::probe::Probe,
+    model::{origin::Origin, paths::EndpointPath},
+    net::outgoing::{
+        self,
+        error::{self, truncate},
+        known_addresses,
+        resolver::{Resolver, SystemResolver},
+    },
 };
 
 /// A way to one document.
@@ -127,9 +132,9 @@ impl Fetcher {
 }
 
 fn failed(error: reqwest::Error) -> Failure {
-    match outgoing::tls_error(&error) {
+    match error::tls_error(&error) {
         Some(error) => Failure::Tls(error.clone()),
-        None => Failure::Broken(outgoing::reason(&error)),
+        None => Failure::Broken(error::reason(&error)),
     }
 }
 
@@ -138,6 +143,6 @@ async fn resolve(url: &Url) -> Result<BTreeSet<IpAddr>, String> {
         return Ok(known.into_iter().collect());
     }
     let found = SystemResolver.resolve(url.host_str().unwrap_or_default()).await;
-    let found: BTreeSet<IpAddr> = found.map_err(|error| cut(error.to_string()))?.into_iter().collect();
+    let found: BTreeSet<IpAddr> = found.map_err(|error| truncate(error.to_string()))?.into_iter().collect();
     if found.is_empty() { Err("it has no address".to_owned()) } else { Ok(found) }
 }

@@ -6,10 +6,11 @@ use http::HeaderMap;
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::{fetch::Answer, finding::Finding, object::Object};
 use crate::{
-    commands::probe::{Finding, fetch::Answer, object::Object},
-    filter::document::{LONGEST_SAFE_CLIENT_ID, MAX_BYTES, MEMBERS},
-    net::outgoing::{cut, known_addresses},
+    filter::document::{LONGEST_SAFE_CLIENT_ID, MEMBERS},
+    model::route::MAX_DOCUMENT_BYTES,
+    net::outgoing::{error::truncate, known_addresses},
 };
 
 /// Where servers in use stop reading, in bytes.
@@ -56,8 +57,8 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
     }
     match answer.body.len() {
         size if size > HARD_LIMIT => findings.push(Finding::error("too_large", TOO_LARGE)),
-        size if size > MAX_BYTES => {
-            let text = format!("the document has {size} bytes; some servers read {MAX_BYTES}");
+        size if size > MAX_DOCUMENT_BYTES => {
+            let text = format!("the document has {size} bytes; some servers read {MAX_DOCUMENT_BYTES}");
             findings.push(Finding::warning("large", text));
         }
         _ => {}
@@ -72,7 +73,7 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
             members(client_id, &document.members, &mut findings);
         }
         Err(error) => {
-            let text = format!("the body is no JSON object: {}", said(&error.to_string()));
+            let text = format!("the body is not a JSON object: {}", said(&error.to_string()));
             findings.push(Finding::error("not_json", text));
         }
     }
@@ -81,7 +82,7 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
 
 /// What the other side said, so that a terminal can show it.
 pub fn said(text: &str) -> String {
-    cut(text.escape_debug().to_string())
+    truncate(text.escape_debug().to_string())
 }
 
 /// A header as text, each byte a character, so that none is lost on the way to [`said`].
@@ -181,14 +182,14 @@ fn members(client_id: &str, document: &Map<String, Value>, findings: &mut Vec<Fi
             "client_id_mismatch",
             format!("client_id is \"{}\"; it must be the URL of the document, byte by byte", said(found)),
         )),
-        _ => findings.push(Finding::error("client_id_missing", "there is no client_id, or it is no text")),
+        _ => findings.push(Finding::error("client_id_missing", "there is no client_id, or it is not a text")),
     }
     if !matches!(document.get("client_name"), Some(Value::String(name)) if !name.trim().is_empty()) {
         findings.push(Finding::error("client_name_missing", "there is no client_name, which MCP requires"));
     }
     redirect_uris(client_id, document.get("redirect_uris"), findings);
     match document.get("client_uri").map(|uri| uri.as_str().unwrap_or_default()) {
-        Some("") => findings.push(Finding::error("client_uri_empty", "client_uri is there and is no URL")),
+        Some("") => findings.push(Finding::error("client_uri_empty", "client_uri is there and is not a URL")),
         Some(uri) if !same_origin(uri, client_id) => findings.push(other_origin("client_uri", uri)),
         _ => {}
     }
@@ -248,7 +249,7 @@ fn redirect_uris(client_id: &str, uris: Option<&Value>, findings: &mut Vec<Findi
 
 fn redirect_uri(client_id: &str, uri: &str) -> Option<Finding> {
     let fault = |fault| Some(Finding::error("redirect_uri", format!("\"{}\" in redirect_uris {fault}", said(uri))));
-    let Ok(url) = Url::parse(uri) else { return fault("is no URL") };
+    let Ok(url) = Url::parse(uri) else { return fault("is not a URL") };
     let loopback = known_addresses(&url).is_some_and(|addresses| addresses.iter().all(IpAddr::is_loopback));
     match url.scheme() {
         _ if url.fragment().is_some() => fault("has a fragment"),
@@ -274,7 +275,7 @@ fn listed(document: &Map<String, Value>, member: &'static str, needed: &str, fin
         None => {}
         Some(Value::Array(list)) if fits(list) => {}
         Some(_) => {
-            let text = format!("{member} is there and is no list of texts with \"{needed}\"");
+            let text = format!("{member} is there and is not a list of texts with \"{needed}\"");
             findings.push(Finding::error(member, text));
         }
     }
@@ -380,8 +381,8 @@ mod tests {
     #[test]
     fn sizes() {
         for (size, found) in [
-            (MAX_BYTES, None),
-            (MAX_BYTES + 1, Some("large")),
+            (MAX_DOCUMENT_BYTES, None),
+            (MAX_DOCUMENT_BYTES + 1, Some("large")),
             (HARD_LIMIT, Some("large")),
             (HARD_LIMIT + 1, Some("too_large")),
         ] {

@@ -8,7 +8,10 @@ use url::Url;
 
 use crate::net::{
     listen::{bare_host, unix_path},
-    outgoing::{self, cut},
+    outgoing::{
+        self,
+        error::{self, truncate},
+    },
 };
 
 /// Where `serve` says it unless told otherwise.
@@ -71,11 +74,11 @@ async fn ask(url: &ReadyUrl) -> anyhow::Result<()> {
     let client = client.build()?;
     let request = client.get(url).build()?;
     let answer =
-        outgoing::execute(&client, request).await.map_err(|error| anyhow::anyhow!(outgoing::reason(&error)))?;
+        outgoing::execute(&client, request).await.map_err(|failure| anyhow::anyhow!(error::reason(&failure)))?;
     let answer = answer.context("its answer does not end")?;
     if answer.status() != http::StatusCode::OK {
         let body = String::from_utf8_lossy(answer.body());
-        bail!("{} {}", answer.status().as_u16(), cut(body.trim().escape_debug().to_string()));
+        bail!("{} {}", answer.status().as_u16(), truncate(body.trim().escape_debug().to_string()));
     }
     Ok(())
 }

@@ -2,13 +2,11 @@
 
 use reqwest::Method;
 
-use crate::{
-    commands::probe::{
-        Finding, Severity,
-        fetch::{Answer, Fetcher},
-    },
-    model::origin::Origin,
+use super::{
+    fetch::{Answer, Fetcher},
+    finding::{Finding, Severity},
 };
+use crate::model::origin::Origin;
 
 /// Asks again in other ways; `first` is the answer to a plain GET.
 pub async fn all(fetcher: &Fetcher, origin: &Origin, first: &Answer) -> Vec<Finding> {

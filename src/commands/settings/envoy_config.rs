@@ -2,10 +2,10 @@
 
 use clap::{Args, ValueEnum};
 
+use super::shared::{FileArg, RouteArgs};
 use crate::{
-    commands::settings::{FileArg, RouteArgs},
     model::route::RouteSpec,
-    net::{listen::ListenAddr, tls::PeerName},
+    net::{listen::ListenAddr, tls::peer::PeerName},
 };
 
 /// `envoy-cimd envoy-config`.
@@ -78,17 +78,7 @@ fn parse_route(text: &str) -> Result<RouteSpec, String> {
     let mut spec = RouteSpec::default();
     for pair in text.split(',') {
         let (key, value) = pair.split_once('=').ok_or(format!("`{pair}` is not KEY=VALUE"))?;
-        let slot = match key {
-            "from" => &mut spec.from,
-            "to" => &mut spec.to,
-            "route_id" => &mut spec.route_id,
-            "client_name" => &mut spec.client_name,
-            "authorization_server" => &mut spec.authorization_server,
-            _ => return Err(format!("there is no key `{key}`")),
-        };
-        if slot.replace(value.to_owned()).is_some() {
-            return Err(format!("`{key}` is there twice"));
-        }
+        spec.set(key, value.to_owned()).map_err(|error| error.to_string())?;
     }
     Ok(spec)
 }

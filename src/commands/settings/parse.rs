@@ -5,10 +5,8 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, builder::OsStr, error::ErrorKind};
 
-use crate::commands::{
-    config_file::{self, ConfigFile},
-    settings::{Cli, Task},
-};
+use super::{Cli, Task};
+use crate::commands::config_file::{self, ConfigFile};
 
 /// What was asked for, and the config file that came with it.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, value_parser};
 
 use crate::{
-    commands::{
-        probe::{DEFAULT_READY, ReadyUrl, Target},
-        settings::DOCUMENT_PATH,
+    commands::probe::{
+        ready::{DEFAULT_READY, ReadyUrl},
+        target::Target,
     },
-    model::route::EndpointPath,
+    model::paths::{DOCUMENT_PATH, EndpointPath},
 };
 
 /// `envoy-cimd probe`.

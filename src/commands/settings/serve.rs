@@ -5,13 +5,18 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 
+use super::shared::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one};
 use crate::{
-    commands::settings::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one},
-    contract::client::{ChoreographerUrl, ClientSettings},
+    edge::ext_proc,
+    filter::endpoint,
     model::user::{MetadataPath, UserSource, Users},
     net::{
-        listen::ListenAddr,
-        tls::{ClientTlsSettings, PeerName},
+        dial::GrpcUrl,
+        listen::{ListenAddr, bare_host},
+        tls::{
+            client::{self, ClientTls},
+            peer::PeerName,
+        },
     },
 };
 
@@ -28,7 +33,7 @@ pub struct Serve {
     pub admin_listen: ListenAddr,
     /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER", value_name = "URL")]
-    pub choreographer: Option<ChoreographerUrl>,
+    pub choreographer: Option<GrpcUrl>,
     /// The authority that the choreographer's certificate is from, a PEM file.
     #[arg(long, env = "ENVOY_CIMD_CHOREOGRAPHER_CA", value_name = "FILE")]
     pub choreographer_ca: Option<PathBuf>,
@@ -107,22 +112,51 @@ impl Serve {
     /// How the choreographer is reached, where it is another process.
     ///
     /// # Errors
-    /// Where it is said how, but not where.
-    pub fn client(&self) -> anyhow::Result<Option<ClientSettings>> {
-        let tls = ClientTlsSettings {
+    /// Where it is said how, but not where; and as [`ClientTls::new`].
+    pub fn client(&self) -> anyhow::Result<Option<(GrpcUrl, Option<ClientTls>)>> {
+        let tls = client::Config {
             ca: self.choreographer_ca.clone(),
             cert: self.choreographer_cert.clone(),
             key: self.choreographer_key.clone(),
             peer: self.choreographer_peer.clone(),
         };
+        let none = tls == client::Config::default();
         match &self.choreographer {
-            Some(url) => Ok(Some(ClientSettings { url: url.clone(), tls })),
-            None if tls == ClientTlsSettings::default() => Ok(None),
+            Some(url @ GrpcUrl::Tcp { tls: true, host, .. }) => {
+                Ok(Some((url.clone(), Some(ClientTls::new(bare_host(host), &tls)?))))
+            }
+            Some(url) if none => Ok(Some((url.clone(), None))),
+            Some(_) => bail!(
+                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an \
+                 https:// --choreographer"
+            ),
+            None if none => Ok(None),
             // The flows and tokens would be kept here, and nobody would notice.
             None => bail!(
                 "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need \
                  --choreographer"
             ),
         }
+    }
+
+    /// # Errors
+    /// As [`Self::users`] and [`RouteArgs::paths`].
+    pub fn endpoints(&self) -> anyhow::Result<endpoint::Config> {
+        Ok(endpoint::Config {
+            paths: self.routes.paths()?,
+            names: self.routes.client_name.clone(),
+            document_max_age: self.routes.document_max_age,
+            dynamic_metadata: self.routes.dynamic_metadata,
+            users: self.users()?,
+            limits: endpoint::Limits {
+                max_calls: self.limits.max_calls,
+                max_header_bytes: self.limits.max_header_bytes,
+                max_query_bytes: self.limits.max_query_bytes,
+            },
+        })
+    }
+
+    pub fn streams(&self) -> ext_proc::Config {
+        ext_proc::Config { max_streams: self.limits.max_streams }
     }
 }

@@ -7,15 +7,30 @@ use http::{HeaderMap, header::WWW_AUTHENTICATE};
 use serde::Deserialize;
 use url::Url;
 
-use crate::{
-    exchange::discovery::{AuthorizationServer, Problem},
-    net::outgoing::{Outgoing, cut, shown},
+use super::error::{MAX_SCOPE, MAX_URL, Problem};
+use crate::net::outgoing::{
+    Outgoing,
+    error::{redacted, truncate},
 };
 
-/// The longest URL that is taken of a stranger, in bytes.
-pub const MAX_URL: usize = 2048;
-/// The longest scope, in bytes: it goes into an address too.
-pub const MAX_SCOPE: usize = 4096;
+/// An authorization server that can be used, and what it takes to ask it for one upstream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthorizationServer {
+    /// Exactly as its metadata spells it.
+    pub issuer: String,
+    pub authorization_endpoint: Url,
+    pub token_endpoint: Url,
+    /// RFC 7009, where it offers that.
+    pub revocation_endpoint: Option<Url>,
+    /// Whether it announces `iss` in its answers (RFC 9207, section 3).
+    pub sends_iss: bool,
+    /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
+    pub resource: String,
+    /// What to ask for, space-separated; none where nobody says.
+    pub scope: Option<String>,
+    /// Whether `offline_access` may be asked for besides.
+    pub offline_access: bool,
+}
 
 /// What a 401 says, as far as it is read.
 #[derive(Debug, Default, PartialEq)]
@@ -73,7 +88,7 @@ impl ResourceMetadata {
     /// Where its `resource` is no URL, or another's.
     pub fn check(&self, upstream: &Url) -> Result<(), Problem> {
         let named = strangers_url("resource", &self.resource)?;
-        if is_prefix(&named, upstream) { Ok(()) } else { Err(Problem::ForeignResource(shown(&named))) }
+        if is_prefix(&named, upstream) { Ok(()) } else { Err(Problem::ForeignResource(redacted(&named))) }
     }
 
     /// What to ask for: what the challenge says, else what is listed here.
@@ -120,7 +135,7 @@ impl ServerMetadata {
         scope: Option<String>,
     ) -> Result<AuthorizationServer, Problem> {
         if self.issuer != issuer {
-            return Err(Problem::ForeignIssuer(cut(self.issuer)));
+            return Err(Problem::ForeignIssuer(truncate(self.issuer)));
         }
         let has = |list: &Option<Vec<String>>, value: &str| {
             list.as_ref().is_some_and(|list| list.iter().any(|item| item == value))

@@ -44,14 +44,14 @@ impl FromStr for AllowHost {
             // A colon within the brackets is the address's.
             Some((host, port)) if !port.ends_with(']') => {
                 let port = port.parse().ok().filter(|port| *port != 0);
-                (host, Some(port.ok_or("has a port that is no number from 1 to 65535")?))
+                (host, Some(port.ok_or("has a port that is not a number from 1 to 65535")?))
             }
             _ => (text, None),
         };
         if host.is_empty() {
             return Err("has no host");
         }
-        let host = match Host::parse(host).map_err(|_| "has a host that is no DNS name and no address")? {
+        let host = match Host::parse(host).map_err(|_| "has a host that is neither a DNS name nor an address")? {
             Host::Domain(name) => Host::Domain(relative(&name).to_owned()),
             address => address,
         };
@@ -107,8 +107,8 @@ mod tests {
     #[test]
     fn bad_ones_are_named() {
         const URL: &str = "names a host, `HOST` or `HOST:PORT`, not a URL or a network";
-        const PORT: &str = "has a port that is no number from 1 to 65535";
-        const HOST: &str = "has a host that is no DNS name and no address";
+        const PORT: &str = "has a port that is not a number from 1 to 65535";
+        const HOST: &str = "has a host that is neither a DNS name nor an address";
         const BRACKETS: &str = "has an IPv6 address that is not in brackets, as in `[fd00::1]`";
         const LINK_LOCAL: &str = "is a link-local address, which is never allowed";
         for (text, error) in [

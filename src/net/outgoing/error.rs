@@ -1,11 +1,16 @@
 //! Why a fetch failed, in words that an operator can act on and that give nothing away.
 
-use std::{error::Error, io, iter, net::IpAddr};
+use std::{error::Error, io, iter, net::IpAddr, time::Duration};
 
 use rustls::CertificateError;
 use url::Url;
 
-use crate::net::outgoing::{DEADLINE, MAX_BODY, address::SpecialUse};
+use super::address::SpecialUse;
+
+/// The longest that a fetch may take: name look-up, connection, TLS, request and the whole answer.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+/// The largest body of an answer, in bytes.
+pub const MAX_BODY: usize = 1 << 20;
 
 /// Why there is no answer. Messages hold the URL without user name, query and fragment, and nothing of a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,11 +78,11 @@ fn missing(connected: bool) -> &'static str {
 const MAX_SHOWN: usize = 200;
 
 /// Of a URL what may be shown.
-pub fn shown(url: &Url) -> String {
+pub fn redacted(url: &Url) -> String {
     match url.scheme() {
         // In a URL of another scheme anything may be a secret, or a whole document.
-        scheme @ ("http" | "https") => cut(format!("{scheme}://{}{}", authority(url), url.path())),
-        scheme => cut(format!("{scheme}:…")),
+        scheme @ ("http" | "https") => truncate(format!("{scheme}://{}{}", authority(url), url.path())),
+        scheme => truncate(format!("{scheme}:…")),
     }
 }
 
@@ -88,7 +93,7 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 /// The beginning of a stranger's text, short enough for a log line.
-pub fn cut(mut text: String) -> String {
+pub fn truncate(mut text: String) -> String {
     if text.len() > MAX_SHOWN {
         text.truncate(text.floor_char_boundary(MAX_SHOWN));
         text.push('…');
@@ -110,7 +115,7 @@ pub(crate) fn reason(error: &reqwest::Error) -> String {
     match chain(error).filter_map(|error| error.downcast_ref::<io::Error>()).last() {
         Some(error) if error.get_ref().is_none() => error.to_string(),
         Some(error) if error.kind() != io::ErrorKind::Other => error.kind().to_string(),
-        _ => "it is no HTTP, or breaks off".to_owned(),
+        _ => "it is not HTTP, or breaks off".to_owned(),
     }
 }
 
@@ -133,7 +138,7 @@ fn tls_reason(error: &rustls::Error) -> String {
             "its certificate is of an authority that is not trusted here; --extra-ca would add one".to_owned()
         }
         // This may quote names of the certificate, with what is not printable escaped.
-        error => cut(error.to_string()),
+        error => truncate(error.to_string()),
     }
 }
 
@@ -152,8 +157,8 @@ mod tests {
             ("mailto:secret@as.example", "mailto:…"),
             (&long, &cut),
         ] {
-            assert_eq!(shown(&Url::parse(url).expect(url)), text);
+            assert_eq!(redacted(&Url::parse(url).expect(url)), text);
         }
-        assert_eq!(super::cut("ü".repeat(150)).chars().count(), 101);
+        assert_eq!(truncate("ü".repeat(150)).chars().count(), 101);
     }
 }

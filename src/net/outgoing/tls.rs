@@ -5,17 +5,19 @@ use std::path::Path;
 use anyhow::Context;
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::net::tls::{pem, provider};
+use crate::net::tls::{provider::provider, roots};
 
 /// TLS 1.2 or 1.3, and the system's certificate authorities besides those of a file.
 ///
 /// # Errors
 /// Where the file cannot be read, or holds no certificate or a bad one.
 pub(crate) fn client_config(extra_ca: Option<&Path>) -> anyhow::Result<ClientConfig> {
-    let mut roots = system_roots();
-    if let Some(path) = extra_ca {
-        add_file(&mut roots, path).with_context(|| format!("--extra-ca {}", path.display()))?;
-    }
+    let authorities = roots::authorities(extra_ca).with_context(|| match extra_ca {
+        Some(path) => format!("--extra-ca {}", path.display()),
+        None => "certificate authorities".to_owned(),
+    })?;
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(authorities);
     if roots.is_empty() {
         // Documents are served all the same.
         tracing::warn!("no certificate authority is known, so no https fetch can succeed: --extra-ca adds some");
@@ -27,22 +29,6 @@ pub(crate) fn client_config(extra_ca: Option<&Path>) -> anyhow::Result<ClientCon
         .with_no_client_auth();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
-}
-
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    for error in found.errors {
-        tracing::warn!(%error, "some of the system's certificate authorities cannot be read");
-    }
-    // Systems ship certificates too odd for rustls: the rest must do.
-    roots.add_parsable_certificates(found.certs);
-    roots
-}
-
-fn add_file(roots: &mut RootCertStore, path: &Path) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(path).context("cannot be read")?;
-    pem::add_authorities(roots, &text)
 }
 
 #[cfg(test)]
@@ -62,7 +48,7 @@ mod tests {
         for (text, message) in [
             ("", "has no certificate"),
             ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "has no certificate"),
-            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "is no PEM file: "),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "is not a PEM file: "),
             ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "has a bad certificate: "),
         ] {
             std::fs::write(&path, text).expect("write");

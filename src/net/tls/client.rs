@@ -16,18 +16,16 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{
-    net::tls::{
-        ALPN, PeerName,
-        files::{Following, Loaded, PemFile, TlsFiles},
-        peer, provider,
-    },
-    telemetry::metrics::Metrics,
+use super::{
+    files::{Following, Loaded, PemFile, TlsFiles},
+    peer::{self, PeerName},
+    provider::{ALPN, provider},
 };
+use crate::telemetry::metrics::Metrics;
 
 /// Whom we trust, and how we prove who we are.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ClientTlsSettings {
+pub struct Config {
     pub ca: Option<PathBuf>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
@@ -45,7 +43,7 @@ pub struct ClientTls {
 impl ClientTls {
     /// # Errors
     /// Where a part is missing, or a file cannot be used.
-    pub fn new(host: &str, settings: &ClientTlsSettings) -> anyhow::Result<Self> {
+    pub fn new(host: &str, settings: &Config) -> anyhow::Result<Self> {
         let Some(authority) = &settings.ca else {
             bail!("an https:// --choreographer needs --choreographer-ca, the authority that its certificate is from");
         };

@@ -13,12 +13,10 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-use crate::{
-    net::tls::pem,
-    telemetry::{
-        metrics::Metrics,
-        reload::{Watched, fingerprint, watch},
-    },
+use super::pem;
+use crate::telemetry::{
+    metrics::Metrics,
+    reload::{Watched, fingerprint, watch},
 };
 
 /// The files of one side of a connection: whom it trusts and, where it has one, its own identity.

@@ -16,14 +16,13 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::net::tls::peer;
+use super::peer;
+use crate::telemetry::throttle::Throttle;
 
 /// How long a caller may take for its part of the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How many handshakes go on at once. The oldest goes for the next: an honest one takes milliseconds.
 const MAX_HANDSHAKES: usize = 1000;
-/// Between two lines of the log: whoever reaches the port can cause them.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// A listener for callers who speak TLS; others are dropped. `config` is asked anew for each.
 pub struct TlsListener<F> {
@@ -35,15 +34,15 @@ pub struct TlsListener<F> {
     handshakes: JoinSet<(io::Result<TlsStream<TcpStream>>, SocketAddr)>,
     /// In the order in which they began; some have ended.
     begun: VecDeque<AbortHandle>,
-    last_line: Option<Instant>,
-    unlogged: u64,
+    /// Whoever reaches the port can cause lines.
+    throttle: Throttle,
 }
 
 impl<F> TlsListener<F> {
     /// `config` is asked for the newest configuration; `name` is what the log calls the listener.
     pub fn new(name: &'static str, tcp: TcpListener, config: F) -> Self {
         let (handshakes, begun) = (JoinSet::new(), VecDeque::new());
-        Self { name, tcp, config, handshakes, begun, last_line: None, unlogged: 0 }
+        Self { name, tcp, config, handshakes, begun, throttle: Throttle::default() }
     }
 
     fn make_room(&mut self) {
@@ -63,13 +62,8 @@ impl<F> TlsListener<F> {
             // It only looked whether somebody listens, as load balancers do all day.
             return;
         }
-        let now = Instant::now();
-        if self.last_line.is_some_and(|last| now.duration_since(last) < QUIET) {
-            self.unlogged += 1;
-            return;
-        }
-        self.last_line = Some(now);
-        let (listener, unlogged) = (self.name, std::mem::take(&mut self.unlogged));
+        let Some(unlogged) = self.throttle.due(Instant::now()) else { return };
+        let listener = self.name;
         tracing::warn!(listener, %caller, unlogged, "no TLS with a caller: {}", peer::refusal(error));
     }
 }

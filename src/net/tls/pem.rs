@@ -12,7 +12,7 @@ use rustls::{
 /// Where it is no PEM, or has no certificate.
 pub fn certificates(text: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<_> =
-        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().context("is no PEM file")?;
+        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().context("is not a PEM file")?;
     if certificates.is_empty() {
         bail!("has no certificate");
     }

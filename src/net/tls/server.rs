@@ -1,6 +1,6 @@
 //! Our side of a connection that others make.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
 use rustls::{
@@ -13,14 +13,22 @@ use rustls::{
     },
 };
 
-use crate::{
-    commands::settings::TlsArgs,
-    net::tls::{
-        ALPN, PeerName,
-        files::{Following, Loaded, PemFile, TlsFiles},
-        peer, provider,
-    },
+use super::{
+    files::{Following, Loaded, PemFile, TlsFiles},
+    peer::{self, PeerName},
+    provider::{ALPN, provider},
 };
+
+/// Who we are to those who connect over TCP: with all three files, gRPC is mTLS.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Our certificate chain, a PEM file.
+    pub cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    pub key: Option<PathBuf>,
+    /// The authority that the certificates of callers must be from, a PEM file.
+    pub client_ca: Option<PathBuf>,
+}
 
 /// mTLS for a listener.
 pub type ServerTls = Following<ServerConfig>;
@@ -29,8 +37,8 @@ pub type ServerTls = Following<ServerConfig>;
 ///
 /// # Errors
 /// Where only a part of it is given, or a file cannot be used.
-pub fn server_tls(name: &'static str, args: &TlsArgs, allowed: &[PeerName]) -> anyhow::Result<Option<ServerTls>> {
-    let (cert, key, authority) = match (&args.tls_cert, &args.tls_key, &args.client_ca) {
+pub fn server_tls(name: &'static str, files: &Config, allowed: &[PeerName]) -> anyhow::Result<Option<ServerTls>> {
+    let (cert, key, authority) = match (&files.cert, &files.key, &files.client_ca) {
         (Some(cert), Some(key), Some(authority)) => (cert, key, authority),
         (None, None, None) if allowed.is_empty() => return Ok(None),
         (None, None, None) => bail!("--allow-peer and --tokens-allow-peer need --tls-cert, --tls-key and --client-ca"),

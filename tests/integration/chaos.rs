@@ -70,7 +70,7 @@ async fn soak_of_everything_at_once() {
 
     let began = Instant::now();
     let mut recoveries: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
-    // Three quarters of the time in turmoil, and one in which nothing may grow any more.
+    // Three quarters of the time in chaos, and one in which nothing may grow any more.
     while began.elapsed() < length.mul_f32(0.75) {
         for (name, part) in
             [("envoy-cimd", Part::Filter), ("the choreographer", Part::Choreographer), ("Redis", Part::Redis)]

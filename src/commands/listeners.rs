@@ -1,0 +1,98 @@
+//! Where gRPC is served, and how it is protected.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tonic::service::Routes;
+
+use super::settings::shared::{ExchangeArgs, ProcessArgs};
+use crate::{
+    contract::{
+        proto::upstream_tokens_server::UpstreamTokensServer, tokens::UpstreamTokens, tokens_service::TokensService,
+    },
+    net::{
+        grpc::GrpcListener,
+        listen::{ListenAddr, Listener, SocketMode},
+        tls::server::{ServerTls, server_tls},
+    },
+};
+
+/// How the main listener is protected. What is sent over plain gRPC is trusted, so other machines must not reach it
+/// unasked.
+///
+/// # Errors
+/// Where they would, where a TLS setting is wrong or without use, or where the address cannot be resolved.
+pub async fn main_tls(
+    address: &ListenAddr,
+    args: &ProcessArgs,
+    tokens_listen: Option<&ListenAddr>,
+) -> anyhow::Result<Option<ServerTls>> {
+    if let ListenAddr::Unix(_) = address {
+        if args.tls.is_given() && !matches!(tokens_listen, Some(ListenAddr::Tcp { .. })) {
+            bail!(
+                "--tls-cert, --tls-key, --client-ca and --allow-peer are for gRPC over TCP, and nothing listens there"
+            );
+        }
+        return Ok(None);
+    }
+    let tls = server_tls("tls", &args.tls.files(), &args.tls.allow_peer)?;
+    let plain = tls.is_none() && !args.insecure_grpc;
+    if plain && !address.is_local().await.with_context(|| cannot_listen("listen", address))? {
+        bail!(
+            "--listen {address}: other machines reach this address, and what they send over plain gRPC is trusted; \
+             give --tls-cert, --tls-key and --client-ca, listen on loopback or a Unix socket, or say --insecure-grpc"
+        );
+    }
+    Ok(tls)
+}
+
+/// The listener that tokens are handed out on: a Unix socket, or mTLS; none where the settings ask for none.
+///
+/// # Errors
+/// Where the address is neither a Unix socket nor has all that mTLS takes, or a file cannot be used.
+pub fn tokens_listener(
+    settings: &ExchangeArgs,
+    process: &ProcessArgs,
+    tokens: Arc<dyn UpstreamTokens>,
+) -> anyhow::Result<Option<GrpcListener>> {
+    let address = settings.tokens_listen.clone();
+    if !settings.tokens_allow_peer.is_empty() && !matches!(address, Some(ListenAddr::Tcp { .. })) {
+        bail!("--tokens-allow-peer is for a --tokens-listen of TCP");
+    }
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let allowed = match settings.tokens_allow_peer.as_slice() {
+        [] => &process.tls.allow_peer,
+        allowed => allowed,
+    };
+    let tls = match &address {
+        ListenAddr::Unix(_) => None,
+        ListenAddr::Tcp { .. } => match server_tls("tokens_tls", &process.tls.files(), allowed)? {
+            None => bail!(
+                "--tokens-listen {address}: whoever reaches it may have every user's token, so it is a Unix socket \
+                 (unix:/path) or has --tls-cert, --tls-key and --client-ca"
+            ),
+            tls => tls,
+        },
+    };
+    let routes = Routes::new(UpstreamTokensServer::new(TokensService(tokens)));
+    Ok(Some(GrpcListener {
+        name: "tokens",
+        flag: "tokens-listen",
+        address,
+        mode: settings.tokens_socket_mode,
+        tls,
+        routes,
+    }))
+}
+
+/// # Errors
+/// Where the address is taken, or not to be had; the error names the flag.
+pub async fn bind(flag: &str, address: &ListenAddr, mode: SocketMode) -> anyhow::Result<Listener> {
+    address.bind(mode).await.with_context(|| cannot_listen(flag, address))
+}
+
+fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
+    format!("--{flag} {address}: cannot listen there")
+}

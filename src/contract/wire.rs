@@ -1,0 +1,129 @@
+//! Between the messages of the contracts and the values that they stand for.
+
+use prost_types::Timestamp;
+use tonic::{Request, Status};
+
+use super::{
+    error::{BeginError, CallError, CompleteError},
+    proto::{self, begin_refusal, complete_refusal, user},
+};
+use crate::model::{clock::UnixTime, trace::Trace, upstream::Upstream, user::User};
+
+impl From<User> for proto::User {
+    fn from(user: User) -> Self {
+        let kind = match user {
+            User::Subject { issuer, subject } => user::Kind::Subject(proto::Subject { issuer, subject }),
+            User::Single => user::Kind::SingleUser(proto::SingleUser {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+/// # Errors
+/// `INVALID_ARGUMENT` where it is missing, or has an empty part.
+pub(super) fn user(user: Option<proto::User>) -> Result<User, Status> {
+    match user.and_then(|user| user.kind) {
+        Some(user::Kind::SingleUser(_)) => Ok(User::Single),
+        Some(user::Kind::Subject(proto::Subject { issuer, subject })) if !issuer.is_empty() && !subject.is_empty() => {
+            Ok(User::Subject { issuer, subject })
+        }
+        _ => Err(Status::invalid_argument("`user` is missing, or has an empty part")),
+    }
+}
+
+pub(super) fn upstream(url: String, authorization_server: String) -> Upstream {
+    Upstream { url, authorization_server: Some(authorization_server).filter(|issuer| !issuer.is_empty()) }
+}
+
+/// # Errors
+/// `INVALID_ARGUMENT` where they have another length.
+pub(super) fn bytes<const N: usize>(name: &str, bytes: Vec<u8>) -> Result<[u8; N], Status> {
+    bytes.try_into().map_err(|_| Status::invalid_argument(format!("`{name}` does not have {N} bytes")))
+}
+
+pub(super) fn timestamp(time: UnixTime) -> Timestamp {
+    Timestamp { seconds: i64::try_from(time.secs()).unwrap_or(i64::MAX), nanos: 0 }
+}
+
+/// None before 1970.
+pub(super) fn time(timestamp: Timestamp) -> Option<UnixTime> {
+    u64::try_from(timestamp.seconds).ok().map(UnixTime::from_secs)
+}
+
+/// The trace of a call, in its metadata (W3C Trace Context).
+pub(super) fn trace<T>(request: &Request<T>) -> Trace {
+    let text = |name| request.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    Trace { parent: text("traceparent"), state: text("tracestate") }
+}
+
+pub(super) fn set_trace<T>(request: &mut Request<T>, trace: &Trace) {
+    for (name, value) in [("traceparent", &trace.parent), ("tracestate", &trace.state)] {
+        if let Some(value) = value.as_ref().and_then(|value| value.parse().ok()) {
+            request.metadata_mut().insert(name, value);
+        }
+    }
+}
+
+impl From<BeginError> for proto::BeginRefusal {
+    fn from(error: BeginError) -> Self {
+        use begin_refusal::Reason;
+        let (reason, message) = match error {
+            BeginError::AuthorizationServerUnusable(message) => (Reason::AuthorizationServerUnusable, message),
+            BeginError::TooManyFlows => (Reason::TooManyFlows, String::new()),
+            BeginError::Call(CallError::Unavailable) => (Reason::Unavailable, String::new()),
+            BeginError::Call(CallError::Failed) => (Reason::Failed, String::new()),
+            BeginError::Call(CallError::Timeout) => (Reason::TimedOut, String::new()),
+        };
+        Self { reason: reason.into(), message }
+    }
+}
+
+impl From<proto::BeginRefusal> for BeginError {
+    fn from(refusal: proto::BeginRefusal) -> Self {
+        use begin_refusal::Reason;
+        match refusal.reason() {
+            Reason::AuthorizationServerUnusable => Self::AuthorizationServerUnusable(refusal.message),
+            Reason::TooManyFlows => Self::TooManyFlows,
+            Reason::Unavailable => Self::Call(CallError::Unavailable),
+            // The reason of a version that this one does not know is none.
+            Reason::Failed | Reason::Unspecified => Self::Call(CallError::Failed),
+            Reason::TimedOut => Self::Call(CallError::Timeout),
+        }
+    }
+}
+
+impl From<CompleteError> for proto::CompleteRefusal {
+    fn from(error: CompleteError) -> Self {
+        use complete_refusal::Reason;
+        let (reason, return_to) = match error {
+            CompleteError::WrongContext => (Reason::WrongContext, String::new()),
+            CompleteError::UnknownFlow => (Reason::UnknownFlow, String::new()),
+            CompleteError::IssuerMismatch => (Reason::IssuerMismatch, String::new()),
+            CompleteError::AuthorizationError => (Reason::AuthorizationError, String::new()),
+            CompleteError::AlreadyUsed { return_to } => (Reason::AlreadyUsed, return_to),
+            CompleteError::ExchangeFailed => (Reason::ExchangeFailed, String::new()),
+            CompleteError::Call(CallError::Unavailable) => (Reason::Unavailable, String::new()),
+            CompleteError::Call(CallError::Failed) => (Reason::Failed, String::new()),
+            CompleteError::Call(CallError::Timeout) => (Reason::TimedOut, String::new()),
+        };
+        Self { reason: reason.into(), return_to }
+    }
+}
+
+impl From<proto::CompleteRefusal> for CompleteError {
+    fn from(refusal: proto::CompleteRefusal) -> Self {
+        use complete_refusal::Reason;
+        match refusal.reason() {
+            Reason::WrongContext => Self::WrongContext,
+            Reason::UnknownFlow => Self::UnknownFlow,
+            Reason::IssuerMismatch => Self::IssuerMismatch,
+            Reason::AuthorizationError => Self::AuthorizationError,
+            Reason::AlreadyUsed => Self::AlreadyUsed { return_to: refusal.return_to },
+            Reason::ExchangeFailed => Self::ExchangeFailed,
+            Reason::Unavailable => Self::Call(CallError::Unavailable),
+            // The reason of a version that this one does not know is none.
+            Reason::Failed | Reason::Unspecified => Self::Call(CallError::Failed),
+            Reason::TimedOut => Self::Call(CallError::Timeout),
+        }
+    }
+}

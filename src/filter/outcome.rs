@@ -1,0 +1,104 @@
+//! What becomes of a request: one list, from which come statuses, words, log lines and metrics.
+
+use crate::model::paths::Endpoint::{self, Callback, Document, Start};
+
+const EVERYWHERE: &[Endpoint] = &[Document, Start, Callback];
+const FOR_PEOPLE: &[Endpoint] = &[Start, Callback];
+
+/// What every 400 says: the same for each reason, which only the log has.
+pub const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
+
+/// A row of the list.
+pub struct Row {
+    /// Stable: in log lines, metrics and Envoy's access log.
+    pub label: &'static str,
+    pub status: u16,
+    /// The endpoints at which it can happen.
+    pub endpoints: &'static [Endpoint],
+    /// What the caller is told of a refusal: nothing of the configuration, and nothing of what the request said.
+    pub message: &'static str,
+}
+
+macro_rules! outcomes {
+    ($($name:ident = $label:literal, $status:literal, $endpoints:expr, $message:expr;)*) => {
+        /// What becomes of a request.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Outcome {
+            $($name,)*
+        }
+
+        impl Outcome {
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            pub const fn row(self) -> Row {
+                match self {
+                    $(Self::$name => Row {
+                        label: $label,
+                        status: $status,
+                        endpoints: $endpoints,
+                        message: $message,
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+outcomes! {
+    Served = "served", 200, &[Document], "";
+    NotModified = "not_modified", 304, &[Document], "";
+    Preflight = "preflight", 204, &[Document], "";
+    Shown = "shown", 200, &[Start], "";
+    Begun = "begun", 303, &[Start], "";
+    Completed = "completed", 303, &[Callback], "";
+
+    HeadersTooLarge = "headers_too_large", 431, EVERYWHERE, "The headers of the request are too large.";
+    MisconfiguredRoute = "misconfigured_route", 500, EVERYWHERE,
+        "This route is misconfigured. Its operator finds the reason in the log.";
+    HttpsRequired = "https_required", 403, EVERYWHERE, "This address is served over https only.";
+    MisdirectedRequest = "misdirected_request", 421, EVERYWHERE, "This server does not serve that host and port.";
+    MethodNotAllowed = "method_not_allowed", 405, EVERYWHERE, "This address does not take that method.";
+    NotFound = "not_found", 404, &[Document], "There is nothing at this address.";
+
+    UserUnknown = "user_unknown", 403, FOR_PEOPLE,
+        "Nobody told this service who you are. Its operator has to put an authentication filter before this address, \
+         and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or to say \
+         --single-user where only one person can get here.";
+    CrossSite = "cross_site", 403, &[Start],
+        "Another page tried to start this sign-in. It has to be started on its own page.";
+    Prefetch = "prefetch", 503, &[Callback], "This address is not for fetching ahead.";
+
+    BadRequest = "bad_request", 400, FOR_PEOPLE, NOT_CONNECTED;
+    Malformed = "malformed", 400, &[Callback], NOT_CONNECTED;
+    UnknownKey = "unknown_key", 400, &[Callback], NOT_CONNECTED;
+    BadMac = "bad_mac", 400, &[Callback], NOT_CONNECTED;
+    Expired = "expired", 400, &[Callback], NOT_CONNECTED;
+    WrongRoute = "wrong_route", 400, &[Callback], NOT_CONNECTED;
+    WrongBrowser = "wrong_browser", 400, &[Callback], NOT_CONNECTED;
+    WrongContext = "wrong_context", 400, &[Callback], NOT_CONNECTED;
+    UnknownFlow = "unknown_flow", 400, &[Callback], NOT_CONNECTED;
+    IssuerMismatch = "issuer_mismatch", 400, &[Callback], NOT_CONNECTED;
+    AuthorizationError = "as_error", 400, &[Callback], NOT_CONNECTED;
+    AlreadyUsed = "already_used", 409, &[Callback],
+        "This sign-in ended before, and can be used only once. If it worked, go on; if it did not, start again.";
+    ExchangeFailed = "exchange_failed", 502, &[Callback], "The authorization server did not give access.";
+
+    AuthorizationServerUnusable = "authorization_server_unusable", 502, &[Start],
+        "No authorization server was found that can be used. The operator finds the reason in the log.";
+    TooManyFlows = "too_many_flows", 503, FOR_PEOPLE, "Too many sign-ins are going on. Try again in a few minutes.";
+    ChoreographerFailed = "choreographer_failed", 502, FOR_PEOPLE,
+        "The service that signs in failed, and the sign-in may be lost.";
+    ChoreographerUnavailable = "choreographer_unavailable", 503, FOR_PEOPLE,
+        "The service that signs in cannot be reached, and nothing is lost: reload this page in a moment.";
+    Timeout = "timeout", 504, FOR_PEOPLE, "The service that signs in took too long, and the sign-in may be lost.";
+}
+
+impl Outcome {
+    /// The label of each outcome, with the endpoints at which it can happen.
+    pub fn labels() -> impl Iterator<Item = (Endpoint, &'static str)> {
+        Self::ALL.iter().flat_map(|outcome| {
+            let Row { label, endpoints, .. } = outcome.row();
+            endpoints.iter().map(move |endpoint| (*endpoint, label))
+        })
+    }
+}

@@ -1,0 +1,51 @@
+//! A request on its way through the connect page or the redirect endpoint, and what they make of it.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+
+use super::{refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
+use crate::{
+    contract::choreographer::Choreographer,
+    model::{clock::Clock, paths::Paths, route::Route, user::Users},
+};
+
+/// What the two endpoints work with.
+pub struct Tools {
+    pub paths: Paths,
+    pub users: Users,
+    pub state_keys: Arc<ArcSwap<StateKeys>>,
+    pub choreographer: Arc<dyn Choreographer>,
+    pub clock: Clock,
+    /// How long the query of a request may be, in bytes.
+    pub max_query_bytes: usize,
+}
+
+/// A request that passed the checks that all endpoints share.
+pub struct Visit<'a> {
+    pub tools: &'a Tools,
+    pub request: &'a Request<'a>,
+    pub query: Option<&'a str>,
+    pub route: &'a Route,
+    /// Issuer and subject of who is at the browser, where the filter that the operator trusts named somebody.
+    pub user: Option<(&'a str, &'a str)>,
+}
+
+/// What an endpoint makes of a request that it takes.
+pub enum Step {
+    Reply(Reply),
+    /// A page that may take a call to write, which changes nothing.
+    Show(BoxFuture<'static, Reply>),
+    /// A call that changes something, of this flow where it is known before.
+    Call {
+        flow: Option<String>,
+        call: BoxFuture<'static, Served>,
+    },
+}
+
+/// What came of a call, and the flow that it was about.
+pub struct Served {
+    pub flow: Option<String>,
+    pub result: Result<Reply, Refusal>,
+}

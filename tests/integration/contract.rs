@@ -1,0 +1,168 @@
+//! What the choreographer refuses is the same for the caller, whether it is in this process or called over gRPC.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use envoy_cimd::{
+    contract::{
+        choreographer::{Begin, Begun, Choreographer, Complete},
+        client::Client,
+        error::{BeginError, CallError, CompleteError},
+        proto::authorization_choreographer_server::AuthorizationChoreographerServer,
+        service::Service,
+    },
+    filter::{
+        endpoint::{Answer, Config, Endpoints},
+        reply::Reply,
+        request::{Request, Sources},
+        state::StateKeys,
+    },
+    model::{
+        client::RedirectUri,
+        clock::UnixTime,
+        flow::FlowId,
+        route::{Field, Key, Keyed, RouteTable},
+        secret::{Key as SecretKey, Secret},
+        trace::Trace,
+        upstream::Upstream,
+        user::Users,
+    },
+    net::dial,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::world::{CALLBACK, START};
+
+const FROM: &str = "https://mcp.example.com";
+const FLOW: FlowId = FlowId([7; 16]);
+const COOKIE: &str = "a-cookie";
+
+/// A choreographer that refuses everything, in one way.
+struct Refusing {
+    describe: CallError,
+    begin: BeginError,
+    complete: CompleteError,
+}
+
+#[async_trait]
+impl Choreographer for Refusing {
+    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+        Err(self.describe)
+    }
+
+    async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
+        Err(self.begin.clone())
+    }
+
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+        Err(self.complete.clone())
+    }
+}
+
+fn endpoints(choreographer: Arc<dyn Choreographer>) -> Endpoints {
+    let config = Config { users: Users::Single, ..Config::default() };
+    let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
+    Endpoints::new(config, RouteTable::default(), keys, choreographer, Arc::default(), Default::default())
+}
+
+async fn answer(endpoints: &Endpoints, headers: &[(&str, &str)]) -> Reply {
+    let mut request = Request::default();
+    let fixed = [(":authority", "mcp.example.com"), (":scheme", "https"), ("x-request-id", "the-request")];
+    for (name, value) in fixed.iter().chain(headers) {
+        request.push(name.as_bytes(), value.as_bytes());
+    }
+    let attributes = Keyed::new(|key| match key {
+        Key::From => Some(Field::Text(FROM)),
+        Key::To => Some(Field::Text("https://upstream.example/mcp")),
+        _ => None,
+    });
+    match endpoints.answer(&request, &Sources { attributes, ..Sources::default() }) {
+        Answer::Later(call) => call.await,
+        Answer::Reply(reply) => reply,
+        Answer::PassThrough => panic!("it is ours"),
+    }
+}
+
+/// Both ways give the same answer, with this status and label, for a person and for a program.
+async fn refused_alike(refusing: Refusing, method: &str, path: &str, expected: (u16, &str)) {
+    let here: Arc<dyn Choreographer> = Arc::new(refusing);
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("choreographer.sock");
+    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).expect("a socket"));
+    let service = AuthorizationChoreographerServer::new(Service::new(Arc::clone(&here), Default::default()));
+    let server = tokio::spawn(envoy_cimd::net::grpc::server().add_service(service).serve_with_incoming(incoming));
+    let url = format!("unix:{}", socket.display()).parse().expect("a URL");
+    let there = Arc::new(Client::new(dial::channel(url, None).expect("a channel")));
+    let (here, there) = (endpoints(here), endpoints(there));
+    let cookie = format!("__Host-envoy_cimd_{}={COOKIE}", FLOW.tag());
+    for accept in ["*/*", "text/html"] {
+        let headers = [
+            (":method", method),
+            (":path", path),
+            ("accept", accept),
+            ("cookie", cookie.as_str()),
+            ("sec-fetch-site", "same-origin"),
+        ];
+        let (one, other) = (answer(&here, &headers).await, answer(&there, &headers).await);
+        assert_eq!((one.status, one.label), expected);
+        assert_eq!(one, other, "{path} {accept}");
+    }
+    server.abort();
+}
+
+fn refusing() -> Refusing {
+    Refusing {
+        describe: CallError::Failed,
+        begin: BeginError::Call(CallError::Failed),
+        complete: CompleteError::Call(CallError::Failed),
+    }
+}
+
+const CALLS: [(CallError, (u16, &str)); 3] = [
+    (CallError::Unavailable, (503, "choreographer_unavailable")),
+    (CallError::Failed, (502, "choreographer_failed")),
+    (CallError::Timeout, (504, "timeout")),
+];
+
+#[tokio::test]
+async fn a_begin_that_is_refused() {
+    let unusable = BeginError::AuthorizationServerUnusable("a reason".to_owned());
+    let own = [(unusable, (502, "authorization_server_unusable")), (BeginError::TooManyFlows, (503, "too_many_flows"))];
+    let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
+    for (begin, expected) in all {
+        refused_alike(Refusing { begin, ..refusing() }, "POST", START, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_completion_that_is_refused() {
+    let state = endpoints(Arc::new(refusing())).tools.state_keys.load().mint(
+        FLOW,
+        &RedirectUri::new(format!("{FROM}{CALLBACK}")),
+        &Secret::new(COOKIE),
+        UnixTime::now(),
+        UnixTime::MAX,
+    );
+    let path = format!("{CALLBACK}?code=c&state={}", state.expect("a key"));
+    let own = [
+        (CompleteError::WrongContext, (400, "wrong_context")),
+        (CompleteError::UnknownFlow, (400, "unknown_flow")),
+        (CompleteError::IssuerMismatch, (400, "issuer_mismatch")),
+        (CompleteError::AuthorizationError, (400, "as_error")),
+        (CompleteError::AlreadyUsed { return_to: "/back".to_owned() }, (409, "already_used")),
+        (CompleteError::ExchangeFailed, (502, "exchange_failed")),
+    ];
+    let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
+    for (complete, expected) in all {
+        refused_alike(Refusing { complete, ..refusing() }, "GET", &path, expected).await;
+    }
+}
+
+/// The page does without what cannot be had.
+#[tokio::test]
+async fn a_look_up_that_fails() {
+    for (describe, _) in CALLS {
+        refused_alike(Refusing { describe, ..refusing() }, "GET", START, (200, "shown")).await;
+    }
+}
