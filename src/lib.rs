@@ -55,12 +55,12 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
     let Parsed { task, file } = parse(args)?;
     match task {
         settings::Task::Serve(settings) => {
-            let log = LogFilter::start(&settings.process.log)?;
+            let (log, _written_at_the_end) = LogFilter::start(&settings.process.log)?;
             let threads = settings.process.threads;
             block_on(threads, serve::serve(*settings, file, log))
         }
         settings::Task::Choreographer(settings) => {
-            let log = LogFilter::start(&settings.process.log)?;
+            let (log, _written_at_the_end) = LogFilter::start(&settings.process.log)?;
             let threads = settings.process.threads;
             block_on(threads, choreographer::run(*settings, log))
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use opentelemetry::trace::SpanKind;
+use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::{
@@ -37,7 +38,8 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let tokens = traced_tokens(Some(&traces), Arc::new(embedded.tokens.clone()));
     let tokens = tokens_listener(&settings.exchange, &settings.process, tokens)?;
     let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
-    let service = AuthorizationChoreographerServer::new(Service::new(choreographer, calls.clone()));
+    let served = TaskTracker::new();
+    let service = AuthorizationChoreographerServer::new(Service::new(choreographer, served.clone()));
     let process = Process {
         main: GrpcListener {
             name: "choreographer",
@@ -52,7 +54,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
         stop: settings.process.stop(),
         log,
         metrics,
-        calls,
+        calls: vec![served, calls],
         tokens,
     };
     let result = process.run(Tasks::default()).await;

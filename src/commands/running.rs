@@ -31,7 +31,7 @@ pub struct Process<'a> {
     pub log: LogFilter,
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
-    pub calls: TaskTracker,
+    pub calls: Vec<TaskTracker>,
     /// Where tokens are handed out: it starts and drains with the main one.
     pub tokens: Option<GrpcListener>,
 }

@@ -48,8 +48,6 @@ use crate::{
 /// The choreographer that the settings ask for, and what goes with it.
 pub struct Exchange {
     pub choreographer: Arc<dyn Choreographer>,
-    /// What goes on when its caller goes away, and what shutdown waits for.
-    pub calls: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub side: Side,
 }
@@ -77,7 +75,6 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         let embedded = Embedded::new(settings.exchange.config())?;
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
-            calls: embedded.tokens.calls.clone(),
             metrics: Arc::clone(&embedded.tokens.metrics),
             side: Side::Here(embedded),
         });
@@ -97,7 +94,6 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     }
     Ok(Exchange {
         choreographer: Arc::new(Client::new(dial::channel(url, tls.clone())?)),
-        calls: TaskTracker::new(),
         metrics: Arc::default(),
         side: Side::There(tls),
     })
@@ -149,7 +145,7 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
         state_keys(settings.state_keys.as_deref())?.1,
         Arc::clone(&exchange.choreographer),
         Arc::clone(&exchange.metrics),
-        exchange.calls.clone(),
+        TaskTracker::new(),
     ))
 }
 
@@ -160,9 +156,11 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let mut exchange = exchange(&settings).await?;
+    let mut calls = Vec::new();
     let kind = match &exchange.side {
         Side::Here(embedded) => {
             embedded.check().await?;
+            calls.push(embedded.tokens.calls.clone());
             SpanKind::Internal
         }
         Side::There(_) => SpanKind::Client,
@@ -171,6 +169,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let tokens = tokens(&settings, &exchange, Some(&traces))?;
     exchange.choreographer = traced(&traces, kind, exchange.choreographer);
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
+    calls.insert(0, endpoints.calls.clone());
     warn_of(&settings);
     let mut tasks = Tasks::default();
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
@@ -198,7 +197,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         stop: settings.process.stop(),
         log,
         metrics: Arc::clone(&endpoints.metrics),
-        calls: endpoints.calls.clone(),
+        calls,
         tokens,
     };
     let result = process.run(tasks).await;

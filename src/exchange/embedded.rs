@@ -10,8 +10,9 @@ use oauth2::{
 use tokio::time::timeout;
 
 use super::{
+    deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
-    oauth::{OAuthHttp, failure, token},
+    oauth::{failure, token},
     records::{FlowRecord, TokenRecord},
     tokens::Tokens,
 };
@@ -37,10 +38,10 @@ use crate::{
         seal::UnsealError,
         vault::{self, Place, Vault},
     },
-    telemetry::audit,
+    telemetry::{audit, traces::covered},
 };
 
-/// The longest that Begin and Complete may take in all.
+/// The longest that Begin may take in all.
 const DEADLINE: Duration = Duration::from_secs(8);
 /// How many people `--single-user` stands for, in flows.
 const PEOPLE: usize = 50;
@@ -52,6 +53,7 @@ pub struct Config {
     /// How many upstreams may be looked up at once.
     pub max_lookups: usize,
     pub limits: FlowLimits,
+    pub deadlines: Deadlines,
     /// Refuse an authorization server that does not announce `iss`: it closes the mix-up that MCP leaves open.
     pub require_iss: bool,
 }
@@ -63,6 +65,7 @@ impl Default for Config {
             store: vault::Config::default(),
             max_lookups: 100,
             limits: FlowLimits { of_user: 20, in_all: 100_000 },
+            deadlines: Deadlines::default(),
             require_iss: false,
         }
     }
@@ -100,16 +103,26 @@ impl Choreographer for Embedded {
     }
 
     async fn complete(&self, complete: Complete, _: &Trace) -> Result<String, CompleteError> {
-        let deadline = Instant::now() + DEADLINE;
+        let patience = self.tokens.deadlines.patience;
+        let deadline = Instant::now() + patience;
         let (flow_id, user) = (complete.flow_id, complete.user.clone());
-        let taken = timeout(DEADLINE, self.take(&complete)).await.unwrap_or(Err(CallError::Timeout.into()));
+        let taken = timeout(patience, self.take(&complete)).await.unwrap_or(Err(CallError::Timeout.into()));
         let record =
             taken.inspect_err(|error| audit::event("refused", &user, "", "", Some(&flow_id), error.label()))?;
+        let (this, return_to) = (self.clone(), record.return_to.clone());
+        // A task of its own: the code is used up once it was sent, so its token is waited for and stored, whoever left.
+        let finishing = self.tokens.calls.spawn(covered(async move {
+            let result = this.finish(complete, &record).await;
+            let outcome = result.as_ref().map_or_else(Label::label, |()| "ok");
+            audit::event("completed", &user, record.client_id.as_str(), &record.issuer, Some(&flow_id), outcome);
+            result
+        }));
         let left = deadline.saturating_duration_since(Instant::now());
-        let result = self.finish(complete, &record, left).await;
-        let outcome = result.as_ref().map_or_else(Label::label, |()| "ok");
-        audit::event("completed", &user, record.client_id.as_str(), &record.issuer, Some(&flow_id), outcome);
-        result.map(|()| record.return_to)
+        match timeout(left, finishing).await {
+            Ok(Ok(result)) => result.map(|()| return_to),
+            Ok(Err(_)) => Err(CallError::Failed.into()),
+            Err(_) => Err(CallError::Timeout.into()),
+        }
     }
 }
 
@@ -117,9 +130,10 @@ impl Embedded {
     /// # Errors
     /// Where a setting is wrong; the error names it.
     pub fn new(config: Config) -> anyhow::Result<Self> {
+        config.deadlines.check()?;
         let outgoing = Outgoing::new(&config.outgoing)?;
         let discovery = Discovery::new(outgoing.clone(), config.max_lookups);
-        let tokens = Tokens::new(discovery, outgoing, Vault::new(config.store)?);
+        let tokens = Tokens::new(discovery, outgoing, Vault::new(config.store)?, config.deadlines);
         Ok(Self { tokens, require_iss: config.require_iss, limits: config.limits })
     }
 
@@ -212,16 +226,14 @@ impl Embedded {
         }
     }
 
-    /// What follows once the flow is taken, with this much time left for the exchange. `iss` is looked at first, on
-    /// errors too (MCP; RFC 9207, section 2.4).
-    async fn finish(&self, complete: Complete, record: &FlowRecord, left: Duration) -> Result<(), CompleteError> {
+    /// What follows once the flow is taken. `iss` is looked at first, on errors too (MCP; RFC 9207, section 2.4).
+    async fn finish(&self, complete: Complete, record: &FlowRecord) -> Result<(), CompleteError> {
         check_issuer(complete.iss.as_deref(), &record.issuer, record.sends_iss || self.require_iss)?;
         let code = match complete.answer {
             AuthorizationAnswer::Code(code) => code,
             AuthorizationAnswer::Error { .. } => return Err(CompleteError::AuthorizationError),
         };
-        // Only the exchange is cut off: a token that came is stored, however late it is.
-        let token = timeout(left, self.exchange(code, record)).await.unwrap_or(Err(CallError::Timeout.into()))?;
+        let token = self.exchange(code, record).await?;
         let route = RouteKey::of(&record.user, &record.client_id, &record.upstream);
         let key = TokenKey::of(&record.user, &record.client_id, &record.issuer, &record.resource);
         let open = self.open().await?;
@@ -240,7 +252,7 @@ impl Embedded {
             .set_redirect_uri(
                 RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
             );
-        let http = OAuthHttp(self.tokens.outgoing.clone());
+        let http = self.tokens.http(self.tokens.deadlines.token_endpoint);
         let response: BasicTokenResponse = client
             .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
             .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.expose().to_owned()))

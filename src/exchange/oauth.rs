@@ -1,5 +1,7 @@
 //! What `oauth2` needs of us, and what we need of its answers.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use oauth2::{
     AsyncHttpClient, TokenResponse,
@@ -12,7 +14,11 @@ use crate::{
 };
 
 /// `oauth2`'s requests, through the client that keeps our rules.
-pub struct OAuthHttp(pub Outgoing);
+pub struct OAuthHttp {
+    pub outgoing: Outgoing,
+    /// How long an answer is waited for: a server may have rotated a token by then.
+    pub deadline: Duration,
+}
 
 /// Why there is no answer that `oauth2` could read.
 #[derive(Debug, thiserror::Error)]
@@ -30,7 +36,7 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
 
     fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
         Box::pin(async move {
-            let answer = self.0.send(request, None).await?;
+            let answer = self.outgoing.send_within(self.deadline, request, None).await?;
             match answer.status().as_u16() {
                 status @ (429 | 500..) => Err(HttpError::Status(status)),
                 _ => Ok(answer),

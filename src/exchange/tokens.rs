@@ -1,20 +1,25 @@
 //! Tokens handed out: valid now, and to the right user and route alone.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use moka::future::Cache;
 use oauth2::{
     ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl,
     basic::{BasicClient, BasicErrorResponseType, BasicTokenResponse},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
+    deadlines::Deadlines,
     discovery::Discovery,
     oauth::{GrantedToken, OAuthHttp, failure, token},
     records::TokenRecord,
@@ -41,13 +46,10 @@ use crate::{
 const AHEAD: u64 = 60;
 /// A token with no more than this left is not handed out any more, in seconds: it would end on its way.
 const TOO_LATE: u64 = 5;
-/// The longest that one attempt to refresh keeps others from it, in seconds: longer than a fetch, and no longer than
-/// needed, since an attempt that dies is waited for.
-const CLAIM: u64 = 5;
-/// The longest that a caller waits for a refresh, its own or another's.
-const DEADLINE: Duration = Duration::from_secs(8);
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long a revocation is waited for: nothing depends on its answer.
+const REVOCATION: Duration = Duration::from_secs(3);
 /// How many refreshes may be remembered, and for how long what one came to stands.
 const REFRESHES: u64 = 10_000;
 const REFRESH_STANDS: Duration = Duration::from_secs(1);
@@ -62,8 +64,22 @@ pub struct Tokens {
     pub metrics: Arc<Metrics>,
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
+    pub deadlines: Deadlines,
     /// The refreshes under way in this process, each of which many may wait for.
-    refreshes: Cache<TokenKey, Result<(), TokenError>>,
+    refreshes: Cache<TokenKey, Refreshing>,
+}
+
+/// A refresh under way, or what one came to.
+#[derive(Clone)]
+struct Refreshing {
+    outcome: Shared<BoxFuture<'static, Result<(), TokenError>>>,
+    ended: Arc<OnceLock<Instant>>,
+}
+
+impl Refreshing {
+    fn is_past(&self) -> bool {
+        self.ended.get().is_some_and(|ended| ended.elapsed() > REFRESH_STANDS)
+    }
 }
 
 /// A token as it was found, with what it takes to change it.
@@ -145,7 +161,7 @@ impl UpstreamTokens for Tokens {
 }
 
 impl Tokens {
-    pub fn new(discovery: Discovery, outgoing: Outgoing, vault: Vault) -> Self {
+    pub fn new(discovery: Discovery, outgoing: Outgoing, vault: Vault, deadlines: Deadlines) -> Self {
         Self {
             discovery,
             outgoing,
@@ -153,7 +169,9 @@ impl Tokens {
             clock: UnixTime::now,
             metrics: Arc::default(),
             calls: TaskTracker::new(),
-            refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(REFRESH_STANDS).build(),
+            deadlines,
+            // One that a bug ended without a word does not stay for ever.
+            refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(deadlines.claim * 2).build(),
         }
     }
 
@@ -185,25 +203,42 @@ impl Tokens {
             }
         };
         let request = client.revoke_token(token).ok()?;
-        Some(request.request_async(&OAuthHttp(self.outgoing.clone())).await.is_ok())
+        Some(request.request_async(&self.http(REVOCATION)).await.is_ok())
     }
 
-    /// Refreshes a token once, however many ask for it in this process and in others.
+    pub(super) fn http(&self, deadline: Duration) -> OAuthHttp {
+        OAuthHttp { outgoing: self.outgoing.clone(), deadline }
+    }
+
+    /// Refreshes a token once, however many ask for it in this process and in others. Whoever asks waits only so long;
+    /// the refresh goes on without them, since a server that rotates tokens has rotated by then.
     async fn refreshed(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
-        let (this, owner, key, old) = (self.clone(), owner.clone(), old.key, old.clone());
-        let refresh = async move {
-            // A task of its own: whoever asked first may go away, and the others still wait for it.
-            let task = self.calls.spawn(async move { this.claim_and_refresh(&owner, &old).await });
-            task.await.unwrap_or(Err(TokenError::Unavailable))
+        let begin = async {
+            let (this, owner, old, ended) = (self.clone(), owner.clone(), old.clone(), Arc::new(OnceLock::new()));
+            let ends = Arc::clone(&ended);
+            let task = self.calls.spawn(async move {
+                let result = this.claim_and_refresh(&owner, &old).await;
+                // It is set once.
+                let _ = ends.set(Instant::now());
+                result
+            });
+            let outcome = task.map(|result| result.unwrap_or(Err(TokenError::Unavailable))).boxed().shared();
+            Refreshing { outcome, ended }
         };
-        self.refreshes.get_with(key, refresh).await
+        let refreshing = self.refreshes.entry(old.key).or_insert_with_if(begin, Refreshing::is_past).await;
+        timeout(self.deadlines.patience, refreshing.into_value().outcome).await.unwrap_or(Err(TokenError::Unavailable))
     }
 
     async fn claim_and_refresh(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let holder = random().map_err(|_| TokenError::Unavailable)?;
-        let deadline = Instant::now() + DEADLINE;
-        while !open.store.claim(old.key, holder, CLAIM).await.map_err(|error| unavailable(&error))? {
+        let deadline = Instant::now() + self.deadlines.claim;
+        while !open
+            .store
+            .claim(old.key, holder, self.deadlines.claim.as_secs())
+            .await
+            .map_err(|error| unavailable(&error))?
+        {
             // Another process is at it. What it brings is as good.
             sleep(POLL).await;
             if self.stored(owner).await?.replaces(old, (self.clock)()) {
@@ -240,7 +275,7 @@ impl Tokens {
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
         let client = BasicClient::new(ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
-        let http = OAuthHttp(self.outgoing.clone());
+        let http = self.http(self.deadlines.token_endpoint);
         let answer: Result<BasicTokenResponse, _> = client
             .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
             .add_extra_param("resource", &record.resource)

@@ -119,7 +119,7 @@ pub enum Answer {
 }
 
 impl Endpoints {
-    /// `calls` are those that others wait for too: of the choreographer in this process, where it is there.
+    /// `calls` are where its calls of the choreographer go, which shutdown waits for.
     pub fn new(
         config: Config,
         routes: RouteTable,

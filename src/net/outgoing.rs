@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -91,6 +92,19 @@ impl Outgoing {
         request: Request<Vec<u8>>,
         trusted: Option<&Url>,
     ) -> Result<Response<Vec<u8>>, FetchError> {
+        self.send_within(DEADLINE, request, trusted).await
+    }
+
+    /// The same, within a time of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn send_within(
+        &self,
+        deadline: Duration,
+        request: Request<Vec<u8>>,
+        trusted: Option<&Url>,
+    ) -> Result<Response<Vec<u8>>, FetchError> {
         let (head, body) = request.into_parts();
         let url = Url::parse(&head.uri.to_string()).map_err(|_| FetchError::NoUrl)?;
         let mut request = reqwest::Request::new(head.method, url.clone());
@@ -104,9 +118,9 @@ impl Outgoing {
         span.set("server.address", error::authority(&url));
         let connected = Arc::default();
         let exchange = self.exchange(&url, trusted, request, &connected);
-        let outcome = span.cover(timeout(DEADLINE, exchange)).await.unwrap_or_else(|_| {
+        let outcome = span.cover(timeout(deadline, exchange)).await.unwrap_or_else(|_| {
             let connected = connected.load(Ordering::Relaxed);
-            Err(FetchError::Timeout { url: redacted(&url), connected })
+            Err(FetchError::Timeout { url: redacted(&url), connected, seconds: deadline.as_secs() })
         });
         match &outcome {
             Ok(response) => span.set("http.response.status_code", i64::from(response.status().as_u16())),

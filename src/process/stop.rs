@@ -50,7 +50,7 @@ pub struct Running {
     /// What runs beside it to the very end.
     pub tasks: Tasks,
     /// What must be finished before the process ends.
-    pub calls: TaskTracker,
+    pub calls: Vec<TaskTracker>,
 }
 
 impl Running {
@@ -89,7 +89,7 @@ impl Running {
             _ = stop.next() => Some("stopped by a second signal"),
         };
         if let Some(why) = cut_off {
-            let (streams, calls) = (streams(), self.calls.len());
+            let (streams, calls) = (streams(), self.calls.iter().map(TaskTracker::len).sum::<usize>());
             tracing::warn!(streams, calls, "{why}");
         }
         // With the listeners go the files of their sockets.
@@ -101,9 +101,12 @@ impl Running {
 }
 
 /// Waits for the streams, and for the exchanges whose browser has gone.
-async fn finish(serving: &mut Tasks, calls: &TaskTracker) -> anyhow::Result<()> {
+async fn finish(serving: &mut Tasks, calls: &[TaskTracker]) -> anyhow::Result<()> {
     serving.finish().await?;
-    calls.close();
-    calls.wait().await;
+    // In their order: those of the first may begin some of the next.
+    for calls in calls {
+        calls.close();
+        calls.wait().await;
+    }
     Ok(())
 }

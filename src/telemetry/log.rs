@@ -6,9 +6,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use tracing_subscriber::{EnvFilter, Layer, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::Subscriber;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::filter_fn, fmt::MakeWriter, layer::SubscriberExt, registry::LookupSpan, reload,
+    util::SubscriberInitExt,
+};
 
 use super::audit;
+
+/// How many lines may wait to be written, of some hundred bytes each.
+const LINES: usize = 8192;
 
 /// What is logged at the moment.
 #[derive(Clone)]
@@ -18,20 +26,22 @@ pub struct LogFilter {
 }
 
 impl LogFilter {
-    /// Starts the log: lines for a person at a terminal, JSON for everything else.
+    /// Starts the log: lines for a person at a terminal, JSON for everything else. What comes back writes what is still
+    /// to be written when it is dropped.
     ///
     /// # Errors
-    /// Where the filter is none.
-    pub fn start(text: &str) -> anyhow::Result<Self> {
+    /// Where the filter cannot be read.
+    pub fn start(text: &str) -> anyhow::Result<(Self, WorkerGuard)> {
         let filter = EnvFilter::try_new(text).with_context(|| format!("--log {text}"))?;
         let (filter, handle) = reload::Layer::new(filter);
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-        let lines = match std::io::stderr().is_terminal() {
-            true => lines.boxed(),
-            false => lines.json().flatten_event(true).boxed(),
-        };
-        tracing_subscriber::registry().with(filter).with(lines).init();
-        Ok(Self { handle, text: Arc::new(Mutex::new(text.to_owned())) })
+        // A thread of its own writes: who answers does not wait for who reads the log, until it is far behind.
+        let (queue, guard) =
+            NonBlockingBuilder::default().lossy(false).buffered_lines_limit(LINES).finish(std::io::stderr());
+        // But what is audited is written before the answer goes out.
+        let audited = lines(std::io::stderr).with_filter(filter_fn(|line| line.target() == audit::TARGET));
+        let others = lines(queue).with_filter(filter_fn(|line| line.target() != audit::TARGET));
+        tracing_subscriber::registry().with(filter).with(audited).with(others).init();
+        Ok((Self { handle, text: Arc::new(Mutex::new(text.to_owned())) }, guard))
     }
 
     /// The filter that holds.
@@ -55,5 +65,18 @@ impl LogFilter {
         text.clone_into(&mut self.text.lock().unwrap_or_else(PoisonError::into_inner));
         tracing::info!(filter = text, "the log's filter was changed");
         Ok(())
+    }
+}
+
+/// Lines for a person at a terminal, JSON for everything else.
+fn lines<S, W>(writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match std::io::stderr().is_terminal() {
+        true => lines.with_ansi(true).boxed(),
+        false => lines.json().flatten_event(true).boxed(),
     }
 }

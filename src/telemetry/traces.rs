@@ -65,6 +65,11 @@ impl Exporter {
     }
 }
 
+/// What is covered by the caller's span, where it runs as a task of its own.
+pub fn covered<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    future.with_context(Context::current())
+}
+
 /// A span, and the context in which what it covers runs. It ends when it is dropped.
 pub struct Span(Context);
 

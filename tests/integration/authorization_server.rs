@@ -20,7 +20,7 @@ use axum::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use url::Url;
 
 use crate::stack::{Certificates, tls_listener};
@@ -51,6 +51,8 @@ pub enum Refresh {
     RotatesWithGrace,
     Status(u16, &'static str),
     Hangs,
+    /// It rotates at once, and answers when [`Servers::answer`] says so.
+    RotatesLate,
 }
 
 /// What its token endpoint answers with to a request that is right in every way.
@@ -65,6 +67,8 @@ pub enum Token {
     Redirects,
     Hangs,
     Huge,
+    /// An honest answer, when [`Servers::answer`] says so.
+    Late,
 }
 
 impl Lie {
@@ -97,9 +101,23 @@ struct Shared {
     predecessors: Mutex<HashMap<String, String>>,
     revoked: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
+    /// Whether late answers go out.
+    answers: watch::Sender<bool>,
+}
+
+impl Shared {
+    async fn released(&self) {
+        // The sender lives as long as this does.
+        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+    }
 }
 
 impl Servers {
+    /// Lets the late answers go out.
+    pub fn answer(&self) {
+        self.shared.answers.send_replace(true);
+    }
+
     pub async fn start(certificates: &Certificates, lies: Vec<Lie>) -> Self {
         let shared = Arc::new(Shared {
             lies: lies.into_iter().map(|lie| (lie.name, lie)).collect(),
@@ -114,6 +132,7 @@ impl Servers {
             predecessors: Mutex::default(),
             revoked: Mutex::default(),
             fetches: Mutex::default(),
+            answers: watch::Sender::new(false),
         });
         let server = Router::new()
             .route("/.well-known/oauth-authorization-server/{name}", get(metadata))
@@ -292,6 +311,10 @@ async fn token(
         }
         Token::Redirects => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "stolen")]).into_response(),
         Token::Hangs => std::future::pending().await,
+        Token::Late => {
+            shared.released().await;
+            axum_json(&answer)
+        }
         Token::Huge => {
             let chunk = bytes::Bytes::from_static(&[b' '; 1 << 20]);
             let body = futures_util::stream::iter((0..200).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
@@ -306,8 +329,7 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
         refreshes.push(token.to_owned());
         refreshes.len()
     };
-    let mut answer =
-        json!({"access_token": format!("SECRET-access-{number}"), "token_type": "Bearer", "expires_in": 3600});
+    let answer = json!({"access_token": format!("SECRET-access-{number}"), "token_type": "Bearer", "expires_in": 3600});
     match how {
         Refresh::Status(status, body) => {
             return (
@@ -318,15 +340,23 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
                 .into_response();
         }
         Refresh::Hangs => return std::future::pending().await,
-        Refresh::Keeps | Refresh::Rotates | Refresh::RotatesWithGrace => {}
+        Refresh::Keeps | Refresh::Rotates | Refresh::RotatesWithGrace | Refresh::RotatesLate => {}
     }
+    let answer = rotated(shared, how, token, number, answer);
+    if matches!(how, Refresh::RotatesLate) {
+        shared.released().await;
+    }
+    answer
+}
+
+fn rotated(shared: &Shared, how: Refresh, token: &str, number: usize, mut answer: Value) -> Response {
     let mut good = shared.good.lock().expect("grants");
     if !good.contains(token) {
         return (StatusCode::BAD_REQUEST, axum_json(&json!({"error": "invalid_grant"}))).into_response();
     }
-    if matches!(how, Refresh::Rotates | Refresh::RotatesWithGrace) {
+    if !matches!(how, Refresh::Keeps) {
         let mut predecessors = shared.predecessors.lock().expect("predecessors");
-        if matches!(how, Refresh::Rotates) {
+        if !matches!(how, Refresh::RotatesWithGrace) {
             good.remove(token);
         } else if let Some(predecessor) = predecessors.get(token) {
             good.remove(predecessor);

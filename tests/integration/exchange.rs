@@ -328,17 +328,35 @@ async fn token_endpoints_that_lie() {
         token("a-string", Token::Json(|d| d["expires_in"] = json!("soon"))),
     ];
     let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
-    let mut party = Party::start(lies, &[]).await;
+    let patience = ["--patience=5", "--token-endpoint-timeout=5", "--refresh-claim=10"];
+    let mut party = Party::start(lies, &patience).await;
     for name in &names {
         let begun = party.begun(name).await;
         let answer = party.answer(name, &begun);
         let before = party.servers.exchanges().len();
-        assert_eq!(party.complete(answer.clone()).await, Err((Reason::ExchangeFailed, String::new())), "{name}");
+        let reason = if *name == "hangs" { Reason::TimedOut } else { Reason::ExchangeFailed };
+        assert_eq!(party.complete(answer.clone()).await, Err((reason, String::new())), "{name}");
         assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())), "consumed: {name}");
         assert_eq!(party.servers.exchanges().len(), before + 1, "sent once: {name}");
     }
     let stored = party.stored(&names).await;
     assert!(stored.iter().all(Option::is_none), "{stored:?}");
+}
+
+/// Whoever waits is answered in time; the code is used up by then, and the token that it brings is kept.
+#[tokio::test]
+async fn an_exchange_that_is_late_is_not_lost() {
+    let lies = vec![Lie { token: Token::Late, ..Lie::none("late") }];
+    let mut party = Party::start(lies, &["--patience=1"]).await;
+    let begun = party.begun("late").await;
+    let answer = party.answer("late", &begun);
+    assert_eq!(party.complete(answer.clone()).await, Err((Reason::TimedOut, String::new())));
+    assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())));
+    party.servers.answer();
+    let stored = |line: &str| (line.contains("\"completed\"") && line.contains("\"outcome\":\"ok\"")).then_some(());
+    party.process.process.line(stored).await;
+    assert_eq!(party.servers.exchanges().len(), 1, "sent once");
+    assert!(party.stored(&["late"]).await.iter().all(Option::is_some));
 }
 
 /// The honest flow, each way that it can end, and what is asked for.

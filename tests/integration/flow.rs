@@ -19,7 +19,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     choreographer::{Call as Recorded, Fake, ISSUER, Mood, Place},
-    stack::{Answered, Call, Certificates, Cimd, get, key_file},
+    stack::{Answered, Call, Certificates, Choreographer, Cimd, get, key_file},
     world::{CALLBACK, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
 };
 
@@ -717,7 +717,8 @@ async fn keys_rotate_and_a_bad_file_changes_nothing() {
     flows.finish().await;
 }
 
-/// A choreographer in the process whose store cannot be opened: states are checked first, and nothing is consumed.
+/// A choreographer, in the process or in another, whose store cannot be opened: states are checked first, nothing is
+/// consumed, and the answer is the same to the byte.
 #[tokio::test]
 async fn a_store_that_cannot_be_opened() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -725,22 +726,36 @@ async fn a_store_that_cannot_be_opened() {
     let line = generate_key_line().expect("a key");
     std::fs::write(&keys, &line).expect("the keys");
     let flags = ["--single-user", "--state-keys", keys.to_str().expect("text")];
-    let world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
+    // The state directory of either is a place where nothing can be made.
+    let choreographer = Choreographer::start(&executable(), &[]).await;
+    let apart = ["--choreographer", &format!("http://{}", choreographer.address)];
+    let keys = StateKeys::new(parse_keys(&line).expect("a key"));
     let flow = FlowId([1; 16]);
     let redirect_uri = RedirectUri::new(format!("https://{NOTES}{CALLBACK}"));
-    let keys = StateKeys::new(parse_keys(&line).expect("a key"));
     let state = keys.mint(flow, &redirect_uri, &Secret::new("value"), UnixTime::now(), UnixTime::MAX).expect("a key");
     let begun = Begun { state, cookie: format!("__Host-envoy_cimd_{}=value", flow.tag()) };
-    for (call, status) in [
-        (honest(&begun), 503),
-        (without_cookie(honest(&begun)), 400),
-        (with_query(&begun, "code=x&state=y"), 400),
-        (Call::get(NOTES, START), 200),
-        (Call::get(NOTES, DOCUMENT), 200),
-    ] {
-        let answer = world.https().send(Version::HTTP_2, call).await.expect("an answer");
-        assert_eq!(answer.status, status, "{answer:?}");
+    let mut answers = Vec::new();
+    for flags in [flags.to_vec(), [&flags[..], &apart].concat()] {
+        let world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
+        for (call, status) in [
+            (honest(&begun), 503),
+            (without_cookie(honest(&begun)), 400),
+            (with_query(&begun, "code=x&state=y"), 400),
+            (Call::get(NOTES, START), 200),
+            (Call::get(NOTES, DOCUMENT), 200),
+        ] {
+            let answer = world.https().send(Version::HTTP_2, call).await.expect("an answer");
+            assert_eq!(answer.status, status, "{answer:?}");
+            // The page names the upstream, which is each world's own.
+            if status != 200 {
+                answers.push(answer.body);
+            }
+        }
+        let unavailable = "envoy_cimd_requests_total{endpoint=\"callback\",outcome=\"choreographer_unavailable\"}";
+        assert_eq!(world.metric(unavailable).await, Some(1));
     }
+    let (here, there) = answers.split_at(answers.len() / 2);
+    assert_eq!(here, there);
 }
 
 /// With the filter down, or its paths spelled otherwise, nothing of a callback goes on to the upstream.

@@ -46,6 +46,19 @@ pub async fn open_stream(channel: Channel) -> (mpsc::Sender<ProcessingRequest>, 
 }
 
 #[tokio::test]
+async fn no_socket_file_is_left_after_a_clean_stop() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let flags = ["listen", "admin-listen", "tokens-listen"]
+        .map(|name| format!("--{name}=unix:{}", dir.path().join(name).display()));
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut cimd = Cimd::start(&executable(), &flags).await;
+    let left = || std::fs::read_dir(dir.path()).expect("a folder").count();
+    assert_eq!(left(), 3);
+    assert_eq!(cimd.process.stop().await, Some(0));
+    assert_eq!(left(), 0);
+}
+
+#[tokio::test]
 async fn a_signal_fails_readiness_and_then_finishes_the_streams() {
     for signal in ["-TERM", "-INT"] {
         let mut cimd = Cimd::start(&executable(), &["--drain-delay=60"]).await;

@@ -187,7 +187,7 @@ async fn the_deadline_holds_for_everything() {
         let sent = tokio::time::timeout(PATIENCE, outgoing.send(get(server, "as.example"), None)).await;
         let error = sent.expect("an outcome").expect_err(waits_for);
         assert!(start.elapsed() >= DEADLINE, "{waits_for}");
-        assert_eq!(error, FetchError::Timeout { url: server.url("as.example", "/"), connected: arrived });
+        assert_eq!(error, FetchError::Timeout { url: server.url("as.example", "/"), connected: arrived, seconds: 3 });
         assert_eq!((error.is_timeout(), error.may_have_arrived()), (true, arrived), "{waits_for}");
     }))
     .await;

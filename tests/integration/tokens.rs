@@ -117,7 +117,8 @@ async fn a_token_is_refreshed_when_it_is_over() {
             ..Lie::none("no-refresh")
         },
     ];
-    let (mut party, client) = party(lies, &[]).await;
+    let patience = ["--patience=5", "--token-endpoint-timeout=5", "--refresh-claim=10"];
+    let (mut party, client) = party(lies, &patience).await;
     for (name, first, second, refreshes) in [
         ("fresh", Ok(()), Ok(()), 0),
         ("rotates", Ok(()), Ok(()), 1),
@@ -216,6 +217,22 @@ async fn a_token_that_is_old_is_refreshed_in_the_background() {
         tokio::task::yield_now().await;
     }
     assert_eq!(servers.refreshes().len(), 1);
+}
+
+/// A server that rotates tokens has rotated when its answer is late: whoever asked may leave, and the answer is kept.
+#[tokio::test]
+async fn a_refresh_that_is_late_is_not_lost() {
+    let (mut party, client) = party(vec![over("late", Refresh::RotatesLate)], &["--patience=1"]).await;
+    connect(&party, "late", single(), CLIENT).await;
+    assert_eq!(token(&client, &party, "late", single(), CLIENT).await, Err(Code::Unavailable));
+    assert_eq!(token(&client, &party, "late", single(), CLIENT).await, Err(Code::Unavailable), "nor is it sent again");
+    party.servers.answer();
+    while token(&client, &party, "late", single(), CLIENT).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(party.servers.refreshes().len(), 1);
+    party.process.process.line(|line| line.contains("\"refreshed\"").then_some(())).await;
+    assert_eq!(audited(&party, "refreshed"), ["ok"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, value_parser};
 use tracing_subscriber::EnvFilter;
 
 use super::store_url::StoreUrlParser;
 use crate::{
-    exchange,
+    exchange::{self, deadlines::Deadlines},
     filter::document::{CLIENT_NAME, NameTemplate},
     model::paths::{CALLBACK_PATH, DOCUMENT_PATH, EndpointPath, Paths},
     net::{
@@ -98,6 +98,16 @@ pub struct ExchangeArgs {
     #[arg(long, env = "ENVOY_CIMD_REQUIRE_ISS", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub require_iss: bool,
+    /// How long an answer of a token endpoint is waited for once the request was sent, in seconds, whoever left meanwhile.
+    #[arg(long, env = "ENVOY_CIMD_TOKEN_ENDPOINT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = value_parser!(u16).range(1..))]
+    pub token_endpoint_timeout: u16,
+    /// How long a caller waits for an exchange or a refresh, in seconds; it goes on without them.
+    #[arg(long, env = "ENVOY_CIMD_PATIENCE", value_name = "SECONDS", default_value = "8", value_parser = value_parser!(u16).range(1..))]
+    pub patience: u16,
+    /// How long one attempt to refresh a token keeps other processes from it, in seconds; at least 5 more than
+    /// --token-endpoint-timeout.
+    #[arg(long, env = "ENVOY_CIMD_REFRESH_CLAIM", value_name = "SECONDS", default_value = "35", value_parser = value_parser!(u16).range(1..))]
+    pub refresh_claim: u16,
     /// How many flows of one user are kept, pending or just ended; the oldest goes for the next. --single-user has 50
     /// times as many.
     #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
@@ -122,6 +132,11 @@ impl ExchangeArgs {
             },
             max_lookups: self.max_lookups,
             limits: FlowLimits { of_user: self.max_flows_per_user, in_all: self.max_flows },
+            deadlines: Deadlines {
+                token_endpoint: Duration::from_secs(self.token_endpoint_timeout.into()),
+                patience: Duration::from_secs(self.patience.into()),
+                claim: Duration::from_secs(self.refresh_claim.into()),
+            },
             require_iss: self.require_iss,
         }
     }

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::address::SpecialUse;
 
-/// The longest that a fetch may take: name look-up, connection, TLS, request and the whole answer.
+/// The longest that a fetch may take unless its caller says otherwise: name look-up, connection, TLS, request and the whole answer.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 /// The largest body of an answer, in bytes.
 pub const MAX_BODY: usize = 1 << 20;
@@ -26,8 +26,8 @@ pub enum FetchError {
     Resolve { url: String, reason: String },
     #[error("{url}: no connection could be made: {reason}")]
     Connect { url: String, reason: String },
-    #[error("{url}: {} within {} seconds", missing(*.connected), DEADLINE.as_secs())]
-    Timeout { url: String, connected: bool },
+    #[error("{url}: {} within {seconds} seconds", missing(*.connected))]
+    Timeout { url: String, connected: bool, seconds: u64 },
     #[error("{url}: no whole answer came: {reason}")]
     Broken { url: String, reason: String },
     #[error("{url}: the answer is larger than {MAX_BODY} bytes")]
