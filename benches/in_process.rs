@@ -6,7 +6,7 @@ use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
     edge::{ext_proc::answer, proto},
-    filter::{endpoint::Endpoints, state::StateKeys},
+    filter::{browser::BrowserCookie, endpoint::Endpoints, state::StateKeys},
     model::{
         client::RedirectUri,
         clock::UnixTime,
@@ -122,7 +122,7 @@ fn route_from_the_file(bencher: Bencher<'_, '_>, routes: usize) {
 #[divan::bench(args = ROUTES)]
 fn state_mint(bencher: Bencher<'_, '_>, routes: usize) {
     let keys = StateKeys::new(vec![SecretKey::new(random().expect("randomness"))]);
-    let cookie = Secret::new("a cookie");
+    let cookie = BrowserCookie::from(Secret::new("a cookie"));
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| RedirectUri::new(origins()))
@@ -132,7 +132,7 @@ fn state_mint(bencher: Bencher<'_, '_>, routes: usize) {
 #[divan::bench(args = ROUTES)]
 fn state_verify(bencher: Bencher<'_, '_>, routes: usize) {
     let keys = StateKeys::new(vec![SecretKey::new(random().expect("randomness"))]);
-    let cookie = Secret::new("a cookie");
+    let cookie = BrowserCookie::from(Secret::new("a cookie"));
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| {

@@ -1,12 +1,12 @@
 //! The program: its settings, and what each command does.
 
-pub mod check;
-pub mod choreographer;
+pub(crate) mod check;
+pub(crate) mod choreographer;
 pub mod config_file;
-pub mod envoy_config;
+pub(crate) mod envoy_config;
 mod listeners;
-pub mod output;
+pub(crate) mod output;
 pub mod probe;
-pub mod running;
-pub mod serve;
+pub(crate) mod running;
+pub(crate) mod serve;
 pub mod settings;

@@ -6,6 +6,6 @@ pub mod error;
 pub mod proto;
 pub mod service;
 pub mod tokens;
-pub mod tokens_service;
-pub mod traced;
+pub(crate) mod tokens_service;
+pub(crate) mod traced;
 mod wire;

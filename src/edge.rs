@@ -1,5 +1,5 @@
 //! Envoy's protocol: messages in, answers out.
 
-pub mod codec;
+pub(crate) mod codec;
 pub mod ext_proc;
 pub mod proto;

@@ -1,17 +1,17 @@
 //! What a request gets: the document, the connect page, the redirect endpoint, or a refusal.
 
 pub mod browser;
-pub mod callback;
-pub mod document;
+pub(crate) mod callback;
+pub(crate) mod document;
 pub mod endpoint;
 pub mod outcome;
-pub mod pages;
+pub(crate) mod pages;
 pub mod query;
-pub mod recent;
-pub mod refusal;
-pub mod refusal_log;
+pub(crate) mod recent;
+pub(crate) mod refusal;
+pub(crate) mod refusal_log;
 pub mod reply;
 pub mod request;
-pub mod start;
+pub(crate) mod start;
 pub mod state;
-pub mod visit;
+pub(crate) mod visit;

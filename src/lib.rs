@@ -29,9 +29,9 @@ pub mod exchange;
 pub mod filter;
 pub mod model;
 pub mod net;
-pub mod process;
+pub(crate) mod process;
 pub mod store;
-pub mod telemetry;
+pub(crate) mod telemetry;
 
 /// Runs the program: data goes to stdout, logs and errors to stderr.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -3,7 +3,7 @@
 pub mod client;
 pub mod clock;
 pub mod flow;
-pub mod loopback;
+pub(crate) mod loopback;
 pub mod origin;
 pub mod paths;
 pub mod return_to;

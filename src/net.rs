@@ -1,6 +1,6 @@
 //! Listening, TLS, and the one way out.
 
-pub mod admin;
+pub(crate) mod admin;
 pub mod dial;
 pub mod grpc;
 pub mod listen;

@@ -3,12 +3,12 @@
 
 pub mod backend;
 pub mod error;
-pub mod file;
-pub mod key_file;
+pub(crate) mod file;
+pub(crate) mod key_file;
 pub mod keys;
 pub mod open;
-pub mod redis;
-pub mod seal;
+pub(crate) mod redis;
+pub(crate) mod seal;
 pub mod url;
 pub mod vault;
 mod whole_file;

@@ -29,13 +29,16 @@ use envoy_cimd::{
         },
     },
     filter::{
+        browser::BrowserCookie,
         endpoint::{self, Endpoints},
+        outcome::Outcome,
         state::StateKeys,
     },
     model::{
         client::RedirectUri,
         clock::UnixTime,
         flow::FlowId,
+        paths::{Endpoint, Paths},
         route::RouteTable,
         secret::{Key, Secret},
         trace::Trace,
@@ -61,46 +64,8 @@ use tokio::runtime::{Builder, Runtime};
 use tower::ServiceExt;
 use url::{Url, form_urlencoded};
 
-const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 const START: &str = "/.pomerium/oauth/start";
 const CALLBACK: &str = "/.pomerium/oauth/callback";
-
-/// Every answer that there is: at which of document, start and callback, with which status, under which label.
-const ANSWERS: &[(&str, i32, &str)] = &[
-    ("d", 200, "served"),
-    ("d", 304, "not_modified"),
-    ("d", 204, "preflight"),
-    ("d", 404, "not_found"),
-    ("s", 200, "shown"),
-    ("s", 303, "begun"),
-    ("s", 403, "cross_site"),
-    ("s", 502, "authorization_server_unusable"),
-    ("c", 303, "completed"),
-    ("c", 409, "already_used"),
-    ("c", 400, "malformed"),
-    ("c", 400, "unknown_key"),
-    ("c", 400, "bad_mac"),
-    ("c", 400, "expired"),
-    ("c", 400, "wrong_route"),
-    ("c", 400, "wrong_browser"),
-    ("c", 400, "wrong_context"),
-    ("c", 400, "unknown_flow"),
-    ("c", 400, "issuer_mismatch"),
-    ("c", 400, "as_error"),
-    ("c", 502, "exchange_failed"),
-    ("c", 503, "prefetch"),
-    ("sc", 400, "bad_request"),
-    ("sc", 403, "user_unknown"),
-    ("sc", 502, "choreographer_failed"),
-    ("sc", 503, "choreographer_unavailable"),
-    ("sc", 503, "too_many_flows"),
-    ("sc", 504, "timeout"),
-    ("dsc", 403, "https_required"),
-    ("dsc", 405, "method_not_allowed"),
-    ("dsc", 421, "misdirected_request"),
-    ("dsc", 431, "headers_too_large"),
-    ("dsc", 500, "misconfigured_route"),
-];
 
 const FROM: &str = "https://mcp.example.com";
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -125,7 +90,7 @@ static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
 static STATE: LazyLock<String> = LazyLock::new(|| {
     let redirect_uri = RedirectUri::new(format!("{FROM}{CALLBACK}"));
     let keys = ENDPOINTS.tools.state_keys.load();
-    keys.mint(FLOW, &redirect_uri, &Secret::new(SECRET), NOW, NOW + 600).expect("a key")
+    keys.mint(FLOW, &redirect_uri, &BrowserCookie::from(Secret::new(SECRET)), NOW, NOW + 600).expect("a key")
 });
 static COOKIE: LazyLock<String> = LazyLock::new(|| format!("__Host-envoy_cimd_{}={SECRET}", FLOW.tag()));
 
@@ -161,14 +126,11 @@ fuzz_target!(|data: &[u8]| {
 fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
     let (status, label) =
         (reply.status.as_ref().map_or(0, |status| status.code), &reply.details["envoy_cimd_".len()..]);
-    let endpoint = match request.path() {
-        DOCUMENT => "d",
-        START => "s",
-        CALLBACK => "c",
-        path => panic!("{path} is not ours"),
-    };
-    let documented = ANSWERS.iter().any(|row| row.0.contains(endpoint) && (row.1, row.2) == (status, label));
-    assert!(documented, "{endpoint} {status} {label}");
+    let endpoint = Paths::default().endpoint(request.path()).expect("ours");
+    let documented = Outcome::ALL.iter().map(|outcome| outcome.row()).any(|row| {
+        row.endpoints.contains(&endpoint) && (i32::from(row.status), row.label) == (status, label)
+    });
+    assert!(documented, "{endpoint:?} {status} {label}");
 
     let headers: http::HeaderMap = reply
         .headers
@@ -189,7 +151,7 @@ fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
     if !["served", "not_modified", "preflight"].contains(&label) {
         assert_eq!((header("cache-control"), header("x-content-type-options")), (Some("no-store"), Some("nosniff")));
     }
-    if endpoint != "d" {
+    if endpoint != Endpoint::Document {
         let policy = header("content-security-policy").expect("a policy");
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
         let referrer = if label == "shown" { "same-origin" } else { "no-referrer" };

@@ -39,7 +39,7 @@ fuzz_target!(|input: Input<'_>| {
     let keys = StateKeys::new([1, 2].map(|byte| Key::new([byte; 32])).into());
     let Input { redirect_uri, cookie, .. } = input;
     let now = NOW + u64::from(input.later);
-    let (redirect, secret) = (RedirectUri::new(redirect_uri), Secret::new(cookie));
+    let (redirect, secret) = (RedirectUri::new(redirect_uri), BrowserCookie::from(Secret::new(cookie)));
     let minted = keys.mint(FlowId(input.flow_id), &redirect, &secret, NOW, NOW + u64::from(input.lifetime));
     let minted = minted.expect("a key");
 

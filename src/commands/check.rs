@@ -27,19 +27,18 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let exchange = runtime.block_on(serve::exchange(&settings))?;
-    serve::tokens(&settings, &exchange, None)?;
-    let config = settings.endpoints()?;
-    serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?;
+    let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     for spec in &file.routes {
         let route = spec.route()?;
-        let document = Document::new(&route, &config.paths, &config.names).with_context(|| route.origin.to_string())?;
-        let client_id = config.paths.client_id(&route.origin);
+        let document =
+            Document::new(&route, &paths, &settings.routes.client_name).with_context(|| route.origin.to_string())?;
+        let client_id = paths.client_id(&route.origin);
         let length = client_id.as_str().len();
         writeln!(text, "{}", route.origin)?;
         writeln!(text, "  client_id     {client_id}")?;
-        writeln!(text, "  redirect_uri  {}", config.paths.redirect_uri(&route.origin))?;
+        writeln!(text, "  redirect_uri  {}", paths.redirect_uri(&route.origin))?;
         writeln!(text, "  document      {} bytes", document.body.len())?;
         if length > LONGEST_SAFE_CLIENT_ID {
             writeln!(

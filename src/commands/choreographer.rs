@@ -7,7 +7,7 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::{
-    listeners::{main_tls, tokens_listener},
+    listeners::{TokensListener, main_tls},
     running::Process,
     serve::{traced, traced_tokens},
     settings::ChoreographerCommand,
@@ -31,12 +31,12 @@ use crate::{
 pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let embedded = Embedded::new(settings.exchange.config())?;
+    let tokens = TokensListener::new(&settings.exchange, &settings.process)?;
     embedded.check().await?;
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
-    let tokens = traced_tokens(Some(&traces), Arc::new(embedded.tokens.clone()));
-    let tokens = tokens_listener(&settings.exchange, &settings.process, tokens)?;
+    let tokens = tokens.map(|listener| listener.serving(traced_tokens(&traces, Arc::new(embedded.tokens.clone()))));
     let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
     let served = TaskTracker::new();
     let service = AuthorizationChoreographerServer::new(Service::new(choreographer, served.clone()));

@@ -46,45 +46,54 @@ pub async fn main_tls(
     Ok(tls)
 }
 
-/// The listener that tokens are handed out on: a Unix socket, or mTLS; none where the settings ask for none.
-///
-/// # Errors
-/// Where the address is neither a Unix socket nor has all that mTLS takes, or a file cannot be used.
-pub fn tokens_listener(
-    settings: &ExchangeArgs,
-    process: &ProcessArgs,
-    tokens: Arc<dyn UpstreamTokens>,
-) -> anyhow::Result<Option<GrpcListener>> {
-    let address = settings.tokens_listen.clone();
-    if !settings.tokens_allow_peer.is_empty() && !matches!(address, Some(ListenAddr::Tcp { .. })) {
-        bail!("--tokens-allow-peer is for a --tokens-listen of TCP");
+/// Where tokens are handed out: a Unix socket, or mTLS.
+pub struct TokensListener {
+    address: ListenAddr,
+    mode: SocketMode,
+    tls: Option<ServerTls>,
+}
+
+impl TokensListener {
+    /// What the settings ask for; none where they ask for none.
+    ///
+    /// # Errors
+    /// Where the address is neither a Unix socket nor has all that mTLS takes, or a file cannot be used.
+    pub fn new(settings: &ExchangeArgs, process: &ProcessArgs) -> anyhow::Result<Option<Self>> {
+        let address = settings.tokens_listen.clone();
+        if !settings.tokens_allow_peer.is_empty() && !matches!(address, Some(ListenAddr::Tcp { .. })) {
+            bail!("--tokens-allow-peer is for a --tokens-listen of TCP");
+        }
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        let allowed = match settings.tokens_allow_peer.as_slice() {
+            [] => &process.tls.allow_peer,
+            allowed => allowed,
+        };
+        let tls = match &address {
+            ListenAddr::Unix(_) => None,
+            ListenAddr::Tcp { .. } => match server_tls("tokens_tls", &process.tls.files(), allowed)? {
+                None => bail!(
+                    "--tokens-listen {address}: whoever reaches it may have every user's token, so it is a Unix socket \
+                     (unix:/path) or has --tls-cert, --tls-key and --client-ca"
+                ),
+                tls => tls,
+            },
+        };
+        Ok(Some(Self { address, mode: settings.tokens_socket_mode, tls }))
     }
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    let allowed = match settings.tokens_allow_peer.as_slice() {
-        [] => &process.tls.allow_peer,
-        allowed => allowed,
-    };
-    let tls = match &address {
-        ListenAddr::Unix(_) => None,
-        ListenAddr::Tcp { .. } => match server_tls("tokens_tls", &process.tls.files(), allowed)? {
-            None => bail!(
-                "--tokens-listen {address}: whoever reaches it may have every user's token, so it is a Unix socket \
-                 (unix:/path) or has --tls-cert, --tls-key and --client-ca"
-            ),
-            tls => tls,
-        },
-    };
-    let routes = Routes::new(UpstreamTokensServer::new(TokensService(tokens)));
-    Ok(Some(GrpcListener {
-        name: "tokens",
-        flag: "tokens-listen",
-        address,
-        mode: settings.tokens_socket_mode,
-        tls,
-        routes,
-    }))
+
+    /// With the tokens to hand out.
+    pub fn serving(self, tokens: Arc<dyn UpstreamTokens>) -> GrpcListener {
+        GrpcListener {
+            name: "tokens",
+            flag: "tokens-listen",
+            address: self.address,
+            mode: self.mode,
+            tls: self.tls,
+            routes: Routes::new(UpstreamTokensServer::new(TokensService(tokens))),
+        }
+    }
 }
 
 /// # Errors

@@ -7,11 +7,11 @@ use rustls::CertificateError;
 use serde::Serialize;
 
 pub mod fetch;
-pub mod finding;
+pub(crate) mod finding;
 pub mod judge;
 mod object;
-pub mod ready;
-pub mod target;
+pub(crate) mod ready;
+pub(crate) mod target;
 mod variations;
 
 use super::{output::print, settings::probe::Probe};

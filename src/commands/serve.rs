@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{
     config_file::ConfigFile,
-    listeners::{main_tls, tokens_listener},
+    listeners::{TokensListener, main_tls},
     running::Process,
     settings::{
         parse::{LoadedFile, setting_keys},
@@ -34,7 +34,12 @@ use crate::{
         route::RouteTable,
         secret::{Key, parse_keys, random},
     },
-    net::{dial, grpc::GrpcListener, tls::client::ClientTls},
+    net::{
+        dial::{self, GrpcUrl},
+        grpc::GrpcListener,
+        listen::bare_host,
+        tls::client::{self, ClientTls},
+    },
     process::tasks::Tasks,
     store::url::StoreUrl,
     telemetry::{
@@ -53,9 +58,10 @@ pub struct Exchange {
 }
 
 /// Where the choreographer is.
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Side {
-    /// In this process.
-    Here(Embedded),
+    /// In this process, with where its tokens are handed out.
+    Here(Embedded, Option<TokensListener>),
     /// In another, with what the connection to it is made with.
     There(Option<ClientTls>),
 }
@@ -76,7 +82,7 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
             metrics: Arc::clone(&embedded.tokens.metrics),
-            side: Side::Here(embedded),
+            side: Side::Here(embedded, TokensListener::new(&settings.exchange, &settings.process)?),
         });
     };
     if let Some(address) = url.plain()
@@ -92,6 +98,14 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     if settings.exchange.tokens_listen.is_some() {
         bail!("--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one");
     }
+    let tls = match &url {
+        GrpcUrl::Tcp { tls: true, host, .. } => Some(ClientTls::new(bare_host(host), &tls)?),
+        _ if tls == client::Config::default() => None,
+        _ => bail!(
+            "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an https:// \
+             --choreographer"
+        ),
+    };
     Ok(Exchange {
         choreographer: Arc::new(Client::new(dial::channel(url, tls.clone())?)),
         metrics: Arc::default(),
@@ -99,30 +113,9 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     })
 }
 
-/// Where tokens are handed out; none where the settings ask for none, or the choreographer is another process.
-///
-/// # Errors
-/// As [`tokens_listener`].
-pub fn tokens(
-    settings: &Serve,
-    exchange: &Exchange,
-    traces: Option<&Exporter>,
-) -> anyhow::Result<Option<GrpcListener>> {
-    match &exchange.side {
-        Side::Here(embedded) => {
-            let tokens = traced_tokens(traces, Arc::new(embedded.tokens.clone()));
-            tokens_listener(&settings.exchange, &settings.process, tokens)
-        }
-        Side::There(_) => Ok(None),
-    }
-}
-
 /// Where there is a collector, tokens whose calls are traced; else the same.
-pub fn traced_tokens(traces: Option<&Exporter>, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
-    match traces {
-        Some(traces) if traces.is_on() => Arc::new(Traced::new(SpanKind::Server, tokens)),
-        _ => tokens,
-    }
+pub fn traced_tokens(traces: &Exporter, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
+    if traces.is_on() { Arc::new(Traced::new(SpanKind::Server, tokens)) } else { tokens }
 }
 
 /// Where there is a collector, a choreographer whose calls are traced; else the same.
@@ -156,20 +149,13 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let mut exchange = exchange(&settings).await?;
-    let mut calls = Vec::new();
-    let kind = match &exchange.side {
-        Side::Here(embedded) => {
-            embedded.check().await?;
-            calls.push(embedded.tokens.calls.clone());
-            SpanKind::Internal
-        }
-        Side::There(_) => SpanKind::Client,
-    };
+    if let Side::Here(embedded, _) = &exchange.side {
+        embedded.check().await?;
+    }
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
-    let tokens = tokens(&settings, &exchange, Some(&traces))?;
+    let kind = if matches!(exchange.side, Side::Here(..)) { SpanKind::Internal } else { SpanKind::Client };
     exchange.choreographer = traced(&traces, kind, exchange.choreographer);
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
-    calls.insert(0, endpoints.calls.clone());
     warn_of(&settings);
     let mut tasks = Tasks::default();
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
@@ -179,8 +165,17 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     if let Some(path) = settings.state_keys.clone() {
         tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
     }
-    if let Side::There(Some(tls)) = exchange.side {
-        tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+    let mut calls = vec![endpoints.calls.clone()];
+    let mut tokens = None;
+    match exchange.side {
+        Side::Here(embedded, listener) => {
+            calls.push(embedded.tokens.calls.clone());
+            tokens = listener.map(|listener| listener.serving(traced_tokens(&traces, Arc::new(embedded.tokens))));
+        }
+        Side::There(Some(tls)) => {
+            tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+        }
+        Side::There(None) => {}
     }
     let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints), settings.streams()));
     let process = Process {
@@ -271,4 +266,28 @@ async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::R
         Ok(())
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        commands::settings::{Task, parse::parse},
+        edge::ext_proc,
+        exchange::embedded,
+        filter::endpoint,
+    };
+
+    /// What a test makes without flags is what the program is without flags.
+    #[test]
+    fn each_default_stands_for_the_same() {
+        let args = ["envoy-cimd", "serve", "--state-dir", "/tmp"].map(Into::into);
+        let Task::Serve(settings) = parse(args).expect("no flags").task else { panic!("serve") };
+        let shown = |value: &dyn std::fmt::Debug| format!("{value:?}");
+        let endpoints = settings.endpoints().expect("good settings");
+        assert_eq!(shown(&endpoints), shown(&endpoint::Config::default()));
+        assert_eq!(settings.streams(), ext_proc::Config::default());
+        let mut exchange = settings.exchange.config();
+        exchange.store.state_dir = None;
+        assert_eq!(shown(&exchange), shown(&embedded::Config::default()));
+    }
 }

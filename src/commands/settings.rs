@@ -8,11 +8,11 @@ use clap_complete::Shell;
 
 use crate::net::listen::ListenAddr;
 
-pub mod envoy_config;
+pub(crate) mod envoy_config;
 pub mod parse;
-pub mod probe;
-pub mod serve;
-pub mod shared;
+pub(crate) mod probe;
+pub(crate) mod serve;
+pub(crate) mod shared;
 mod store_url;
 
 use envoy_config::EnvoyConfig;

@@ -45,7 +45,8 @@ pub struct Begin {
     pub return_to: String,
 }
 
-/// A flow that began. It has no `Debug`: whoever knows the flow's id is nearer to a state.
+/// A flow that began.
+#[derive(Debug)]
 pub struct Begun {
     pub flow_id: FlowId,
     pub expires_at: UnixTime,

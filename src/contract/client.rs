@@ -17,10 +17,11 @@ use super::{
 };
 use crate::model::{flow::FlowId, trace::Trace, upstream::Upstream};
 
-/// The longest a call may take in all. The choreographer's own limit is 8 s, Envoy's 15 s.
+/// The longest a call may take in all. The choreographer's own limit (`--patience`) is less, Envoy's 15 s.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The longest that the page waits for a name that it can do without.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(2);
+
 /// A connection that is made when it is first needed, and made again when it breaks.
 #[derive(Clone, Debug)]
 pub struct Client {

@@ -64,7 +64,7 @@ impl AuthorizationChoreographer for Service {
         let outcome = match self.choreographer.begin(begin, &trace).await {
             Ok(begun) => Outcome::Begun(proto::Begun {
                 flow_id: begun.flow_id.0.to_vec(),
-                expires_at: Some(timestamp(begun.expires_at)),
+                expires_at: timestamp(begun.expires_at),
                 authorization_url: begun.authorization_url,
             }),
             Err(error) => Outcome::Refusal(error.into()),

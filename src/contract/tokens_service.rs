@@ -30,7 +30,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let token = self.0.upstream_token(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
-            expires_at: token.expires_at.map(timestamp),
+            expires_at: token.expires_at.and_then(timestamp),
         }))
     }
 

@@ -41,8 +41,9 @@ pub(super) fn bytes<const N: usize>(name: &str, bytes: Vec<u8>) -> Result<[u8; N
     bytes.try_into().map_err(|_| Status::invalid_argument(format!("`{name}` does not have {N} bytes")))
 }
 
-pub(super) fn timestamp(time: UnixTime) -> Timestamp {
-    Timestamp { seconds: i64::try_from(time.secs()).unwrap_or(i64::MAX), nanos: 0 }
+/// None where it is too late for a timestamp.
+pub(super) fn timestamp(time: UnixTime) -> Option<Timestamp> {
+    Some(Timestamp { seconds: i64::try_from(time.secs()).ok()?, nanos: 0 })
 }
 
 /// None before 1970.

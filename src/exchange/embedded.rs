@@ -33,7 +33,7 @@ use crate::{
     store::{
         backend::{Flow, FlowLimits, Taken},
         error::StoreError,
-        keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+        keys::{Context, FlowKey, Issuer, Resource, RouteKey, TokenKey, UserKey},
         open::Opened,
         seal::UnsealError,
         vault::{self, Place, Vault},
@@ -45,6 +45,7 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(8);
 /// How many people `--single-user` stands for, in flows.
 const PEOPLE: usize = 50;
+
 /// What an operator says of the exchange.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -235,8 +236,9 @@ impl Embedded {
         };
         let token = self.exchange(code, record).await?;
         let route = RouteKey::of(&record.user, &record.client_id, &record.upstream);
-        let key = TokenKey::of(&record.user, &record.client_id, &record.issuer, &record.resource);
-        let open = self.open().await?;
+        let key = TokenKey::of(&record.user, &record.client_id, Issuer(&record.issuer), Resource(&record.resource));
+        // It was opened to take the flow. The code is used up, so a failure now loses something.
+        let open = self.open().await.map_err(|_| CallError::Failed)?;
         let sealed = open.seal(Place::Token(&key), &token).ok_or(CallError::Failed)?;
         open.store.put_token(key, route, sealed).await.map_err(|error| store_failed(&error).into())
     }
@@ -260,14 +262,14 @@ impl Embedded {
             .request_async(&http)
             .await
             .map_err(|error| failed(failure(&error)))?;
-        let token = token(&response).map_err(|reason| failed(reason.to_owned()))?;
+        let granted = token(&response).map_err(|reason| failed(reason.to_owned()))?;
         let now = self.now();
         Ok(TokenRecord {
-            access_token: token.access_token,
-            refresh_token: token.refresh_token,
+            access_token: granted.access_token,
+            refresh_token: granted.refresh_token,
             issued_at: now,
-            expires_at: token.expires_in.map(|lifetime| now + lifetime),
-            scope: token.scope.or_else(|| record.scope.clone()),
+            expires_at: granted.expires_in.map(|lifetime| now + lifetime),
+            scope: granted.scope.or_else(|| record.scope.clone()),
             issuer: record.issuer.clone(),
             token_endpoint: record.token_endpoint.clone(),
             revocation_endpoint: record.revocation_endpoint.clone(),

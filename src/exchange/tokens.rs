@@ -33,8 +33,9 @@ use crate::{
     },
     net::outgoing::Outgoing,
     store::{
+        backend::Holder,
         error::{OpenError, StoreError},
-        keys::{RouteKey, TokenKey},
+        keys::{Issuer, Resource, RouteKey, TokenKey},
         open::Opened,
         seal::UnsealError,
         vault::{Place, Vault},
@@ -102,7 +103,7 @@ impl Stored {
 impl TokenRecord {
     /// Whether it is where its own user, client, issuer and resource say: an index can be made to point elsewhere.
     fn is_of(&self, owner: &TokenOwner, key: &TokenKey) -> bool {
-        TokenKey::of(&owner.user, &owner.client_id, &self.issuer, &self.resource) == *key
+        TokenKey::of(&owner.user, &owner.client_id, Issuer(&self.issuer), Resource(&self.resource)) == *key
     }
 
     fn left(&self, now: UnixTime) -> u64 {
@@ -231,7 +232,7 @@ impl Tokens {
 
     async fn claim_and_refresh(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        let holder = random().map_err(|_| TokenError::Unavailable)?;
+        let holder = random().map(Holder).map_err(|_| TokenError::Unavailable)?;
         let deadline = Instant::now() + self.deadlines.claim;
         while !open
             .store

@@ -114,7 +114,7 @@ mod tests {
         request.push(b"cookie", b"a=\xff; b");
         request.push(b"cookie", others.as_bytes());
         let found = BrowserCookie::of(&request, &FLOW).expect("its cookie");
-        assert!(found.hash() == cookie.hash());
+        assert_eq!(found.hash(), cookie.hash());
         assert!(BrowserCookie::of(&request, &FlowId([4; 16])).is_none());
         assert!(BrowserCookie::of(&with(&[]), &FLOW).is_none());
     }

@@ -242,6 +242,28 @@ impl From<CompleteError> for Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contract::error::Label;
+
+    /// What the audit log and traces call a failure is what the log and metrics call it.
+    #[test]
+    fn a_failure_has_one_label() {
+        let calls = [CallError::Unavailable, CallError::Failed, CallError::Timeout];
+        let begins = [BeginError::AuthorizationServerUnusable(String::new()), BeginError::TooManyFlows];
+        let completions = [
+            CompleteError::WrongContext,
+            CompleteError::UnknownFlow,
+            CompleteError::IssuerMismatch,
+            CompleteError::AuthorizationError,
+            CompleteError::AlreadyUsed { return_to: String::new() },
+            CompleteError::ExchangeFailed,
+        ];
+        for error in begins.into_iter().chain(calls.map(BeginError::Call)) {
+            assert_eq!(Refusal::from(error.clone()).code(), error.label());
+        }
+        for error in completions.into_iter().chain(calls.map(CompleteError::Call)) {
+            assert_eq!(Refusal::from(error.clone()).code(), error.label());
+        }
+    }
 
     /// Whatever the reason, the answer is the same to the byte.
     #[test]

@@ -81,7 +81,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
                 Err(error) => return Served { flow: None, result: Err(error.into()) },
             };
             let now = clock();
-            let state = keys.load().mint(begun.flow_id, &redirect_uri, cookie.value(), now, begun.expires_at);
+            let state = keys.load().mint(begun.flow_id, &redirect_uri, &cookie, now, begun.expires_at);
             let result = state
                 .and_then(|state| authorization_request(&begun, &state))
                 .ok_or(Refusal::ChoreographerFailed)
@@ -129,6 +129,7 @@ mod tests {
             ("http://127.0.0.1:9/a", Some("http://127.0.0.1:9/a?state=s")),
             ("http://[::1]:9/a", Some("http://[::1]:9/a?state=s")),
             ("http://as.localhost:9/a", Some("http://as.localhost:9/a?state=s")),
+            ("http://localhost.:9/a", Some("http://localhost.:9/a?state=s")),
             ("http://as.example/a", None),
             ("http://127.0.0.1.evil.example/a", None),
             ("javascript:alert(1)", None),

@@ -14,7 +14,7 @@ use crate::model::{
     client::RedirectUri,
     clock::UnixTime,
     flow::{BrowserHash, FlowId, MAX_LIFETIME},
-    secret::{Key, Secret, tagged_hash},
+    secret::{Key, tagged_hash},
 };
 
 const VERSION: u8 = 1;
@@ -54,13 +54,13 @@ impl StateKeys {
         Self(keys.iter().map(|key| (key_id(key), keyed(key))).collect())
     }
 
-    /// A state for a flow. It lives as long as the flow, and
-    /// [`MAX_LIFETIME`] at most. None where there is no key to sign with.
+    /// A state for a flow. It lives as long as the flow, and [`MAX_LIFETIME`] at most. None where there is no key to
+    /// sign with.
     pub fn mint(
         &self,
         flow_id: FlowId,
         redirect_uri: &RedirectUri,
-        cookie: &Secret,
+        cookie: &BrowserCookie,
         now: UnixTime,
         expires_at: UnixTime,
     ) -> Option<String> {
@@ -129,7 +129,7 @@ impl Verified {
     /// [`StateError::WrongBrowser`] where it is another, or there is none.
     pub fn check_browser(&self, cookie: Option<&BrowserCookie>) -> Result<BrowserHash, StateError> {
         match cookie {
-            Some(cookie) if bool::from(self.browser_tag.ct_eq(&browser_tag(cookie.value()))) => Ok(cookie.hash()),
+            Some(cookie) if bool::from(self.browser_tag.ct_eq(&browser_tag(cookie))) => Ok(cookie.hash()),
             _ => Err(StateError::WrongBrowser),
         }
     }
@@ -184,8 +184,8 @@ fn route_tag(redirect_uri: &RedirectUri) -> [u8; 16] {
     short("envoy-cimd state route", redirect_uri.as_str())
 }
 
-fn browser_tag(cookie: &Secret) -> [u8; 16] {
-    short("envoy-cimd state browser", cookie.expose())
+fn browser_tag(cookie: &BrowserCookie) -> [u8; 16] {
+    short("envoy-cimd state browser", cookie.value().expose())
 }
 
 fn short(purpose: &str, text: &str) -> [u8; 16] {
@@ -199,6 +199,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::secret::Secret;
 
     const FLOW: FlowId = FlowId([7; 16]);
     const ROUTE: &str = "https://mcp.example.com/.pomerium/oauth/callback";
@@ -210,7 +211,7 @@ mod tests {
     }
 
     fn mint(keys: &StateKeys, route: &str, cookie: &str, expires_at: UnixTime) -> Option<String> {
-        keys.mint(FLOW, &RedirectUri::new(route), &Secret::new(cookie), NOW, expires_at)
+        keys.mint(FLOW, &RedirectUri::new(route), &BrowserCookie::from(Secret::new(cookie)), NOW, expires_at)
     }
 
     fn minted() -> String {
@@ -338,7 +339,7 @@ mod tests {
         ) {
             let keys = keys(&[key]);
             let state = keys
-                .mint(FlowId(flow), &RedirectUri::new(&*route), &Secret::new(&*cookie), NOW, NOW + lifetime)
+                .mint(FlowId(flow), &RedirectUri::new(&*route), &BrowserCookie::from(Secret::new(&*cookie)), NOW, NOW + lifetime)
                 .expect("a key");
             prop_assert_eq!(verify(&keys, &state, &route, Some(&cookie), NOW), Ok(FlowId(flow)));
             if other != route {

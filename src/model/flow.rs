@@ -3,6 +3,7 @@
 use std::fmt;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use subtle::ConstantTimeEq;
 
 use super::secret::tagged_hash;
 
@@ -27,6 +28,21 @@ impl fmt::Debug for FlowId {
     }
 }
 
-/// The SHA-256 of the cookie that binds a flow to a browser. It has no `Debug`: it stands for a secret.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The SHA-256 of the cookie that binds a flow to a browser. It stands for a secret: `Debug` shows nothing of it, and it
+/// is compared in constant time.
+#[derive(Clone, Copy)]
 pub struct BrowserHash(pub [u8; 32]);
+
+impl fmt::Debug for BrowserHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BrowserHash(…)")
+    }
+}
+
+impl PartialEq for BrowserHash {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for BrowserHash {}

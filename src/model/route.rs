@@ -22,7 +22,9 @@ macro_rules! keys {
         }
 
         impl Key {
-            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$key),*];
+            pub const ALL: [Self; Self::NAMES.len()] = [$(Self::$key),*];
+            /// In the order of [`Self::ALL`].
+            pub const NAMES: [&str; [$($name),*].len()] = [$($name),*];
 
             pub const fn name(self) -> &'static str {
                 match self {
@@ -263,18 +265,9 @@ impl<'de> Visitor<'de> for SpecVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RouteSpec, A::Error> {
-        const NAMES: [&str; Key::ALL.len()] = {
-            let mut names = [""; Key::ALL.len()];
-            let mut place = 0;
-            while place < names.len() {
-                names[place] = Key::ALL[place].name();
-                place += 1;
-            }
-            names
-        };
         let mut spec = RouteSpec::default();
         while let Some(name) = map.next_key::<String>()? {
-            let key = Key::named(&name).ok_or_else(|| A::Error::unknown_field(&name, &NAMES))?;
+            let key = Key::named(&name).ok_or_else(|| A::Error::unknown_field(&name, &Key::NAMES))?;
             let slot = spec.0.get_mut(key);
             if slot.is_some() {
                 return Err(A::Error::duplicate_field(key.name()));

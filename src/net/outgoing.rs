@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tower::util::MapResponseLayer;
 use url::{Host, Url};
 
-pub mod address;
+pub(crate) mod address;
 pub mod allow_host;
 pub mod error;
 pub mod resolver;

@@ -1,10 +1,10 @@
 //! Encryption between the parts: mTLS where they meet over TCP, from PEM files that are read again when they change.
 
-pub mod client;
+pub(crate) mod client;
 mod files;
 pub mod listener;
-pub mod peer;
-pub mod pem;
+pub(crate) mod peer;
+pub(crate) mod pem;
 pub mod provider;
-pub mod roots;
-pub mod server;
+pub(crate) mod roots;
+pub(crate) mod server;

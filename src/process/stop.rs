@@ -10,6 +10,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::tasks::Tasks;
 
+/// How long the last parts may take to go once they are told.
+const LAST: Duration = Duration::from_secs(2);
+
 /// How long the parts of an orderly end may take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {
@@ -93,8 +96,13 @@ impl Running {
             tracing::warn!(streams, calls, "{why}");
         }
         // With the listeners go the files of their sockets.
-        self.serving.stop().await;
-        self.tasks.stop().await;
+        let stopped = timeout(LAST, async {
+            self.serving.stop().await;
+            self.tasks.stop().await;
+        });
+        if stopped.await.is_err() {
+            tracing::warn!("a part of the process does not stop, and is left behind");
+        }
         tracing::info!("stopped");
         Ok(())
     }

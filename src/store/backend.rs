@@ -49,7 +49,8 @@ pub trait Store: Send + Sync {
 }
 
 /// The random name of one attempt to refresh.
-pub type Holder = [u8; 16];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder(pub [u8; 16]);
 
 /// A flow as it is kept.
 #[derive(Clone, Debug, PartialEq)]

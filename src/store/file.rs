@@ -247,7 +247,7 @@ impl<'t> FlowTables<'t> {
 
     fn add(mut self, flow: &Flow, limits: FlowLimits, now: UnixTime) -> Result<(), Failure> {
         let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
-        let (id, expires_at) = (id.as_bytes(), *expires_at);
+        let expires_at = *expires_at;
         self.remove_expired(now, REMOVED_AT_ONCE)?;
         if let Some(other) = self.indexed(id)? {
             if other.expires_at > now.secs() {
@@ -274,7 +274,7 @@ impl<'t> FlowTables<'t> {
 
         let sequence = self.sequence.get(())?.map_or(0, |last| last.value()).wrapping_add(1);
         self.sequence.insert((), sequence)?;
-        let (context, user, expires_at) = (context.as_bytes(), user.as_bytes(), expires_at.secs());
+        let (id, context, user, expires_at) = (id.as_bytes(), context.as_bytes(), user.as_bytes(), expires_at.secs());
         self.flows.insert(id, (context, user, expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
         self.expiry.insert((expires_at, id), ())?;
         self.by_user.insert((user, expires_at, sequence, id), ())?;
@@ -310,7 +310,7 @@ impl<'t> FlowTables<'t> {
     fn remove_expired(&mut self, now: UnixTime, at_most: usize) -> Result<usize, redb::Error> {
         let mut expired = Vec::new();
         for entry in self.expiry.range(..=(now.secs(), &[0xff; 32]))?.take(at_most) {
-            expired.push(*entry?.0.value().1);
+            expired.push(FlowKey::from_bytes(*entry?.0.value().1));
         }
         for id in &expired {
             self.remove(id)?;
@@ -319,26 +319,27 @@ impl<'t> FlowTables<'t> {
     }
 
     /// The flows of a user, the oldest first.
-    fn flows_of(&self, user: &UserKey, now: UnixTime) -> Result<Vec<[u8; 32]>, redb::Error> {
+    fn flows_of(&self, user: &UserKey, now: UnixTime) -> Result<Vec<FlowKey>, redb::Error> {
         let user = user.as_bytes();
         let first = (user, now.secs().saturating_add(1), 0, &[0; 32]);
         let last = (user, u64::MAX, u64::MAX, &[0xff; 32]);
         let mut ids = Vec::new();
         for entry in self.by_user.range(first..=last)? {
-            ids.push(*entry?.0.value().3);
+            ids.push(FlowKey::from_bytes(*entry?.0.value().3));
         }
         Ok(ids)
     }
 
-    fn indexed(&self, id: &[u8; 32]) -> Result<Option<Indexed>, redb::Error> {
-        Ok(self.flows.get(id)?.map(|stored| {
+    fn indexed(&self, id: &FlowKey) -> Result<Option<Indexed>, redb::Error> {
+        Ok(self.flows.get(id.as_bytes())?.map(|stored| {
             let (_, user, expires_at, sequence, ..) = stored.value();
             Indexed { user: *user, expires_at, sequence }
         }))
     }
 
-    fn remove(&mut self, id: &[u8; 32]) -> Result<(), redb::Error> {
+    fn remove(&mut self, id: &FlowKey) -> Result<(), redb::Error> {
         if let Some(Indexed { user, expires_at, sequence }) = self.indexed(id)? {
+            let id = id.as_bytes();
             self.flows.remove(id)?;
             self.expiry.remove((expires_at, id))?;
             self.by_user.remove((&user, expires_at, sequence, id))?;

@@ -61,8 +61,13 @@ impl UserKey {
     }
 }
 
+/// The authorization server that a token is from, as its metadata spells it.
+pub struct Issuer<'a>(pub &'a str);
+/// What a token is for (RFC 8707).
+pub struct Resource<'a>(pub &'a str);
+
 impl TokenKey {
-    pub fn of(user: &User, client_id: &ClientId, issuer: &str, resource: &str) -> Self {
+    pub fn of(user: &User, client_id: &ClientId, Issuer(issuer): Issuer<'_>, Resource(resource): Resource<'_>) -> Self {
         Self(hash("envoy-cimd token", &(user, client_id, issuer, resource)))
     }
 }
@@ -93,8 +98,9 @@ mod tests {
         let context =
             |uri, user: &User, browser| Context::of(&RedirectUri::new(uri), user, &BrowserHash([browser; 32])).0;
         let route = |user: &User, client, upstream| RouteKey::of(user, &ClientId::new(client), upstream).0;
-        let token =
-            |user: &User, client, issuer, resource| TokenKey::of(user, &ClientId::new(client), issuer, resource).0;
+        let token = |user: &User, client, issuer, resource| {
+            TokenKey::of(user, &ClientId::new(client), Issuer(issuer), Resource(resource)).0
+        };
         let keys = [
             flow(1),
             flow(2),

@@ -246,12 +246,12 @@ impl Store for RedisStore {
 
     async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError> {
         let mut step = self.scripts.claim.key(claim_key(&key));
-        self.run(step.arg(&holder[..]).arg(seconds)).await
+        self.run(step.arg(&holder.0[..]).arg(seconds)).await
     }
 
     async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError> {
         let mut step = self.scripts.release.key(claim_key(&key));
-        self.run::<i64>(step.arg(&holder[..])).await.map(drop)
+        self.run::<i64>(step.arg(&holder.0[..])).await.map(drop)
     }
 
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ use envoy_cimd::{
         service::Service,
     },
     filter::{
+        browser::BrowserCookie,
         endpoint::{Answer, Config, Endpoints},
         reply::Reply,
         request::{Request, Sources},
@@ -140,7 +141,7 @@ async fn a_completion_that_is_refused() {
     let state = endpoints(Arc::new(refusing())).tools.state_keys.load().mint(
         FLOW,
         &RedirectUri::new(format!("{FROM}{CALLBACK}")),
-        &Secret::new(COOKIE),
+        &BrowserCookie::from(Secret::new(COOKIE)),
         UnixTime::now(),
         UnixTime::MAX,
     );

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
-    filter::state::StateKeys,
+    filter::{browser::BrowserCookie, state::StateKeys},
     model::{
         client::RedirectUri,
         clock::UnixTime,
@@ -227,7 +227,8 @@ fn foreign_state() -> String {
     let keys = StateKeys::new(vec![Key::new([9; 32])]);
     let redirect_uri = RedirectUri::new(format!("https://{NOTES}{CALLBACK}"));
     let now = UnixTime::from_secs(1_800_000_000);
-    keys.mint(FlowId([1; 16]), &redirect_uri, &Secret::new("c"), now, UnixTime::MAX).expect("a key")
+    keys.mint(FlowId([1; 16]), &redirect_uri, &BrowserCookie::from(Secret::new("c")), now, UnixTime::MAX)
+        .expect("a key")
 }
 
 /// A bit of the flow's id is another.
@@ -732,7 +733,9 @@ async fn a_store_that_cannot_be_opened() {
     let keys = StateKeys::new(parse_keys(&line).expect("a key"));
     let flow = FlowId([1; 16]);
     let redirect_uri = RedirectUri::new(format!("https://{NOTES}{CALLBACK}"));
-    let state = keys.mint(flow, &redirect_uri, &Secret::new("value"), UnixTime::now(), UnixTime::MAX).expect("a key");
+    let state = keys
+        .mint(flow, &redirect_uri, &BrowserCookie::from(Secret::new("value")), UnixTime::now(), UnixTime::MAX)
+        .expect("a key");
     let begun = Begun { state, cookie: format!("__Host-envoy_cimd_{}=value", flow.tag()) };
     let mut answers = Vec::new();
     for flags in [flags.to_vec(), [&flags[..], &apart].concat()] {

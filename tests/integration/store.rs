@@ -11,7 +11,7 @@ use std::{
 use envoy_cimd::{
     model::{clock::UnixTime, secret::generate_key_line},
     store::{
-        backend::{Flow, FlowLimits, Store, Taken},
+        backend::{Flow, FlowLimits, Holder, Store, Taken},
         error::{OpenError, StoreError},
         keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
         open::Opened,
@@ -312,7 +312,7 @@ async fn changes_only_what_was_read(bed: &Bed) {
 async fn lets_one_at_a_time_refresh(bed: &Bed) {
     let stores = bed.stores().await;
     let (here, there) = (first(&stores), last(&stores));
-    let (key, one, two) = (TOKEN, [1; 16], [2; 16]);
+    let (key, one, two) = (TOKEN, Holder([1; 16]), Holder([2; 16]));
     assert!(here.claim(key, one, 60).await.expect("a store"));
     assert!(!there.claim(key, two, 60).await.expect("a store"), "another has it");
     assert!(there.claim(TokenKey::from_bytes([2; 32]), two, 60).await.expect("a store"), "another token's is free");

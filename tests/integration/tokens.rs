@@ -394,7 +394,6 @@ impl Kept {
     }
 }
 
-/// The key of a route's index, as the choreographer makes it.
 /// Somebody who can write to the store moves one user's record to another: it does not open there, or is not of there.
 async fn moved_records(kept: Kept) {
     let flags = kept.flags();

@@ -7,6 +7,7 @@ use envoy_cimd::{
     edge::proto,
     exchange::embedded::{self, Embedded},
     filter::{
+        browser::BrowserCookie,
         endpoint::{self, Endpoints},
         state::StateKeys,
     },
@@ -94,7 +95,7 @@ pub fn read(message: &ProcessingRequest) -> proto::ProcessingRequest {
 
 /// A state that names one of these keys, and that none of them signed.
 pub fn forged(keys: &StateKeys) -> String {
-    let (redirect_uri, cookie) = (RedirectUri::new(""), Secret::new(""));
+    let (redirect_uri, cookie) = (RedirectUri::new(""), BrowserCookie::from(Secret::new("")));
     let minted = keys.mint(FlowId([7; 16]), &redirect_uri, &cookie, UnixTime::default(), UnixTime::MAX);
     let mut state = minted.expect("a key");
     let last = if state.pop() == Some('A') { 'B' } else { 'A' };

@@ -1,6 +1,6 @@
 //! What is wrong with an answer. The rules are those of the CIMD draft and of MCP, and the habits of servers in use.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use http::HeaderMap;
 use serde_json::{Map, Value};
@@ -9,8 +9,8 @@ use url::Url;
 use super::{fetch::Answer, finding::Finding, object::Object};
 use crate::{
     filter::document::{LONGEST_SAFE_CLIENT_ID, MEMBERS},
-    model::route::MAX_DOCUMENT_BYTES,
-    net::outgoing::{error::truncate, known_addresses},
+    model::{loopback::is_loopback, route::MAX_DOCUMENT_BYTES},
+    net::outgoing::error::truncate,
 };
 
 /// Where servers in use stop reading, in bytes.
@@ -250,7 +250,7 @@ fn redirect_uris(client_id: &str, uris: Option<&Value>, findings: &mut Vec<Findi
 fn redirect_uri(client_id: &str, uri: &str) -> Option<Finding> {
     let fault = |fault| Some(Finding::error("redirect_uri", format!("\"{}\" in redirect_uris {fault}", said(uri))));
     let Ok(url) = Url::parse(uri) else { return fault("is not a URL") };
-    let loopback = known_addresses(&url).is_some_and(|addresses| addresses.iter().all(IpAddr::is_loopback));
+    let loopback = url.host().as_ref().is_some_and(is_loopback);
     match url.scheme() {
         _ if url.fragment().is_some() => fault("has a fragment"),
         _ if !url.username().is_empty() || url.password().is_some() => fault("has a user name or password"),

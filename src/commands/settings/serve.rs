@@ -12,11 +12,8 @@ use crate::{
     model::user::{MetadataPath, UserSource, Users},
     net::{
         dial::GrpcUrl,
-        listen::{ListenAddr, bare_host},
-        tls::{
-            client::{self, ClientTls},
-            peer::PeerName,
-        },
+        listen::ListenAddr,
+        tls::{client, peer::PeerName},
     },
 };
 
@@ -112,25 +109,17 @@ impl Serve {
     /// How the choreographer is reached, where it is another process.
     ///
     /// # Errors
-    /// Where it is said how, but not where; and as [`ClientTls::new`].
-    pub fn client(&self) -> anyhow::Result<Option<(GrpcUrl, Option<ClientTls>)>> {
+    /// Where it is said how, but not where.
+    pub fn client(&self) -> anyhow::Result<Option<(GrpcUrl, client::Config)>> {
         let tls = client::Config {
             ca: self.choreographer_ca.clone(),
             cert: self.choreographer_cert.clone(),
             key: self.choreographer_key.clone(),
             peer: self.choreographer_peer.clone(),
         };
-        let none = tls == client::Config::default();
         match &self.choreographer {
-            Some(url @ GrpcUrl::Tcp { tls: true, host, .. }) => {
-                Ok(Some((url.clone(), Some(ClientTls::new(bare_host(host), &tls)?))))
-            }
-            Some(url) if none => Ok(Some((url.clone(), None))),
-            Some(_) => bail!(
-                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an \
-                 https:// --choreographer"
-            ),
-            None if none => Ok(None),
+            Some(url) => Ok(Some((url.clone(), tls))),
+            None if tls == client::Config::default() => Ok(None),
             // The flows and tokens would be kept here, and nobody would notice.
             None => bail!(
                 "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need \

@@ -101,8 +101,8 @@ pub struct ExchangeArgs {
     /// How long an answer of a token endpoint is waited for once the request was sent, in seconds, whoever left meanwhile.
     #[arg(long, env = "ENVOY_CIMD_TOKEN_ENDPOINT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = value_parser!(u16).range(1..))]
     pub token_endpoint_timeout: u16,
-    /// How long a caller waits for an exchange or a refresh, in seconds; it goes on without them.
-    #[arg(long, env = "ENVOY_CIMD_PATIENCE", value_name = "SECONDS", default_value = "8", value_parser = value_parser!(u16).range(1..))]
+    /// How long a caller waits for an exchange or a refresh, in seconds, 9 at most; it goes on without them.
+    #[arg(long, env = "ENVOY_CIMD_PATIENCE", value_name = "SECONDS", default_value = "8", value_parser = value_parser!(u16).range(1..=9))]
     pub patience: u16,
     /// How long one attempt to refresh a token keeps other processes from it, in seconds; at least 5 more than
     /// --token-endpoint-timeout.
