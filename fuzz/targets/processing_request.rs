@@ -127,9 +127,10 @@ fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
     let (status, label) =
         (reply.status.as_ref().map_or(0, |status| status.code), &reply.details["envoy_cimd_".len()..]);
     let endpoint = Paths::default().endpoint(request.path()).expect("ours");
-    let documented = Outcome::ALL.iter().map(|outcome| outcome.row()).any(|row| {
-        row.endpoints.contains(&endpoint) && (i32::from(row.status), row.label) == (status, label)
-    });
+    let documented = Outcome::ALL
+        .iter()
+        .map(|outcome| outcome.row())
+        .any(|row| row.endpoints.contains(&endpoint) && (i32::from(row.status), row.label) == (status, label));
     assert!(documented, "{endpoint:?} {status} {label}");
 
     let headers: http::HeaderMap = reply
