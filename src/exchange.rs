@@ -5,4 +5,5 @@ pub mod discovery;
 pub mod embedded;
 pub mod oauth;
 pub mod records;
+pub mod token_answer;
 pub mod tokens;

@@ -5,19 +5,17 @@
 
 use std::sync::LazyLock;
 
-use envoy_cimd::exchange::oauth::{HttpError, failure, token};
+use envoy_cimd::exchange::oauth::{HttpError, OAuthClient, failure};
 use envoy_cimd_fuzz::at_both_sizes;
 use libfuzzer_sys::fuzz_target;
-use oauth2::{
-    AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, TokenUrl, basic::BasicClient,
-};
+use oauth2::{AuthorizationCode, ClientId, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, TokenUrl};
 use tokio::runtime::{Builder, Runtime};
 
-type Client = BasicClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
+type Client = OAuthClient<EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointNotSet, EndpointSet>;
 
 static CLIENT: LazyLock<Client> = LazyLock::new(|| {
     let token_url = TokenUrl::new("https://as.example/token".to_owned()).expect("a URL");
-    BasicClient::new(ClientId::new("https://mcp.example.com/c".to_owned())).set_token_uri(token_url)
+    OAuthClient::new(ClientId::new("https://mcp.example.com/c".to_owned())).set_token_uri(token_url)
 });
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread().build().expect("a runtime"));
 
@@ -33,7 +31,7 @@ fn check(text: &str) {
     let code = AuthorizationCode::new("a code".to_owned());
     match RUNTIME.block_on(CLIENT.exchange_code(code).request_async(&answer)) {
         Ok(answer) => {
-            let Ok(granted) = token(&answer) else { return };
+            let Ok(granted) = answer.granted() else { return };
             for token in [Some(granted.access_token), granted.refresh_token].into_iter().flatten() {
                 assert!((1..=16 << 10).contains(&token.expose().len()));
                 assert!(token.expose().bytes().all(|byte| byte.is_ascii_graphic()));

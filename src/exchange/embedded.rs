@@ -5,16 +5,16 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use oauth2::{
     AuthUrl, AuthorizationCode, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenUrl,
-    basic::{BasicClient, BasicTokenResponse},
 };
 use tokio::time::timeout;
 
 use super::{
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
-    oauth::{failure, token},
+    oauth::{OAuthClient, failure},
     records::{FlowRecord, TokenRecord},
-    tokens::Tokens,
+    token_answer::TokenAnswer,
+    tokens::{Tokens, note_unread},
 };
 use crate::{
     contract::{
@@ -249,20 +249,21 @@ impl Embedded {
             tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
             CompleteError::ExchangeFailed
         };
-        let client = BasicClient::new(ClientId::new(record.client_id.to_string()))
+        let client = OAuthClient::new(ClientId::new(record.client_id.to_string()))
             .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
             .set_redirect_uri(
                 RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
             );
         let http = self.tokens.http(self.tokens.deadlines.token_endpoint);
-        let response: BasicTokenResponse = client
+        let answer: TokenAnswer = client
             .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
             .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.expose().to_owned()))
             .add_extra_param("resource", &record.resource)
             .request_async(&http)
             .await
             .map_err(|error| failed(failure(&error)))?;
-        let granted = token(&response).map_err(|reason| failed(reason.to_owned()))?;
+        let granted = answer.granted().map_err(|reason| failed(reason.to_owned()))?;
+        note_unread(&record.issuer, &granted.unread);
         let now = self.now();
         Ok(TokenRecord {
             access_token: granted.access_token,
@@ -281,7 +282,7 @@ impl Embedded {
 
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
 fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: PkceCodeChallenge) -> Option<String> {
-    let client = BasicClient::new(ClientId::new(begin.client_id.to_string()))
+    let client = OAuthClient::new(ClientId::new(begin.client_id.to_string()))
         .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
         .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.to_string()).ok()?);
     let mut request = client

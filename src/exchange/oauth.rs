@@ -1,17 +1,37 @@
-//! What `oauth2` needs of us, and what we need of its answers.
+//! What `oauth2` needs of us, and what its answers come to.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use http::{StatusCode, header::CONTENT_TYPE};
 use oauth2::{
-    AsyncHttpClient, TokenResponse,
-    basic::{BasicTokenResponse, BasicTokenType},
+    AsyncHttpClient, Client, EndpointNotSet, StandardRevocableToken,
+    basic::{BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse},
 };
+use serde_json::Value;
 
-use crate::{
-    model::secret::Secret,
-    net::outgoing::{Outgoing, error::FetchError},
-};
+use super::token_answer::TokenAnswer;
+use crate::net::outgoing::{Outgoing, error::FetchError};
+
+/// `oauth2`'s client, with answers of token endpoints read as servers write them.
+pub type OAuthClient<
+    HasAuthUrl = EndpointNotSet,
+    HasDeviceAuthUrl = EndpointNotSet,
+    HasIntrospectionUrl = EndpointNotSet,
+    HasRevocationUrl = EndpointNotSet,
+    HasTokenUrl = EndpointNotSet,
+> = Client<
+    BasicErrorResponse,
+    TokenAnswer,
+    BasicTokenIntrospectionResponse,
+    StandardRevocableToken,
+    BasicRevocationErrorResponse,
+    HasAuthUrl,
+    HasDeviceAuthUrl,
+    HasIntrospectionUrl,
+    HasRevocationUrl,
+    HasTokenUrl,
+>;
 
 /// `oauth2`'s requests, through the client that keeps our rules.
 pub struct OAuthHttp {
@@ -39,56 +59,23 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
             let answer = self.outgoing.send_within(self.deadline, request, None).await?;
             match answer.status().as_u16() {
                 status @ (429 | 500..) => Err(HttpError::Status(status)),
-                _ => Ok(answer),
+                _ => Ok(mended(answer)),
             }
         })
     }
 }
 
-/// What a token endpoint gave.
-#[derive(Debug)]
-pub struct GrantedToken {
-    pub access_token: Secret,
-    pub refresh_token: Option<Secret>,
-    /// In seconds.
-    pub expires_in: Option<u64>,
-    pub scope: Option<String>,
-}
-
-/// The longest token that is kept, in bytes.
-const MAX_TOKEN: usize = 16 << 10;
-
-/// A token that can be used: a bearer token that is not empty.
-///
-/// # Errors
-/// Why it cannot be used.
-pub fn token(answer: &BasicTokenResponse) -> Result<GrantedToken, &'static str> {
-    if !matches!(answer.token_type(), BasicTokenType::Bearer) {
-        return Err("the token is not a bearer token");
+/// Brings an answer into the form that `oauth2` takes: it wants 200 and JSON to the letter.
+fn mended(mut answer: oauth2::HttpResponse) -> oauth2::HttpResponse {
+    if answer.status().is_success() {
+        // An error that is called a success (RFC 6749, section 5.2, wants 400).
+        let is_error = serde_json::from_slice::<Value>(answer.body())
+            .is_ok_and(|body| body.get("error").is_some_and(Value::is_string) && body.get("access_token").is_none());
+        *answer.status_mut() = if is_error { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+        // JSON comes as `text/plain`, too. What is not JSON does not parse.
+        answer.headers_mut().remove(CONTENT_TYPE);
     }
-    if answer.access_token().secret().is_empty() {
-        return Err("the token is empty");
-    }
-    // RFC 6750, section 2.1: whoever carries it makes a header of it.
-    let secrets = [Some(answer.access_token().secret()), answer.refresh_token().map(|token| token.secret())];
-    if secrets
-        .iter()
-        .flatten()
-        .any(|secret| secret.len() > MAX_TOKEN || !secret.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return Err("the token has characters that no token has, or is longer than 16 kB");
-    }
-    let join = |scopes: &Vec<oauth2::Scope>| scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ");
-    Ok(GrantedToken {
-        access_token: Secret::new(answer.access_token().secret()),
-        refresh_token: answer
-            .refresh_token()
-            .map(|token| token.secret())
-            .filter(|token| !token.is_empty())
-            .map(Secret::new),
-        expires_in: answer.expires_in().map(|lifetime| lifetime.as_secs()),
-        scope: answer.scopes().map(join),
-    })
+    answer
 }
 
 /// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
@@ -97,6 +84,34 @@ pub fn failure<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<HttpE
         oauth2::RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
         oauth2::RequestTokenError::Request(error) => error.to_string(),
         oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
-        oauth2::RequestTokenError::Other(_) => "the token endpoint's answer has another form than JSON".to_owned(),
+        oauth2::RequestTokenError::Other(_) => "the token endpoint refused, without a word".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_mended() {
+        for (status, body, expected) in [
+            (200, r#"{"access_token":"t"}"#, 200),
+            (201, r#"{"access_token":"t"}"#, 200),
+            (200, r#"{"error":"invalid_grant"}"#, 400),
+            (200, r#"{"access_token":"t","error":"none"}"#, 200),
+            (200, r#"{"error":{"code":1}}"#, 200),
+            (200, "<h1>", 200),
+            (302, "", 302),
+            (401, r#"{"error":"invalid_token"}"#, 401),
+        ] {
+            let answer = http::Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
+            let answer = mended(answer.body(body.as_bytes().to_vec()).expect("an answer"));
+            assert_eq!(answer.status(), expected, "{status} {body}");
+            assert_eq!(
+                answer.headers().contains_key(CONTENT_TYPE),
+                expected != 200 && status != 200,
+                "{status} {body}"
+            );
+        }
     }
 }

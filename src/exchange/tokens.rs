@@ -11,18 +11,16 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use moka::future::Cache;
-use oauth2::{
-    ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl,
-    basic::{BasicClient, BasicErrorResponseType, BasicTokenResponse},
-};
+use oauth2::{ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl, basic::BasicErrorResponseType};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
     deadlines::Deadlines,
     discovery::Discovery,
-    oauth::{GrantedToken, OAuthHttp, failure, token},
+    oauth::{OAuthClient, OAuthHttp, failure},
     records::TokenRecord,
+    token_answer::{GrantedToken, TokenAnswer},
 };
 use crate::{
     contract::tokens::{AccessToken, TokenError, TokenOwner, UpstreamTokens},
@@ -195,7 +193,7 @@ impl Tokens {
     /// Whether the authorization server took it; none where it does not offer that.
     async fn revoke(&self, record: &TokenRecord) -> Option<bool> {
         let url = RevocationUrl::new(record.revocation_endpoint.clone()?).ok()?;
-        let client = BasicClient::new(ClientId::new(record.client_id.to_string())).set_revocation_url(url);
+        let client = OAuthClient::new(ClientId::new(record.client_id.to_string())).set_revocation_url(url);
         // With the refresh token, the access tokens end too (RFC 7009, section 2.1).
         let token = match &record.refresh_token {
             Some(token) => StandardRevocableToken::RefreshToken(RefreshToken::new(token.expose().to_owned())),
@@ -275,9 +273,9 @@ impl Tokens {
             return self.stored(owner).await.map(drop);
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
-        let client = BasicClient::new(ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
+        let client = OAuthClient::new(ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
         let http = self.http(self.deadlines.token_endpoint);
-        let answer: Result<BasicTokenResponse, _> = client
+        let answer: Result<TokenAnswer, _> = client
             .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
             .add_extra_param("resource", &record.resource)
             .request_async(&http)
@@ -289,8 +287,8 @@ impl Tokens {
             ));
             (ended, failure(&error))
         });
-        let granted = answer.and_then(|answer| token(&answer).map_err(|reason| (false, reason.to_owned())));
-        let GrantedToken { access_token, refresh_token: rotated, expires_in, scope } = match granted {
+        let granted = answer.and_then(|answer| answer.granted().map_err(|reason| (false, reason.to_owned())));
+        let GrantedToken { access_token, refresh_token: rotated, expires_in, scope, unread } = match granted {
             Ok(granted) => granted,
             Err((true, _)) => {
                 open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
@@ -303,6 +301,7 @@ impl Tokens {
                 return Err(TokenError::Unavailable);
             }
         };
+        note_unread(&record.issuer, &unread);
         let now = (self.clock)();
         let fresh = TokenRecord {
             access_token,
@@ -355,4 +354,11 @@ impl Tokens {
 fn unavailable(error: &StoreError) -> TokenError {
     tracing::error!(%error, "the store failed");
     TokenError::Unavailable
+}
+
+/// Says which members of an answer count as not said.
+pub(super) fn note_unread(issuer: &str, unread: &[&'static str]) {
+    if !unread.is_empty() {
+        tracing::warn!(issuer, members = unread.join(", "), "members of the token endpoint's answer cannot be read");
+    }
 }

@@ -62,6 +62,8 @@ pub enum Token {
     /// This JSON instead.
     Json(fn(&mut Value)),
     Status(u16, &'static str),
+    /// The same as another content type.
+    As(u16, &'static str, &'static str),
     Html,
     Form,
     Redirects,
@@ -302,6 +304,10 @@ async fn token(
         }
         Token::Status(status, body) => {
             (StatusCode::from_u16(status).expect("a status"), [(header::CONTENT_TYPE, "application/json")], body)
+                .into_response()
+        }
+        Token::As(status, content_type, body) => {
+            (StatusCode::from_u16(status).expect("a status"), [(header::CONTENT_TYPE, content_type)], body)
                 .into_response()
         }
         Token::Html => ([(header::CONTENT_TYPE, "text/html")], "<h1>SECRET</h1>").into_response(),

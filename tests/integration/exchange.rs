@@ -318,14 +318,14 @@ async fn token_endpoints_that_lie() {
         token("refuses", Token::Status(400, r#"{"error":"invalid_grant","error_description":"SECRET"}"#)),
         token("breaks", Token::Status(500, "SECRET")),
         token("empty", Token::Status(200, "")),
-        token("no-type", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("token_type")))),
         token("mac", Token::Json(|d| d["token_type"] = json!("mac"))),
         token("no-token", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("access_token")))),
         token("empty-token", Token::Json(|d| d["access_token"] = json!(""))),
         token("a-header", Token::Json(|d| d["access_token"] = json!("a\r\nx: y"))),
         token("too-long", Token::Json(|d| d["access_token"] = json!("x".repeat(17_000)))),
-        token("negative", Token::Json(|d| d["expires_in"] = json!(-1))),
-        token("a-string", Token::Json(|d| d["expires_in"] = json!("soon"))),
+        token("twice", Token::Status(200, r#"{"access_token":"SECRET","access_token":"SECRET"}"#)),
+        token("called-a-success", Token::Status(200, r#"{"error":"invalid_grant"}"#)),
+        token("without-a-word", Token::Status(401, "")),
     ];
     let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
     let patience = ["--patience=5", "--token-endpoint-timeout=5", "--refresh-claim=10"];
@@ -341,6 +341,39 @@ async fn token_endpoints_that_lie() {
     }
     let stored = party.stored(&names).await;
     assert!(stored.iter().all(Option::is_none), "{stored:?}");
+}
+
+/// The code is used up when the answer comes: what is unambiguous in it is taken.
+#[tokio::test]
+async fn token_answers_as_servers_write_them() {
+    let token = |name, token| Lie { token, ..Lie::none(name) };
+    let lies = vec![
+        token("no-type", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("token_type")))),
+        token("negative", Token::Json(|d| d["expires_in"] = json!(-1))),
+        token("soon", Token::Json(|d| d["expires_in"] = json!("soon"))),
+        token("a-text", Token::Json(|d| d["expires_in"] = json!("3600"))),
+        token("a-float", Token::Json(|d| d["expires_in"] = json!(3600.0))),
+        token("no-lifetime", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("expires_in")))),
+        token("a-list", Token::Json(|d| d["scope"] = json!(["a", "b"]))),
+        token("nulls", Token::Json(|d| (d["scope"], d["id_token"]) = (Value::Null, Value::Null))),
+        token("long", Token::Json(|d| d["access_token"] = json!("x".repeat(16 << 10)))),
+        token("long-refresh", Token::Json(|d| d["refresh_token"] = json!("x".repeat(100_000)))),
+        token("created", Token::As(201, "application/json", r#"{"access_token":"SECRET","token_type":"bearer"}"#)),
+        token(
+            "plain",
+            Token::As(200, "text/plain; charset=utf-8", r#"{"access_token":"SECRET","token_type":"bearer"}"#),
+        ),
+    ];
+    let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
+    let mut party = Party::start(lies, &[]).await;
+    for name in &names {
+        let begun = party.begun(name).await;
+        assert_eq!(party.complete(party.answer(name, &begun)).await, Ok("/after".to_owned()), "{name}");
+    }
+    let unread = "members of the token endpoint's answer cannot be read";
+    assert_eq!(party.process.process.output().matches(unread).count(), 3, "negative, soon, long-refresh");
+    let stored = party.stored(&names).await;
+    assert!(stored.iter().all(Option::is_some), "{stored:?}");
 }
 
 /// Whoever waits is answered in time; the code is used up by then, and the token that it brings is kept.
