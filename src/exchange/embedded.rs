@@ -20,6 +20,7 @@ use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, CompleteError, Label},
+        tokens::TokenOwner,
     },
     model::{
         clock::UnixTime,
@@ -33,7 +34,7 @@ use crate::{
     store::{
         backend::{Flow, FlowLimits, Taken},
         error::StoreError,
-        keys::{Context, FlowKey, Issuer, Resource, RouteKey, TokenKey, UserKey},
+        keys::{Context, FlowKey, UserKey},
         open::Opened,
         seal::UnsealError,
         vault::{self, Place, Vault},
@@ -235,12 +236,12 @@ impl Embedded {
             AuthorizationAnswer::Error { .. } => return Err(CompleteError::AuthorizationError),
         };
         let token = self.exchange(code, record).await?;
-        let route = RouteKey::of(&record.user, &record.client_id, &record.upstream);
-        let key = TokenKey::of(&record.user, &record.client_id, Issuer(&record.issuer), Resource(&record.resource));
-        // It was opened to take the flow. The code is used up, so a failure now loses something.
-        let open = self.open().await.map_err(|_| CallError::Failed)?;
-        let sealed = open.seal(Place::Token(&key), &token).ok_or(CallError::Failed)?;
-        open.store.put_token(key, route, sealed).await.map_err(|error| store_failed(&error).into())
+        let owner = TokenOwner {
+            user: record.user.clone(),
+            client_id: record.client_id.clone(),
+            upstream: Upstream { url: record.upstream.clone(), authorization_server: None },
+        };
+        self.tokens.put(&owner, &token).await.map_err(|error| store_failed(&error).into())
     }
 
     /// Redeems the code, once, at the token endpoint that was recorded before the redirect.

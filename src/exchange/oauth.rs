@@ -1,12 +1,17 @@
 //! What `oauth2` needs of us, and what its answers come to.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
-use http::{StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use oauth2::{
-    AsyncHttpClient, Client, EndpointNotSet, StandardRevocableToken,
-    basic::{BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse},
+    AsyncHttpClient, Client, EndpointNotSet, RequestTokenError, StandardRevocableToken,
+    basic::{
+        BasicErrorResponse, BasicErrorResponseType, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse,
+    },
 };
 use serde_json::Value;
 
@@ -45,9 +50,12 @@ pub struct OAuthHttp {
 pub enum HttpError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// Whatever a body says that comes with it, this is no word on the grant (RFC 6749, section 5.2).
+    /// Whatever a body says that comes with it, this says nothing of the grant (RFC 6749, section 5.2).
+    #[error("the token endpoint answered {status}")]
+    Busy { status: u16, retry_after: Option<Duration> },
+    /// A refusal without an error code that could be read.
     #[error("the token endpoint answered {0}")]
-    Status(u16),
+    Refused(u16),
 }
 
 impl<'c> AsyncHttpClient<'c> for OAuthHttp {
@@ -57,9 +65,11 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
     fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
         Box::pin(async move {
             let answer = self.outgoing.send_within(self.deadline, request, None).await?;
+            let answer = mended(answer);
             match answer.status().as_u16() {
-                status @ (429 | 500..) => Err(HttpError::Status(status)),
-                _ => Ok(mended(answer)),
+                status @ (429 | 500..) => Err(HttpError::Busy { status, retry_after: retry_after(answer.headers()) }),
+                status @ 400..500 if !has_error_code(answer.body()) => Err(HttpError::Refused(status)),
+                _ => Ok(answer),
             }
         })
     }
@@ -69,8 +79,7 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
 fn mended(mut answer: oauth2::HttpResponse) -> oauth2::HttpResponse {
     if answer.status().is_success() {
         // An error that is called a success (RFC 6749, section 5.2, wants 400).
-        let is_error = serde_json::from_slice::<Value>(answer.body())
-            .is_ok_and(|body| body.get("error").is_some_and(Value::is_string) && body.get("access_token").is_none());
+        let is_error = has_error_code(answer.body());
         *answer.status_mut() = if is_error { StatusCode::BAD_REQUEST } else { StatusCode::OK };
         // JSON comes as `text/plain`, too. What is not JSON does not parse.
         answer.headers_mut().remove(CONTENT_TYPE);
@@ -78,19 +87,111 @@ fn mended(mut answer: oauth2::HttpResponse) -> oauth2::HttpResponse {
     answer
 }
 
+/// Whether a body is an error (RFC 6749, section 5.2), and nothing else.
+fn has_error_code(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body)
+        .is_ok_and(|body| body.get("error").is_some_and(Value::is_string) && body.get("access_token").is_none())
+}
+
+/// How long a server asks to be left alone, in seconds or as a date (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok(),
+    }
+}
+
+/// What a refusal says of the grant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// It is over.
+    Ended,
+    /// The request was understood and refused, by a server that says so in its own way: the grant may be over.
+    Refused,
+    /// Nothing: it is tried again later, not before what the server asks for.
+    Unknown(Option<Duration>),
+}
+
+impl Verdict {
+    /// Of a refresh that brought no token.
+    pub fn of(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> Self {
+        match error {
+            RequestTokenError::ServerResponse(answer) => match answer.error() {
+                BasicErrorResponseType::InvalidGrant | BasicErrorResponseType::UnauthorizedClient => Self::Ended,
+                // Our document may have been out of the server's reach.
+                BasicErrorResponseType::InvalidClient => Self::Unknown(None),
+                BasicErrorResponseType::Extension(code) if TEMPORARY.contains(&code.as_str()) => Self::Unknown(None),
+                _ => Self::Refused,
+            },
+            RequestTokenError::Request(HttpError::Refused(_)) => Self::Refused,
+            RequestTokenError::Request(HttpError::Busy { retry_after, .. }) => Self::Unknown(*retry_after),
+            RequestTokenError::Request(HttpError::Fetch(_))
+            | RequestTokenError::Parse(..)
+            | RequestTokenError::Other(_) => Self::Unknown(None),
+        }
+    }
+}
+
+/// Error codes by which servers say "later".
+const TEMPORARY: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
+
 /// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
-pub fn failure<T: oauth2::ErrorResponse>(error: &oauth2::RequestTokenError<HttpError, T>) -> String {
+pub fn failure<T: oauth2::ErrorResponse>(error: &RequestTokenError<HttpError, T>) -> String {
     match error {
-        oauth2::RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
-        oauth2::RequestTokenError::Request(error) => error.to_string(),
-        oauth2::RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
-        oauth2::RequestTokenError::Other(_) => "the token endpoint refused, without a word".to_owned(),
+        RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
+        RequestTokenError::Request(error) => error.to_string(),
+        RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
+        RequestTokenError::Other(_) => "the token endpoint refused, without a word".to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_say_later_in_seconds_or_as_a_date() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        let later = read(&httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(100))).expect("a date");
+        assert!((90..=100).contains(&later.as_secs()), "{later:?}");
+        for nothing in ["", "soon", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"] {
+            assert_eq!(read(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn what_a_refusal_says_of_the_grant() {
+        let coded = |code| {
+            let answer = serde_json::from_value(serde_json::json!({"error": code})).expect("an error");
+            Verdict::of(&RequestTokenError::ServerResponse(answer))
+        };
+        for (code, verdict) in [
+            ("invalid_grant", Verdict::Ended),
+            ("unauthorized_client", Verdict::Ended),
+            ("invalid_client", Verdict::Unknown(None)),
+            ("temporarily_unavailable", Verdict::Unknown(None)),
+            ("invalid_request", Verdict::Refused),
+            ("invalid_token", Verdict::Refused),
+            ("invalid_scope", Verdict::Refused),
+        ] {
+            assert_eq!(coded(code), verdict, "{code}");
+        }
+        let later = Some(Duration::from_secs(9));
+        let busy = HttpError::Busy { status: 429, retry_after: later };
+        for (error, verdict) in [
+            (busy, Verdict::Unknown(later)),
+            (HttpError::Refused(404), Verdict::Refused),
+            (HttpError::Fetch(FetchError::NoUrl), Verdict::Unknown(None)),
+        ] {
+            assert_eq!(Verdict::of(&RequestTokenError::Request(error)), verdict);
+        }
+    }
 
     #[test]
     fn answers_are_mended() {

@@ -11,14 +11,14 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use moka::future::Cache;
-use oauth2::{ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl, basic::BasicErrorResponseType};
+use oauth2::{ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::{
     deadlines::Deadlines,
     discovery::Discovery,
-    oauth::{OAuthClient, OAuthHttp, failure},
+    oauth::{OAuthClient, OAuthHttp, Verdict, failure},
     records::TokenRecord,
     token_answer::{GrantedToken, TokenAnswer},
 };
@@ -49,6 +49,16 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// How long a revocation is waited for: nothing depends on its answer.
 const REVOCATION: Duration = Duration::from_secs(3);
+/// After a refresh that failed, the next is not tried for this long, doubling up to the second.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The longest that a server's `retry-after` is heeded.
+const LONGEST_ASKED_FOR: Duration = Duration::from_secs(600);
+/// How often a server must have refused, and over which time, until the grant is taken for over.
+const REFUSALS: u32 = 3;
+const DEAD_AFTER: Duration = Duration::from_secs(120);
+/// For how long a failure is remembered.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How many refreshes may be remembered, and for how long what one came to stands.
 const REFRESHES: u64 = 10_000;
 const REFRESH_STANDS: Duration = Duration::from_secs(1);
@@ -64,8 +74,22 @@ pub struct Tokens {
     /// What goes on when its caller goes away, and what shutdown waits for.
     pub calls: TaskTracker,
     pub deadlines: Deadlines,
+    /// For how long a server must have refused, without a word that ends the grant, until it is taken for over.
+    pub dead_after: Duration,
     /// The refreshes under way in this process, each of which many may wait for.
     refreshes: Cache<TokenKey, Refreshing>,
+    /// Those that failed lately.
+    setbacks: Cache<TokenKey, Setback>,
+}
+
+/// A refresh that failed.
+#[derive(Clone)]
+struct Setback {
+    /// When the next may be tried.
+    until: Instant,
+    pause: Duration,
+    /// When the first of the refusals in a row was, and how many there were.
+    refused: Option<(Instant, u32)>,
 }
 
 /// A refresh under way, or what one came to.
@@ -149,11 +173,7 @@ impl UpstreamTokens for Tokens {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         // First here, so that nobody is given a token that is being revoked.
         open.store.remove_token(key, route, None).await.map_err(|error| unavailable(&error))?;
-        let outcome = match self.revoke(&record).await {
-            None => "not_offered",
-            Some(true) => "ok",
-            Some(false) => "failed",
-        };
+        let outcome = revocation(self.revoke(&record).await);
         audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome);
         Ok(())
     }
@@ -169,6 +189,8 @@ impl Tokens {
             metrics: Arc::default(),
             calls: TaskTracker::new(),
             deadlines,
+            dead_after: DEAD_AFTER,
+            setbacks: Cache::builder().max_capacity(REFRESHES).time_to_live(REMEMBERED).build(),
             // One that a bug ended without a word does not stay for ever.
             refreshes: Cache::builder().max_capacity(REFRESHES).time_to_live(deadlines.claim * 2).build(),
         }
@@ -188,6 +210,32 @@ impl Tokens {
             Err(TokenError::NotFound) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Stores what a flow brought. What this user had of this route before is forgotten; it is revoked only where it is
+    /// another authorization server's, since revoking may end the whole grant (RFC 7009, section 2.1).
+    ///
+    /// # Errors
+    /// Where it cannot be stored.
+    pub(super) async fn put(&self, owner: &TokenOwner, record: &TokenRecord) -> Result<(), StoreError> {
+        let failed = |reason: &str| StoreError::Failed(reason.to_owned());
+        let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
+        // What cannot be read is not known to be replaced; it stays, and ends by itself.
+        let replaced = self.stored(owner).await.ok();
+        let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
+        let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
+        let sealed = open.seal(Place::Token(&key), record).ok_or_else(|| failed("the token cannot be sealed"))?;
+        open.store.put_token(key, route, sealed).await?;
+        self.setbacks.invalidate(&key).await;
+        let Some(old) = replaced.filter(|old| old.key != key) else { return Ok(()) };
+        if let Err(error) = open.store.remove_token(old.key, route, Some(old.sealed)).await {
+            tracing::warn!(%error, "a token that was replaced is not forgotten");
+        }
+        if old.record.issuer != record.issuer {
+            let outcome = revocation(self.revoke(&old.record).await);
+            audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.record.issuer, None, outcome);
+        }
+        Ok(())
     }
 
     /// Whether the authorization server took it; none where it does not offer that.
@@ -212,6 +260,9 @@ impl Tokens {
     /// Refreshes a token once, however many ask for it in this process and in others. Whoever asks waits only so long;
     /// the refresh goes on without them, since a server that rotates tokens has rotated by then.
     async fn refreshed(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
+        if self.setbacks.get(&old.key).await.is_some_and(|setback| Instant::now() < setback.until) {
+            return Err(TokenError::Unavailable);
+        }
         let begin = async {
             let (this, owner, old, ended) = (self.clone(), owner.clone(), old.clone(), Arc::new(OnceLock::new()));
             let ends = Arc::clone(&ended);
@@ -258,6 +309,29 @@ impl Tokens {
         result
     }
 
+    /// Notes that a refresh brought nothing, so that the next is not tried at once. True where the grant is over: the
+    /// server says so, or has refused for minutes whatever it calls that.
+    async fn set_back(&self, key: TokenKey, verdict: Verdict) -> bool {
+        let now = Instant::now();
+        let last = self.setbacks.get(&key).await;
+        let pause = last.as_ref().map_or(SHORTEST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        let asked_for = match verdict {
+            Verdict::Ended => return true,
+            Verdict::Refused => Duration::ZERO,
+            Verdict::Unknown(asked_for) => asked_for.unwrap_or_default().min(LONGEST_ASKED_FOR),
+        };
+        // What says nothing of the grant does not count for it, nor against it.
+        let refused = last.and_then(|last| last.refused);
+        let refused = match (verdict, refused) {
+            (Verdict::Refused, None) => Some((now, 1)),
+            (Verdict::Refused, Some((first, count))) => Some((first, count + 1)),
+            (_, refused) => refused,
+        };
+        let over = matches!(refused, Some((first, count)) if count >= REFUSALS && first.elapsed() >= self.dead_after);
+        self.setbacks.insert(key, Setback { until: now + pause.max(asked_for), pause, refused }).await;
+        over && verdict == Verdict::Refused
+    }
+
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
     async fn refresh(&self, owner: &TokenOwner, stored: Stored) -> Result<(), TokenError> {
         let Stored { key, route, sealed: old, record } = stored;
@@ -280,27 +354,23 @@ impl Tokens {
             .add_extra_param("resource", &record.resource)
             .request_async(&http)
             .await;
-        let answer = answer.map_err(|error| {
-            let ended = matches!(&error, oauth2::RequestTokenError::ServerResponse(answer) if matches!(
-                answer.error(),
-                BasicErrorResponseType::InvalidGrant | BasicErrorResponseType::UnauthorizedClient
-            ));
-            (ended, failure(&error))
-        });
-        let granted = answer.and_then(|answer| answer.granted().map_err(|reason| (false, reason.to_owned())));
+        let granted = answer
+            .map_err(|error| (Verdict::of(&error), failure(&error)))
+            .and_then(|answer| answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned())));
         let GrantedToken { access_token, refresh_token: rotated, expires_in, scope, unread } = match granted {
             Ok(granted) => granted,
-            Err((true, _)) => {
+            Err((verdict, reason)) => {
+                tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
+                if !self.set_back(key, verdict).await {
+                    audit("failed");
+                    return Err(TokenError::Unavailable);
+                }
                 open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
                 audit("ended");
                 return self.stored(owner).await.map(drop);
             }
-            Err((false, reason)) => {
-                tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
-                audit("failed");
-                return Err(TokenError::Unavailable);
-            }
         };
+        self.setbacks.invalidate(&key).await;
         note_unread(&record.issuer, &unread);
         let now = (self.clock)();
         let fresh = TokenRecord {
@@ -356,9 +426,75 @@ fn unavailable(error: &StoreError) -> TokenError {
     TokenError::Unavailable
 }
 
+/// What the audit log calls it.
+fn revocation(outcome: Option<bool>) -> &'static str {
+    match outcome {
+        None => "not_offered",
+        Some(true) => "ok",
+        Some(false) => "failed",
+    }
+}
+
 /// Says which members of an answer count as not said.
 pub(super) fn note_unread(issuer: &str, unread: &[&'static str]) {
     if !unread.is_empty() {
         tracing::warn!(issuer, members = unread.join(", "), "members of the token endpoint's answer cannot be read");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        net::outgoing::Config,
+        store::{url::StoreUrl, vault},
+    };
+
+    fn tokens(dead_after: Duration) -> Tokens {
+        let outgoing = Outgoing::new(&Config::default()).expect("a client");
+        let store = vault::Config { url: Some(StoreUrl::File("/dev/null/store".into())), ..vault::Config::default() };
+        let vault = Vault::new(store).expect("a vault");
+        let tokens = Tokens::new(Discovery::new(outgoing.clone(), 1), outgoing, vault, Deadlines::default());
+        Tokens { dead_after, ..tokens }
+    }
+
+    #[tokio::test]
+    async fn a_server_is_left_alone_for_as_long_as_it_asks() {
+        let tokens = tokens(DEAD_AFTER);
+        let pauses = async |verdicts: &[Verdict]| {
+            let key = TokenKey::from_bytes(random().expect("randomness"));
+            let mut pauses = Vec::new();
+            for verdict in verdicts {
+                assert!(!tokens.set_back(key, *verdict).await, "nothing ends");
+                let until = tokens.setbacks.get(&key).await.expect("a setback").until;
+                pauses.push(until.duration_since(Instant::now()).as_secs_f64().ceil() as u64);
+            }
+            pauses
+        };
+        let asks = |seconds| Verdict::Unknown(Some(Duration::from_secs(seconds)));
+        assert_eq!(pauses(&[Verdict::Unknown(None); 8]).await, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pauses(&[asks(30), asks(0), asks(1_000_000)]).await, [30, 2, 600]);
+        assert_eq!(pauses(&[Verdict::Refused; 3]).await, [1, 2, 4], "three, but not over minutes");
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_over_after_definite_refusals_alone() {
+        use Verdict::{Ended, Refused, Unknown};
+        let tokens = tokens(Duration::ZERO);
+        for (verdicts, over) in [
+            (&[Ended][..], true),
+            (&[Refused; 2], false),
+            (&[Refused; 3], true),
+            (&[Refused, Unknown(None), Refused, Refused], true),
+            (&[Refused, Refused, Unknown(None)], false),
+            (&[Unknown(None); 20], false),
+        ] {
+            let key = TokenKey::from_bytes(random().expect("randomness"));
+            let mut last = false;
+            for verdict in verdicts {
+                last = tokens.set_back(key, *verdict).await;
+            }
+            assert_eq!(last, over, "{verdicts:?}");
+        }
     }
 }

@@ -219,6 +219,28 @@ async fn a_token_that_is_old_is_refreshed_in_the_background() {
     assert_eq!(servers.refreshes().len(), 1);
 }
 
+/// Connected anew, what was there before is forgotten. It is revoked only where it is another server's: revoking may end
+/// the whole grant, and the new token with it.
+#[tokio::test]
+async fn a_reconnect_forgets_what_it_replaces() {
+    let (mut party, client) = party(vec![Lie::none("good"), Lie::none("other")], &[]).await;
+    connect(&party, "good", single(), CLIENT).await;
+    let first = token(&client, &party, "good", single(), CLIENT).await.expect("a token");
+    connect(&party, "good", single(), CLIENT).await;
+    let second = token(&client, &party, "good", single(), CLIENT).await.expect("a token");
+    assert_ne!(first, second);
+    assert_eq!(party.servers.revoked(), Vec::<String>::new());
+
+    // The operator pins another server.
+    let mut request = party.request("good");
+    request.authorization_server = format!("{}/other", party.servers.issuer);
+    let Outcome::Begun(begun) = party.begin_with(request).await else { panic!("it began") };
+    party.complete(party.answer("other", &begun)).await.expect("completed");
+    assert_eq!(party.servers.revoked(), [second.replace("access", "refresh")]);
+    assert_eq!(audited(&party, "revoked"), ["ok"]);
+    assert_eq!(party.process.process.stop().await, Some(0));
+}
+
 /// A server that rotates tokens has rotated when its answer is late: whoever asked may leave, and the answer is kept.
 #[tokio::test]
 async fn a_refresh_that_is_late_is_not_lost() {
