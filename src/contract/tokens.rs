@@ -1,6 +1,7 @@
 //! The tokens, as whoever carries MCP traffic sees them.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{client::ClientId, clock::UnixTime, secret::Secret, trace::Trace, upstream::Upstream, user::User};
 
@@ -13,6 +14,13 @@ pub trait UpstreamTokens: Send + Sync {
     /// # Errors
     /// Where there is none, or none can be had now.
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError>;
+
+    /// Says that the upstream refused the token with this tag: one refresh for all who say so of one token, and at most
+    /// one a minute for an owner, doubling to ten.
+    ///
+    /// # Errors
+    /// [`TokenError::NotFound`] where no token can come of it, [`TokenError::Unavailable`] where none can be had now.
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError>;
 
     /// Revokes the owner's tokens at the authorization server, where it offers that (RFC 7009), and forgets them. What
     /// the authorization server says does not keep them.
@@ -31,10 +39,25 @@ pub struct TokenOwner {
     pub upstream: Upstream,
 }
 
+/// What a token is called where its own text must not be. Random, and stored with the token: no hash of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenTag(pub [u8; 16]);
+
+/// What a report of a refused token came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// There is a newer token than the one that was refused.
+    Renewed,
+    /// The last one was refused too, a short while ago, and no other was asked for.
+    TooSoon,
+}
+
 /// An access token.
 #[derive(Debug)]
 pub struct AccessToken {
     pub secret: Secret,
+    pub tag: TokenTag,
     /// None where the authorization server did not say.
     pub expires_at: Option<UnixTime>,
 }

@@ -6,8 +6,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     proto::{self, upstream_tokens_server},
-    tokens::{TokenError, TokenOwner, UpstreamTokens},
-    wire::{timestamp, trace, upstream, user},
+    tokens::{Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    wire::{bytes, timestamp, trace, upstream, user},
 };
 use crate::model::client::ClientId;
 
@@ -31,7 +31,28 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
             expires_at: token.expires_at.and_then(timestamp),
+            tag: token.tag.0.to_vec(),
         }))
+    }
+
+    async fn report_refused_token(
+        &self,
+        request: Request<proto::ReportRefusedTokenRequest>,
+    ) -> Result<Response<proto::ReportRefusedTokenResponse>, Status> {
+        use proto::report_refused_token_response::Outcome;
+        let trace = trace(&request);
+        let request = request.into_inner();
+        let owner = TokenOwner {
+            user: user(request.user)?,
+            client_id: ClientId::new(request.client_id),
+            upstream: upstream(request.upstream, request.authorization_server),
+        };
+        let tag = TokenTag(bytes("tag", request.tag)?);
+        let outcome = match self.0.refused(owner, tag, &trace).await.map_err(status)? {
+            Renewal::Renewed => Outcome::Renewed,
+            Renewal::TooSoon => Outcome::TooSoon,
+        };
+        Ok(Response::new(proto::ReportRefusedTokenResponse { outcome: outcome.into() }))
     }
 
     async fn disconnect(

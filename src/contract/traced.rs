@@ -8,7 +8,7 @@ use opentelemetry::trace::SpanKind;
 use super::{
     choreographer::{Begin, Begun, Choreographer, Complete},
     error::{BeginError, CallError, CompleteError, Label},
-    tokens::{AccessToken, TokenError, TokenOwner, UpstreamTokens},
+    tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
 };
 use crate::{
     model::{trace::Trace, upstream::Upstream},
@@ -59,6 +59,11 @@ impl UpstreamTokens for Traced<dyn UpstreamTokens> {
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
         let (span, trace) = self.span(trace, "GetUpstreamToken");
         span.cover(self.inner.upstream_token(owner, &trace)).await
+    }
+
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+        let (span, trace) = self.span(trace, "ReportRefusedToken");
+        span.cover(self.inner.refused(owner, tag, &trace)).await
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {

@@ -20,7 +20,7 @@ use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, CompleteError, Label},
-        tokens::TokenOwner,
+        tokens::{TokenOwner, TokenTag},
     },
     model::{
         clock::UnixTime,
@@ -267,16 +267,18 @@ impl Embedded {
         note_unread(&record.issuer, &granted.unread);
         let now = self.now();
         Ok(TokenRecord {
+            expires_at: granted.expires_at(now),
             access_token: granted.access_token,
             refresh_token: granted.refresh_token,
             issued_at: now,
-            expires_at: granted.expires_in.map(|lifetime| now + lifetime),
             scope: granted.scope.or_else(|| record.scope.clone()),
             issuer: record.issuer.clone(),
             token_endpoint: record.token_endpoint.clone(),
             revocation_endpoint: record.revocation_endpoint.clone(),
             resource: record.resource.clone(),
             client_id: record.client_id.clone(),
+            tag: Some(TokenTag(random().map_err(|_| CallError::Failed)?)),
+            refused: None,
         })
     }
 }

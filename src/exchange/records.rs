@@ -2,11 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{
-    client::{ClientId, RedirectUri},
-    clock::UnixTime,
-    secret::Secret,
-    user::User,
+use crate::{
+    contract::tokens::TokenTag,
+    model::{
+        client::{ClientId, RedirectUri},
+        clock::UnixTime,
+        secret::Secret,
+        user::User,
+    },
 };
 
 /// What it takes to complete a flow. It is only ever stored sealed.
@@ -40,4 +43,10 @@ pub struct TokenRecord {
     pub revocation_endpoint: Option<String>,
     pub resource: String,
     pub client_id: ClientId,
+    /// None in what a version before tags stored.
+    #[serde(default)]
+    pub tag: Option<TokenTag>,
+    /// When the last token before this was refused by the upstream, and how many were in a row.
+    #[serde(default)]
+    pub refused: Option<(UnixTime, u32)>,
 }

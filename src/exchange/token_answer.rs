@@ -5,14 +5,16 @@
 
 use std::{fmt, time::Duration};
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use oauth2::{AccessToken, RefreshToken, Scope, TokenResponse, basic::BasicTokenType};
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, Visitor},
 };
 use serde_json::Value;
+use zeroize::Zeroizing;
 
-use crate::model::secret::Secret;
+use crate::model::{clock::UnixTime, secret::Secret};
 
 /// The longest token that is kept, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
@@ -41,6 +43,22 @@ pub struct GrantedToken {
     pub scope: Option<String>,
     /// The members that were there and could not be read: they count as not said.
     pub unread: Vec<&'static str>,
+}
+
+impl GrantedToken {
+    /// When it ends, if it came at this time. Where the server does not say, the token may: the `exp` of a JWT (RFC 7519,
+    /// section 4.1.4) is a hint, good enough to renew it in time. One that names no time to come is none.
+    pub fn expires_at(&self, now: UnixTime) -> Option<UnixTime> {
+        let hint = || jwt_end(self.access_token.expose()).filter(|end| *end > now);
+        self.expires_in.map(|lifetime| now + lifetime).or_else(hint)
+    }
+}
+
+fn jwt_end(token: &str) -> Option<UnixTime> {
+    let [_, claims, _] = <[&str; 3]>::try_from(token.split('.').collect::<Vec<_>>()).ok()?;
+    let claims = Zeroizing::new(BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let claims: Value = serde_json::from_slice(&claims).ok()?;
+    seconds(claims.get("exp")?.clone()).map(UnixTime::from_secs)
 }
 
 impl TokenAnswer {
@@ -217,8 +235,8 @@ fn seconds(value: Value) -> Option<u64> {
         Value::String(text) => text.trim().parse().ok()?,
         _ => return None,
     };
-    // No lifetime is longer than a century, and none is negative.
-    (0.0..=3.2e9).contains(&number).then_some(number as u64)
+    // None is negative, or so long that it could not be a time.
+    (0.0..=1e11).contains(&number).then_some(number as u64)
 }
 
 /// Scopes, as one text or as a list of texts.
@@ -269,6 +287,22 @@ mod tests {
         }
         let both = read(r#"{"access_token":"t","refresh_token":"r"}"#).expect("a token");
         assert_eq!(both.refresh_token, Some(Secret::new("r")));
+    }
+
+    #[test]
+    fn a_jwt_may_hint_at_its_end() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let end = |claims: &str, members: &str| {
+            let token = format!("eyJhbGciOiJub25lIn0.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
+            read(&format!(r#"{{"access_token":"{token}"{members}}}"#)).expect("a token").expires_at(now)
+        };
+        let at = |seconds| Some(UnixTime::from_secs(seconds));
+        assert_eq!(end(r#"{"exp":1800000600}"#, ""), at(1_800_000_600));
+        assert_eq!(end(r#"{"exp":1800000600}"#, r#","expires_in":60"#), at(1_800_000_060), "the server's word counts");
+        for claims in [r#"{"exp":1700000000}"#, r#"{"exp":"soon"}"#, "{}", "[]", "no JSON"] {
+            assert_eq!(end(claims, ""), None, "{claims}");
+        }
+        assert_eq!(read(r#"{"access_token":"a.b"}"#).expect("a token").expires_at(now), None);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
     token_answer::{GrantedToken, TokenAnswer},
 };
 use crate::{
-    contract::tokens::{AccessToken, TokenError, TokenOwner, UpstreamTokens},
+    contract::tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     model::{
         clock::{Clock, UnixTime},
         secret::random,
@@ -57,6 +57,8 @@ const LONGEST_ASKED_FOR: Duration = Duration::from_secs(600);
 /// How often a server must have refused, and over which time, until the grant is taken for over.
 const REFUSALS: u32 = 3;
 const DEAD_AFTER: Duration = Duration::from_secs(120);
+/// After this long without one, in seconds, a refusal is the first again.
+const FORGIVEN: u64 = 1200;
 /// For how long a failure is remembered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// How many refreshes may be remembered, and for how long what one came to stands.
@@ -76,8 +78,8 @@ pub struct Tokens {
     pub deadlines: Deadlines,
     /// For how long a server must have refused, without a word that ends the grant, until it is taken for over.
     pub dead_after: Duration,
-    /// The refreshes under way in this process, each of which many may wait for.
-    refreshes: Cache<TokenKey, Refreshing>,
+    /// The refreshes under way in this process, by the token that is refreshed: many may wait for each.
+    refreshes: Cache<(TokenKey, Option<TokenTag>), Refreshing>,
     /// Those that failed lately.
     setbacks: Cache<TokenKey, Setback>,
 }
@@ -103,6 +105,15 @@ impl Refreshing {
     fn is_past(&self) -> bool {
         self.ended.get().is_some_and(|ended| ended.elapsed() > REFRESH_STANDS)
     }
+}
+
+/// Why a token is refreshed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Occasion {
+    /// It is over, or soon will be.
+    Over,
+    /// The upstream refused it.
+    Refused,
 }
 
 /// A token as it was found, with what it takes to change it.
@@ -136,6 +147,15 @@ impl TokenRecord {
         self.left(now) <= TOO_LATE
     }
 
+    /// Whether the last token was refused so short a while ago that another refresh would not help: a minute, doubling to
+    /// ten. A time to come is a clock that was set back, and says nothing.
+    fn was_refused_lately(&self, now: UnixTime) -> bool {
+        self.refused.is_some_and(|(last, count)| {
+            let pause = 60_u64.saturating_mul(1 << count.saturating_sub(1).min(4)).min(600);
+            last <= now && now.since(last) < pause
+        })
+    }
+
     /// Whether it is time to renew it; one that cannot be renewed is never old.
     fn is_old(&self, now: UnixTime) -> bool {
         let life = self.expires_at.map_or(u64::MAX, |expires_at| expires_at.since(self.issued_at));
@@ -152,16 +172,36 @@ impl UpstreamTokens for Tokens {
         }
         let now = (self.clock)();
         if stored.record.is_over(now) {
-            self.refreshed(&owner, &stored).await?;
+            self.refreshed(&owner, &stored, Occasion::Over).await?;
             stored = self.stored(&owner).await?;
         } else if stored.record.is_old(now) {
             let (this, old) = (self.clone(), stored.clone());
             self.calls.spawn(async move {
                 // It still has time: whoever asks when it has none is told what came of this.
-                let _ = this.refreshed(&owner, &old).await;
+                let _ = this.refreshed(&owner, &old, Occasion::Over).await;
             });
         }
-        Ok(AccessToken { secret: stored.record.access_token.clone(), expires_at: stored.record.expires_at })
+        Ok(AccessToken {
+            secret: stored.record.access_token.clone(),
+            tag: stored.record.tag.ok_or(TokenError::Unavailable)?,
+            expires_at: stored.record.expires_at,
+        })
+    }
+
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+        let stored = self.stored(&owner).await?;
+        if stored.record.tag != Some(tag) {
+            return Ok(Renewal::Renewed);
+        }
+        let (now, client_id) = ((self.clock)(), owner.client_id.as_str());
+        if stored.record.was_refused_lately(now) {
+            audit::event("refused_token", &owner.user, client_id, &stored.record.issuer, None, "too_soon");
+            return Ok(Renewal::TooSoon);
+        }
+        audit::event("refused_token", &owner.user, client_id, &stored.record.issuer, None, "refreshing");
+        self.refreshed(&owner, &stored, Occasion::Refused).await?;
+        // What came may be over by now, or be refused in its turn; that is for the next call to say.
+        self.stored(&owner).await.map(|_| Renewal::Renewed)
     }
 
     async fn disconnect(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
@@ -259,7 +299,7 @@ impl Tokens {
 
     /// Refreshes a token once, however many ask for it in this process and in others. Whoever asks waits only so long;
     /// the refresh goes on without them, since a server that rotates tokens has rotated by then.
-    async fn refreshed(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
+    async fn refreshed(&self, owner: &TokenOwner, old: &Stored, occasion: Occasion) -> Result<(), TokenError> {
         if self.setbacks.get(&old.key).await.is_some_and(|setback| Instant::now() < setback.until) {
             return Err(TokenError::Unavailable);
         }
@@ -267,7 +307,7 @@ impl Tokens {
             let (this, owner, old, ended) = (self.clone(), owner.clone(), old.clone(), Arc::new(OnceLock::new()));
             let ends = Arc::clone(&ended);
             let task = self.calls.spawn(async move {
-                let result = this.claim_and_refresh(&owner, &old).await;
+                let result = this.claim_and_refresh(&owner, &old, occasion).await;
                 // It is set once.
                 let _ = ends.set(Instant::now());
                 result
@@ -275,11 +315,12 @@ impl Tokens {
             let outcome = task.map(|result| result.unwrap_or(Err(TokenError::Unavailable))).boxed().shared();
             Refreshing { outcome, ended }
         };
-        let refreshing = self.refreshes.entry(old.key).or_insert_with_if(begin, Refreshing::is_past).await;
+        let refreshing =
+            self.refreshes.entry((old.key, old.record.tag)).or_insert_with_if(begin, Refreshing::is_past).await;
         timeout(self.deadlines.patience, refreshing.into_value().outcome).await.unwrap_or(Err(TokenError::Unavailable))
     }
 
-    async fn claim_and_refresh(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
+    async fn claim_and_refresh(&self, owner: &TokenOwner, old: &Stored, occasion: Occasion) -> Result<(), TokenError> {
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let holder = random().map(Holder).map_err(|_| TokenError::Unavailable)?;
         let deadline = Instant::now() + self.deadlines.claim;
@@ -300,7 +341,7 @@ impl Tokens {
         }
         let result = match self.stored(owner).await {
             Ok(stored) if stored.replaces(old, (self.clock)()) => Ok(()),
-            Ok(stored) => self.refresh(owner, stored).await,
+            Ok(stored) => self.refresh(owner, stored, occasion).await,
             Err(error) => Err(error),
         };
         if let Err(error) = open.store.release(old.key, holder).await {
@@ -333,7 +374,7 @@ impl Tokens {
     }
 
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
-    async fn refresh(&self, owner: &TokenOwner, stored: Stored) -> Result<(), TokenError> {
+    async fn refresh(&self, owner: &TokenOwner, stored: Stored, occasion: Occasion) -> Result<(), TokenError> {
         let Stored { key, route, sealed: old, record } = stored;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         let audit = |outcome| {
@@ -357,7 +398,7 @@ impl Tokens {
         let granted = answer
             .map_err(|error| (Verdict::of(&error), failure(&error)))
             .and_then(|answer| answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned())));
-        let GrantedToken { access_token, refresh_token: rotated, expires_in, scope, unread } = match granted {
+        let granted = match granted {
             Ok(granted) => granted,
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
@@ -371,13 +412,24 @@ impl Tokens {
             }
         };
         self.setbacks.invalidate(&key).await;
-        note_unread(&record.issuer, &unread);
+        note_unread(&record.issuer, &granted.unread);
         let now = (self.clock)();
+        let expires_at = granted.expires_at(now);
+        let GrantedToken { access_token, refresh_token: rotated, scope, .. } = granted;
+        let refused = match (occasion, record.refused) {
+            (Occasion::Over, refused) => refused,
+            (Occasion::Refused, Some((last, count))) if now.since(last) < FORGIVEN => {
+                Some((now, count.saturating_add(1)))
+            }
+            (Occasion::Refused, _) => Some((now, 1)),
+        };
         let fresh = TokenRecord {
             access_token,
             refresh_token: rotated.or(Some(refresh_token)),
             issued_at: now,
-            expires_at: expires_in.map(|lifetime| now + lifetime),
+            expires_at,
+            tag: Some(TokenTag(random().map_err(|_| TokenError::Unavailable)?)),
+            refused,
             scope: scope.or_else(|| record.scope.clone()),
             ..record.clone()
         };
@@ -399,12 +451,21 @@ impl Tokens {
         let found = open.store.token(route).await.map_err(|error| unavailable(&error))?;
         let (key, sealed) = found.ok_or(TokenError::NotFound)?;
         match open.unseal::<TokenRecord>(Place::Token(&key), &sealed) {
-            Ok((record, stale)) if record.is_of(owner, &key) => {
+            Ok((mut record, stale)) if record.is_of(owner, &key) => {
                 let mut sealed = sealed;
-                if stale && let Some(anew) = open.seal(Place::Token(&key), &record) {
+                let untagged = record.tag.is_none();
+                if untagged {
+                    record.tag = random().ok().map(TokenTag);
+                }
+                if (stale || untagged)
+                    && let Some(anew) = open.seal(Place::Token(&key), &record)
+                {
                     // Under the first key, so that the old one can go. If it fails, the next reading tries again.
-                    if let Ok(true) = open.store.replace_token(key, sealed.clone(), anew.clone()).await {
-                        sealed = anew;
+                    match open.store.replace_token(key, sealed.clone(), anew.clone()).await {
+                        Ok(true) => sealed = anew,
+                        // Somebody else gave it a tag, or another token is there.
+                        Ok(false) if untagged => return Box::pin(self.stored(owner)).await,
+                        Ok(false) | Err(_) => {}
                     }
                 }
                 Ok(Stored { key, route, sealed, record })

@@ -1,16 +1,15 @@
 //! Tokens handed out: fresh, once, and to nobody else.
 
 use envoy_cimd::{
-    commands::settings::{self, Task},
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete},
         proto::{
-            DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
+            self, DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
             upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
-        tokens::UpstreamTokens as _,
+        tokens::{Renewal, UpstreamTokens as _},
     },
-    exchange::embedded::Embedded,
+    exchange::embedded::{self, Embedded},
     model::{
         client::{ClientId, RedirectUri},
         clock::UnixTime,
@@ -20,7 +19,8 @@ use envoy_cimd::{
         upstream::Upstream,
         user::User as Person,
     },
-    store::{keys::RouteKey, open::Opened, url::StoreUrl},
+    net::outgoing,
+    store::{keys::RouteKey, open::Opened, url::StoreUrl, vault},
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -169,43 +169,51 @@ async fn a_grant_that_ended_behind_our_back() {
     assert!(token(&client, &party, "rotates", person("i", "other"), CLIENT).await.is_ok());
 }
 
-/// A token that has some time left is handed out at once, and renewed meanwhile. In this process, whose clock can be
-/// set.
-#[tokio::test]
-async fn a_token_that_is_old_is_refreshed_in_the_background() {
+/// The exchange in this process, whose clock can be set, with one person connected to the upstream of a lie.
+async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
-    let servers = Servers::start(&certificates, vec![Lie::none("good")]).await;
-    let (ca, state) = (certificates.ca.to_str().expect("text"), dir.path().join("state"));
-    let flags = ["--extra-ca", ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
-    let args = ["envoy-cimd", "choreographer"].iter().chain(&flags).map(std::ffi::OsString::from);
-    let Task::Choreographer(settings) = settings::parse::parse(args).expect("good flags").task else {
-        panic!("choreographer")
-    };
-    let mut embedded = Embedded::new(settings.exchange.config()).expect("good settings");
-    let upstream = || Upstream { url: servers.upstream_of("good"), authorization_server: None };
+    let name = lie.name;
+    let servers = Servers::start(&certificates, vec![lie]).await;
+    let embedded = Embedded::new(embedded::Config {
+        outgoing: outgoing::Config {
+            allow_hosts: vec![HOST.parse().expect("a host")],
+            extra_ca: Some(certificates.ca.clone()),
+        },
+        store: vault::Config { state_dir: Some(dir.path().join("state")), ..vault::Config::default() },
+        ..embedded::Config::default()
+    });
+    let embedded = embedded.expect("good settings");
+    let redirect_uri = || RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback");
     let begin = Begin {
         client_id: ClientId::new(CLIENT),
-        redirect_uri: RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback"),
-        upstream: upstream(),
+        redirect_uri: redirect_uri(),
+        upstream: Upstream { url: servers.upstream_of(name), authorization_server: None },
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         return_to: "/".to_owned(),
     };
     let trace = Trace::default();
-    let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|refusal| panic!("{refusal:?}"));
+    let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|error| panic!("{error:?}"));
     let complete = Complete {
         flow_id: begun.flow_id,
-        redirect_uri: RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback"),
+        redirect_uri: redirect_uri(),
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         answer: AuthorizationAnswer::Code(Secret::new(servers.consent(&begun.authorization_url))),
-        iss: Some(format!("{}/good", servers.issuer)),
+        iss: Some(format!("{}/{name}", servers.issuer)),
     };
     embedded.complete(complete, &trace).await.expect("completed");
+    (dir, servers, embedded)
+}
+
+/// A token that has some time left is handed out at once, and renewed meanwhile.
+#[tokio::test]
+async fn a_token_that_is_old_is_refreshed_in_the_background() {
+    let (_dir, servers, mut embedded) = in_process(Lie::none("good")).await;
+    let owner = owner(Person::Single, CLIENT, &servers.upstream_of("good"));
     let ask = async |embedded: &Embedded| {
-        let owner = owner(Person::Single, CLIENT, &servers.upstream_of("good"));
-        let token = embedded.tokens.upstream_token(owner, &Trace::default()).await;
+        let token = embedded.tokens.upstream_token(owner.clone(), &Trace::default()).await;
         token.unwrap_or_else(|error| panic!("{error:?}")).secret
     };
     let first = ask(&embedded).await;
@@ -217,6 +225,129 @@ async fn a_token_that_is_old_is_refreshed_in_the_background() {
         tokio::task::yield_now().await;
     }
     assert_eq!(servers.refreshes().len(), 1);
+}
+
+const NOW: UnixTime = UnixTime::from_secs(4_000_000_000);
+
+/// An upstream that refuses every token costs a refresh a minute, and then fewer.
+#[tokio::test]
+async fn refusals_without_end_cost_few_refreshes() {
+    // The time of each report, and whether it was worth a refresh.
+    const REPORTS: [(fn() -> UnixTime, Renewal); 11] = [
+        (|| NOW, Renewal::Renewed),
+        (|| NOW + 1, Renewal::TooSoon),
+        (|| NOW + 59, Renewal::TooSoon),
+        (|| NOW + 60, Renewal::Renewed),
+        (|| NOW + 179, Renewal::TooSoon),
+        (|| NOW + 180, Renewal::Renewed),
+        (|| NOW + 419, Renewal::TooSoon),
+        (|| NOW + 420, Renewal::Renewed),
+        // A clock that was set back says nothing of when the last one was.
+        (|| NOW - 3600, Renewal::Renewed),
+        (|| NOW - 3599, Renewal::TooSoon),
+        // Long after the last, it is the first again.
+        (|| NOW, Renewal::Renewed),
+    ];
+    let (_dir, servers, mut embedded) = in_process(no_lifetime("no-lifetime")).await;
+    let owner = owner(Person::Single, CLIENT, &servers.upstream_of("no-lifetime"));
+    for (place, (clock, expected)) in REPORTS.into_iter().enumerate() {
+        embedded.tokens.clock = clock;
+        let token = embedded.tokens.record(&owner).await.expect("a store").expect("a token");
+        let tag = token.tag.expect("a tag");
+        let came_to = embedded.tokens.refused(owner.clone(), tag, &Trace::default()).await;
+        assert_eq!(came_to, Ok(expected), "report {place}");
+    }
+    assert_eq!(servers.refreshes().len(), 6);
+}
+
+async fn tag(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str) -> Vec<u8> {
+    let request = GetUpstreamTokenRequest {
+        user: Some(single()),
+        client_id: CLIENT.to_owned(),
+        upstream: party.servers.upstream_of(name),
+        authorization_server: String::new(),
+    };
+    client.clone().get_upstream_token(request).await.expect("a token").into_inner().tag
+}
+
+async fn report(
+    client: &UpstreamTokensClient<Channel>,
+    party: &Party,
+    name: &str,
+    tag: &[u8],
+) -> Result<proto::report_refused_token_response::Outcome, Code> {
+    let request = proto::ReportRefusedTokenRequest {
+        user: Some(single()),
+        client_id: CLIENT.to_owned(),
+        upstream: party.servers.upstream_of(name),
+        authorization_server: String::new(),
+        tag: tag.to_vec(),
+    };
+    client.clone().report_refused_token(request).await.map(|answer| answer.into_inner().outcome()).map_err(|s| s.code())
+}
+
+fn no_lifetime(name: &'static str) -> Lie {
+    let token = Token::Json(|answer| drop(answer.as_object_mut().expect("an object").remove("expires_in")));
+    Lie { token, ..Lie::none(name) }
+}
+
+fn refusable() -> Vec<Lie> {
+    let ended = Refresh::Status(400, r#"{"error":"invalid_grant"}"#);
+    vec![Lie::none("good"), no_lifetime("no-lifetime"), Lie { refresh: ended, ..Lie::none("ended") }]
+}
+
+/// However many report a token, and to whichever replica, it is refreshed once.
+async fn tokens_that_were_refused(party: &Party, clients: [&UpstreamTokensClient<Channel>; 2]) {
+    use proto::report_refused_token_response::Outcome::{Renewed, TooSoon};
+    let [one, other] = clients;
+    connect(party, "good", single(), CLIENT).await;
+    let old = tag(one, party, "good").await;
+    assert_eq!(old.len(), 16);
+    assert_eq!(tag(other, party, "good").await, old, "a token has one tag");
+    let reports = (0..200).map(|number| report(clients[number % 2], party, "good", &old));
+    let reports = futures_util::future::join_all(reports).await;
+    assert!(reports.iter().all(|outcome| *outcome == Ok(Renewed)), "{reports:?}");
+    assert_eq!(party.servers.refreshes().len(), 1);
+    let new = tag(other, party, "good").await;
+    assert_ne!(new, old);
+    assert_eq!(report(one, party, "good", &new).await, Ok(TooSoon), "the new one at once");
+    assert_eq!(report(other, party, "good", &old).await, Ok(Renewed), "there is a newer one");
+    assert_eq!(report(other, party, "good", &[0; 16]).await, Ok(Renewed), "nor is one of nobody's");
+    assert_eq!(report(one, party, "good", &[0; 15]).await, Err(Code::InvalidArgument));
+    assert_eq!(party.servers.refreshes().len(), 1, "and nothing more is asked for");
+
+    // Without a lifetime, it is good until then.
+    connect(party, "no-lifetime", single(), CLIENT).await;
+    let tag_of_it = tag(one, party, "no-lifetime").await;
+    assert_eq!(tag(one, party, "no-lifetime").await, tag_of_it);
+    assert_eq!(report(other, party, "no-lifetime", &tag_of_it).await, Ok(Renewed));
+    assert_eq!(party.servers.refreshes().len(), 2);
+
+    // A grant that ended behind our back.
+    connect(party, "ended", single(), CLIENT).await;
+    let last = tag(one, party, "ended").await;
+    assert_eq!(report(one, party, "ended", &last).await, Err(Code::NotFound));
+    assert_eq!(token(other, party, "ended", single(), CLIENT).await, Err(Code::NotFound));
+    assert_eq!(report(other, party, "ended", &last).await, Err(Code::NotFound));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_refused_is_refreshed_once() {
+    let (party, client) = party(refusable(), &[]).await;
+    tokens_that_were_refused(&party, [&client, &client]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_a_token_that_two_replicas_saw_refused_is_refreshed_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (party, one) = party(refusable(), &flags).await;
+    let (_other, other) = kept.again(&party).await;
+    tokens_that_were_refused(&party, [&one, &other]).await;
 }
 
 /// Connected anew, what was there before is forgotten. It is revoked only where it is another server's: revoking may end
