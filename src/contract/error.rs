@@ -19,14 +19,15 @@ pub enum CompleteError {
     UnknownFlow,
     /// RFC 9207, section 2.4. The flow is consumed.
     IssuerMismatch,
-    /// The authorization server sent an error. The flow is consumed.
-    AuthorizationError,
+    /// The authorization server sent an error; the code, where it is a registered one, is for the log. The flow is
+    /// consumed.
+    AuthorizationError(String),
     /// It was completed before, in the same context; `return_to` is the choreographer's word, and still to be checked.
     AlreadyUsed {
         return_to: String,
     },
-    /// The token endpoint refused, or gave nothing that can be used. The flow is consumed.
-    ExchangeFailed,
+    /// The token endpoint refused, or gave nothing that can be used; why is for the log. The flow is consumed.
+    ExchangeFailed(String),
     Call(CallError),
 }
 
@@ -84,9 +85,9 @@ impl Label for CompleteError {
             Self::WrongContext => "wrong_context",
             Self::UnknownFlow => "unknown_flow",
             Self::IssuerMismatch => "issuer_mismatch",
-            Self::AuthorizationError => "as_error",
+            Self::AuthorizationError(_) => "as_error",
             Self::AlreadyUsed { .. } => "already_used",
-            Self::ExchangeFailed => "exchange_failed",
+            Self::ExchangeFailed(_) => "exchange_failed",
             Self::Call(error) => error.label(),
         }
     }

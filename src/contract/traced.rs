@@ -96,9 +96,9 @@ impl Fault for CompleteError {
             Self::WrongContext
             | Self::UnknownFlow
             | Self::IssuerMismatch
-            | Self::AuthorizationError
+            | Self::AuthorizationError(_)
             | Self::AlreadyUsed { .. } => false,
-            Self::ExchangeFailed | Self::Call(_) => true,
+            Self::ExchangeFailed(_) | Self::Call(_) => true,
         }
     }
 }

@@ -96,18 +96,19 @@ impl From<proto::BeginRefusal> for BeginError {
 impl From<CompleteError> for proto::CompleteRefusal {
     fn from(error: CompleteError) -> Self {
         use complete_refusal::Reason;
-        let (reason, return_to) = match error {
-            CompleteError::WrongContext => (Reason::WrongContext, String::new()),
-            CompleteError::UnknownFlow => (Reason::UnknownFlow, String::new()),
-            CompleteError::IssuerMismatch => (Reason::IssuerMismatch, String::new()),
-            CompleteError::AuthorizationError => (Reason::AuthorizationError, String::new()),
-            CompleteError::AlreadyUsed { return_to } => (Reason::AlreadyUsed, return_to),
-            CompleteError::ExchangeFailed => (Reason::ExchangeFailed, String::new()),
-            CompleteError::Call(CallError::Unavailable) => (Reason::Unavailable, String::new()),
-            CompleteError::Call(CallError::Failed) => (Reason::Failed, String::new()),
-            CompleteError::Call(CallError::Timeout) => (Reason::TimedOut, String::new()),
+        let none = String::new;
+        let (reason, return_to, message) = match error {
+            CompleteError::WrongContext => (Reason::WrongContext, none(), none()),
+            CompleteError::UnknownFlow => (Reason::UnknownFlow, none(), none()),
+            CompleteError::IssuerMismatch => (Reason::IssuerMismatch, none(), none()),
+            CompleteError::AuthorizationError(code) => (Reason::AuthorizationError, none(), code),
+            CompleteError::AlreadyUsed { return_to } => (Reason::AlreadyUsed, return_to, none()),
+            CompleteError::ExchangeFailed(cause) => (Reason::ExchangeFailed, none(), cause),
+            CompleteError::Call(CallError::Unavailable) => (Reason::Unavailable, none(), none()),
+            CompleteError::Call(CallError::Failed) => (Reason::Failed, none(), none()),
+            CompleteError::Call(CallError::Timeout) => (Reason::TimedOut, none(), none()),
         };
-        Self { reason: reason.into(), return_to }
+        Self { reason: reason.into(), return_to, message }
     }
 }
 
@@ -118,9 +119,9 @@ impl From<proto::CompleteRefusal> for CompleteError {
             Reason::WrongContext => Self::WrongContext,
             Reason::UnknownFlow => Self::UnknownFlow,
             Reason::IssuerMismatch => Self::IssuerMismatch,
-            Reason::AuthorizationError => Self::AuthorizationError,
+            Reason::AuthorizationError => Self::AuthorizationError(refusal.message),
             Reason::AlreadyUsed => Self::AlreadyUsed { return_to: refusal.return_to },
-            Reason::ExchangeFailed => Self::ExchangeFailed,
+            Reason::ExchangeFailed => Self::ExchangeFailed(refusal.message),
             Reason::Unavailable => Self::Call(CallError::Unavailable),
             // The reason of a version that this one does not know is none.
             Reason::Failed | Reason::Unspecified => Self::Call(CallError::Failed),

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
-    oauth::{OAuthClient, failure},
+    oauth::{OAuthClient, failure, registered},
     records::{FlowRecord, TokenRecord},
     token_answer::TokenAnswer,
     tokens::{Tokens, note_unread},
@@ -233,7 +233,9 @@ impl Embedded {
         check_issuer(complete.iss.as_deref(), &record.issuer, record.sends_iss || self.require_iss)?;
         let code = match complete.answer {
             AuthorizationAnswer::Code(code) => code,
-            AuthorizationAnswer::Error { .. } => return Err(CompleteError::AuthorizationError),
+            AuthorizationAnswer::Error { error, .. } => {
+                return Err(CompleteError::AuthorizationError(registered(&error).to_owned()));
+            }
         };
         let token = self.exchange(code, record).await?;
         let owner = TokenOwner {
@@ -248,7 +250,7 @@ impl Embedded {
     async fn exchange(&self, code: Secret, record: &FlowRecord) -> Result<TokenRecord, CompleteError> {
         let failed = |reason: String| {
             tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
-            CompleteError::ExchangeFailed
+            CompleteError::ExchangeFailed(reason)
         };
         let client = OAuthClient::new(ClientId::new(record.client_id.to_string()))
             .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)

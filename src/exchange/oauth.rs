@@ -136,10 +136,40 @@ impl Verdict {
 /// Error codes by which servers say "later".
 const TEMPORARY: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
 
+/// An error code as it may be logged: one of those that are registered, or `other`. What a server makes up may hold
+/// anything.
+pub fn registered(code: &str) -> &'static str {
+    // RFC 6749, sections 4.1.2.1 and 5.2; RFC 8707, section 2; RFC 6750, section 3.1; OpenID Connect Core, section 3.1.2.6.
+    const CODES: [&str; 19] = [
+        "access_denied",
+        "account_selection_required",
+        "consent_required",
+        "insufficient_scope",
+        "interaction_required",
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "invalid_target",
+        "invalid_token",
+        "login_required",
+        "request_not_supported",
+        "server_error",
+        "temporarily_unavailable",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "unsupported_response_type",
+        "unsupported_token_type",
+    ];
+    CODES.into_iter().find(|known| *known == code).unwrap_or("other")
+}
+
 /// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
-pub fn failure<T: oauth2::ErrorResponse>(error: &RequestTokenError<HttpError, T>) -> String {
+pub fn failure(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> String {
     match error {
-        RequestTokenError::ServerResponse(_) => "the token endpoint refused".to_owned(),
+        RequestTokenError::ServerResponse(error) => {
+            format!("the token endpoint refused with the error `{}`", registered(error.error().as_ref()))
+        }
         RequestTokenError::Request(error) => error.to_string(),
         RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
         RequestTokenError::Other(_) => "the token endpoint refused, without a word".to_owned(),
@@ -163,6 +193,20 @@ mod tests {
         for nothing in ["", "soon", "-1", "Wed, 21 Oct 2015 07:28:00 GMT"] {
             assert_eq!(read(nothing), None, "{nothing}");
         }
+    }
+
+    /// Whatever a server makes up, the log has words of ours.
+    #[test]
+    fn what_is_logged_of_a_refusal() {
+        let said = |body: serde_json::Value| {
+            failure(&RequestTokenError::ServerResponse(serde_json::from_value(body).expect("an error")))
+        };
+        let refused = |code| format!("the token endpoint refused with the error `{code}`");
+        let words = serde_json::json!({"error": "invalid_grant", "error_description": "SECRET"});
+        assert_eq!(said(words), refused("invalid_grant"));
+        assert_eq!(said(serde_json::json!({"error": "SECRET"})), refused("other"));
+        assert_eq!(registered("access_denied"), "access_denied");
+        assert_eq!(registered("access_denied\n"), "other");
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let state = state.verify(&redirect_uri, (tools.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
     let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
-    let user = tools.users.user(user).ok_or(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).ok_or_else(|| Refusal::UserUnknown(tools.users.nobody()))?;
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
     let origin = route.origin.clone();

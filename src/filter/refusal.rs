@@ -29,8 +29,8 @@ pub enum Refusal {
     },
     NotFound,
     HeadersTooLarge,
-    /// No trusted filter named the person.
-    UserUnknown,
+    /// No trusted filter named the person. The reason is for the log.
+    UserUnknown(String),
     /// The form was not sent by a page of this origin.
     CrossSite,
     /// The browser only fetches ahead.
@@ -43,13 +43,14 @@ pub enum Refusal {
     UnknownFlow,
     /// RFC 9207, section 2.4.
     IssuerMismatch,
-    /// The authorization server sent an error.
-    AuthorizationError,
+    /// The authorization server sent an error. Its code is for the log.
+    AuthorizationError(String),
     /// `return_to` is the choreographer's word, and still to be checked.
     AlreadyUsed {
         return_to: String,
     },
-    ExchangeFailed,
+    /// Why is for the log.
+    ExchangeFailed(String),
     /// No authorization server can be used for the upstream. The reason is for the log.
     AuthorizationServerUnusable(String),
     /// As many sign-ins, calls or look-ups as may be.
@@ -105,7 +106,7 @@ impl Refusal {
             Self::MethodNotAllowed { .. } => Outcome::MethodNotAllowed,
             Self::NotFound => Outcome::NotFound,
             Self::HeadersTooLarge => Outcome::HeadersTooLarge,
-            Self::UserUnknown => Outcome::UserUnknown,
+            Self::UserUnknown(_) => Outcome::UserUnknown,
             Self::CrossSite => Outcome::CrossSite,
             Self::Prefetch => Outcome::Prefetch,
             Self::BadRequest(_) => Outcome::BadRequest,
@@ -113,16 +114,16 @@ impl Refusal {
                 StateError::Malformed => Outcome::Malformed,
                 StateError::UnknownKey => Outcome::UnknownKey,
                 StateError::BadMac => Outcome::BadMac,
-                StateError::Expired => Outcome::Expired,
+                StateError::Expired { .. } => Outcome::Expired,
                 StateError::WrongRoute => Outcome::WrongRoute,
                 StateError::WrongBrowser => Outcome::WrongBrowser,
             },
             Self::WrongContext => Outcome::WrongContext,
             Self::UnknownFlow => Outcome::UnknownFlow,
             Self::IssuerMismatch => Outcome::IssuerMismatch,
-            Self::AuthorizationError => Outcome::AuthorizationError,
+            Self::AuthorizationError(_) => Outcome::AuthorizationError,
             Self::AlreadyUsed { .. } => Outcome::AlreadyUsed,
-            Self::ExchangeFailed => Outcome::ExchangeFailed,
+            Self::ExchangeFailed(_) => Outcome::ExchangeFailed,
             Self::AuthorizationServerUnusable(_) => Outcome::AuthorizationServerUnusable,
             Self::TooManyFlows => Outcome::TooManyFlows,
             Self::ChoreographerFailed => Outcome::ChoreographerFailed,
@@ -146,7 +147,11 @@ impl Refusal {
         match self {
             Self::MisconfiguredRoute(error) => Some(error.to_string()),
             Self::BadRequest(reason) => Some((*reason).to_owned()),
-            Self::AuthorizationServerUnusable(reason) => Some(reason.clone()),
+            Self::AuthorizationServerUnusable(reason) | Self::UserUnknown(reason) | Self::ExchangeFailed(reason) => {
+                Some(reason.clone())
+            }
+            Self::AuthorizationError(code) => Some(format!("the authorization server sent the error `{code}`")),
+            Self::State(StateError::Expired { ago }) => Some(format!("it expired {ago} seconds ago")),
             _ => None,
         }
     }
@@ -231,9 +236,9 @@ impl From<CompleteError> for Refusal {
             CompleteError::WrongContext => Self::WrongContext,
             CompleteError::UnknownFlow => Self::UnknownFlow,
             CompleteError::IssuerMismatch => Self::IssuerMismatch,
-            CompleteError::AuthorizationError => Self::AuthorizationError,
+            CompleteError::AuthorizationError(code) => Self::AuthorizationError(code),
             CompleteError::AlreadyUsed { return_to } => Self::AlreadyUsed { return_to },
-            CompleteError::ExchangeFailed => Self::ExchangeFailed,
+            CompleteError::ExchangeFailed(cause) => Self::ExchangeFailed(cause),
             CompleteError::Call(error) => error.into(),
         }
     }
@@ -253,9 +258,9 @@ mod tests {
             CompleteError::WrongContext,
             CompleteError::UnknownFlow,
             CompleteError::IssuerMismatch,
-            CompleteError::AuthorizationError,
+            CompleteError::AuthorizationError(String::new()),
             CompleteError::AlreadyUsed { return_to: String::new() },
-            CompleteError::ExchangeFailed,
+            CompleteError::ExchangeFailed(String::new()),
         ];
         for error in begins.into_iter().chain(calls.map(BeginError::Call)) {
             assert_eq!(Refusal::from(error.clone()).code(), error.label());
@@ -271,11 +276,11 @@ mod tests {
         let refusals = [
             Refusal::BadRequest("a reason"),
             Refusal::State(StateError::BadMac),
-            Refusal::State(StateError::Expired),
+            Refusal::State(StateError::Expired { ago: 1 }),
             Refusal::WrongContext,
             Refusal::UnknownFlow,
             Refusal::IssuerMismatch,
-            Refusal::AuthorizationError,
+            Refusal::AuthorizationError("access_denied".to_owned()),
         ];
         for html in [false, true] {
             let audience = Audience { html, request_id: Some("id".into()), start: Some("/start".into()) };

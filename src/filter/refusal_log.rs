@@ -6,20 +6,30 @@ use std::{
     time::Instant,
 };
 
-use super::refusal::Refusal;
+use super::{outcome::Outcome, refusal::Refusal};
 use crate::telemetry::throttle::Throttle;
 
-/// The kinds of refusals that were logged, each under its label.
+/// How many misconfigured routes have lines of their own in a second. A request may name any host, so there is an end.
+const ROUTES: usize = 32;
+
+/// The kinds of refusals that were logged, each under its label; misconfigured routes each under its name besides, since
+/// each has a reason of its own.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
     kinds: Mutex<Vec<(&'static str, Throttle)>>,
+    routes: Mutex<Vec<(String, Throttle)>>,
 }
 
 impl RefusalLog {
     /// Logs a refusal, or counts it where a line of its kind is younger than a second. `route` is the operator's
     /// name for the route, or the request's authority where no route was found.
     pub fn note(&self, refusal: &Refusal, route: &str, request_id: Option<&str>) {
-        let Some(unlogged) = self.due(refusal.code(), Instant::now()) else {
+        let now = Instant::now();
+        let due = match refusal {
+            Refusal::MisconfiguredRoute(_) => self.due_of_route(route, now),
+            _ => None,
+        };
+        let Some(unlogged) = due.unwrap_or_else(|| self.due(refusal.code(), now)) else {
             return;
         };
         let label = refusal.code();
@@ -40,6 +50,24 @@ impl RefusalLog {
         }
     }
 
+    /// The same as [`Self::due`] for a misconfigured route; none where too many others have lines in this second.
+    fn due_of_route(&self, route: &str, now: Instant) -> Option<Option<u64>> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, throttle)) = routes.iter_mut().find(|(known, _)| known == route) {
+            return Some(throttle.due(now));
+        }
+        if routes.len() >= ROUTES {
+            routes.retain(|(_, throttle)| !throttle.is_spent(now));
+        }
+        if routes.len() >= ROUTES {
+            return None;
+        }
+        let mut throttle = Throttle::default();
+        let due = throttle.due(now);
+        routes.push((route.to_owned(), throttle));
+        Some(due)
+    }
+
     /// Whether a line may be written now; if so, how many refusals of the kind came since the last without one.
     fn due(&self, label: &'static str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,8 +83,15 @@ impl RefusalLog {
 
     /// Writes the sums that no later refusal has carried out; called every second, and once at the end.
     pub fn flush(&self) {
-        for (label, unlogged) in self.take_sums(Instant::now()) {
+        let now = Instant::now();
+        for (label, unlogged) in self.take_sums(now) {
             tracing::info!(label, unlogged, "refused");
+        }
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        for (route, throttle) in routes.iter_mut() {
+            if let Some(unlogged) = throttle.take_sum(now) {
+                tracing::info!(label = Outcome::MisconfiguredRoute.row().label, route, unlogged, "refused");
+            }
         }
     }
 
@@ -87,5 +122,22 @@ mod tests {
         assert_eq!(log.due("not_found", at(1001)), None);
         assert_eq!(log.take_sums(at(2000)), [("not_found", 1)], "nor the last ones");
         assert_eq!(log.take_sums(at(3000)), []);
+    }
+
+    #[test]
+    fn each_misconfigured_route_has_its_own_line() {
+        let log = RefusalLog::default();
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(log.due_of_route("one", at(0)), Some(Some(0)));
+        assert_eq!(log.due_of_route("other", at(1)), Some(Some(0)), "within the same second");
+        assert_eq!(log.due_of_route("one", at(2)), Some(None));
+        for route in 2..ROUTES {
+            assert_eq!(log.due_of_route(&format!("host-{route}.example"), at(900)), Some(Some(0)));
+        }
+        assert_eq!(log.due_of_route("one-too-many", at(901)), None, "it shares the label's line");
+        assert_eq!(log.due_of_route("one", at(1000)), Some(Some(1)));
+        assert_eq!(log.due_of_route("one-too-many", at(3000)), Some(Some(0)), "others had their turn");
+        assert!(log.routes.lock().expect("no panic").len() <= ROUTES);
     }
 }

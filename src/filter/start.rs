@@ -48,7 +48,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         Some(text) => ReturnTo::parse(&text, &route.origin)
             .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
     };
-    let user = tools.users.user(user).ok_or(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).ok_or_else(|| Refusal::UserUnknown(tools.users.nobody()))?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
     if !begins {

@@ -28,7 +28,10 @@ pub enum StateError {
     Malformed,
     UnknownKey,
     BadMac,
-    Expired,
+    /// So many seconds ago.
+    Expired {
+        ago: u64,
+    },
     WrongRoute,
     WrongBrowser,
 }
@@ -113,7 +116,7 @@ impl Authentic {
     /// The first check that fails.
     pub fn verify(self, redirect_uri: &RedirectUri, now: UnixTime) -> Result<Verified, StateError> {
         if now >= self.expiry {
-            return Err(StateError::Expired);
+            return Err(StateError::Expired { ago: now.since(self.expiry) });
         }
         if !bool::from(self.route_tag.ct_eq(&route_tag(redirect_uri))) {
             return Err(StateError::WrongRoute);
@@ -242,8 +245,8 @@ mod tests {
         for (text, route, cookie, now, expected) in [
             (state.as_str(), ROUTE, Some(COOKIE), NOW, Ok(FLOW)),
             (&state, ROUTE, Some(COOKIE), NOW + 599, Ok(FLOW)),
-            (&state, ROUTE, Some(COOKIE), NOW + 600, Err(StateError::Expired)),
-            (&state, ROUTE, Some(COOKIE), NOW + 601, Err(StateError::Expired)),
+            (&state, ROUTE, Some(COOKIE), NOW + 600, Err(StateError::Expired { ago: 0 })),
+            (&state, ROUTE, Some(COOKIE), NOW + 601, Err(StateError::Expired { ago: 1 })),
             (&state, "https://other.example/.pomerium/oauth/callback", Some(COOKIE), NOW, Err(StateError::WrongRoute)),
             (&state, ROUTE, Some("another"), NOW, Err(StateError::WrongBrowser)),
             (&state, ROUTE, Some(""), NOW, Err(StateError::WrongBrowser)),
@@ -269,7 +272,7 @@ mod tests {
         let cookie = Some("c29tZSBicm93c2VyJ3Mgc2VjcmV0LCAzMiBieXRlcyA");
         let until = UnixTime::from_secs(4_000_000_000);
         assert_eq!(verify(&keys, state, ROUTE, cookie, until - 1), Ok(FlowId([0x11; 16])));
-        assert_eq!(verify(&keys, state, ROUTE, cookie, until), Err(StateError::Expired));
+        assert_eq!(verify(&keys, state, ROUTE, cookie, until), Err(StateError::Expired { ago: 0 }));
     }
 
     #[test]
@@ -277,9 +280,9 @@ mod tests {
         let state = minted();
         assert!(state.len() <= 200 && state.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
         let long = mint(&keys(&[1]), ROUTE, COOKIE, UnixTime::MAX).expect("a key");
-        assert_eq!(verify(&keys(&[1]), &long, ROUTE, Some(COOKIE), NOW + 600), Err(StateError::Expired));
+        assert_eq!(verify(&keys(&[1]), &long, ROUTE, Some(COOKIE), NOW + 600), Err(StateError::Expired { ago: 0 }));
         let short = mint(&keys(&[1]), ROUTE, COOKIE, NOW + 5).expect("a key");
-        assert_eq!(verify(&keys(&[1]), &short, ROUTE, Some(COOKIE), NOW + 5), Err(StateError::Expired));
+        assert_eq!(verify(&keys(&[1]), &short, ROUTE, Some(COOKIE), NOW + 5), Err(StateError::Expired { ago: 0 }));
         assert_eq!(mint(&StateKeys::new(Vec::new()), ROUTE, COOKIE, NOW), None);
     }
 

@@ -1,6 +1,6 @@
 //! Who is at the browser, as a trusted filter before ours said it.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,12 @@ pub struct MetadataPath(Vec<String>);
 impl MetadataPath {
     pub fn keys(&self) -> &[String] {
         &self.0
+    }
+}
+
+impl fmt::Display for MetadataPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("."))
     }
 }
 
@@ -61,6 +67,19 @@ impl Users {
                 Some(User::Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })
             }
             (Self::From(_) | Self::Unknown, _) => None,
+        }
+    }
+
+    /// Why there is nobody, for operators.
+    pub fn nobody(&self) -> String {
+        match self {
+            Self::Unknown => "neither --user-namespace nor --single-user is set".to_owned(),
+            Self::Single => "everybody is one person".to_owned(),
+            Self::From(UserSource { namespace, issuer, subject }) => {
+                format!(
+                    "the dynamic metadata of `{namespace}` does not have a text at each of `{issuer}` and `{subject}`"
+                )
+            }
         }
     }
 

@@ -32,6 +32,11 @@ impl Throttle {
         self.due(now)
     }
 
+    /// Whether nothing is left of it: the next would be as the first.
+    pub fn is_spent(&self, now: Instant) -> bool {
+        self.unlogged == 0 && !self.is_quiet(now)
+    }
+
     fn is_quiet(&self, now: Instant) -> bool {
         self.last_line.is_some_and(|last| now.duration_since(last) < QUIET)
     }

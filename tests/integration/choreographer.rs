@@ -239,7 +239,11 @@ impl Service {
 }
 
 fn refuse(reason: Reason, return_to: String) -> complete_authorization_response::Outcome {
-    complete_authorization_response::Outcome::Refusal(CompleteRefusal { reason: reason.into(), return_to })
+    complete_authorization_response::Outcome::Refusal(CompleteRefusal {
+        reason: reason.into(),
+        return_to,
+        message: String::new(),
+    })
 }
 
 #[tonic::async_trait]

@@ -150,9 +150,9 @@ async fn a_completion_that_is_refused() {
         (CompleteError::WrongContext, (400, "wrong_context")),
         (CompleteError::UnknownFlow, (400, "unknown_flow")),
         (CompleteError::IssuerMismatch, (400, "issuer_mismatch")),
-        (CompleteError::AuthorizationError, (400, "as_error")),
+        (CompleteError::AuthorizationError("access_denied".to_owned()), (400, "as_error")),
         (CompleteError::AlreadyUsed { return_to: "/back".to_owned() }, (409, "already_used")),
-        (CompleteError::ExchangeFailed, (502, "exchange_failed")),
+        (CompleteError::ExchangeFailed("a cause".to_owned()), (502, "exchange_failed")),
     ];
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
     for (complete, expected) in all {
