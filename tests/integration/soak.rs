@@ -20,8 +20,8 @@ use envoy_cimd::{
     contract::proto::{
         self, BeginAuthorizationRequest, CompleteAuthorizationRequest, GetUpstreamTokenRequest,
         authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
-        complete_authorization_request::Answer, complete_authorization_response, complete_refusal::Reason,
-        upstream_tokens_client::UpstreamTokensClient,
+        begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
+        complete_refusal::Reason, upstream_tokens_client::UpstreamTokensClient,
     },
     exchange::embedded::Embedded,
     model::user::User,
@@ -517,7 +517,13 @@ impl Person {
                 self.step(&self.shared.counts.begun);
                 Some(begun)
             }
-            begin_authorization_response::Outcome::Refusal(refusal) => panic!("{}: {refusal:?}", self.subject),
+            begin_authorization_response::Outcome::Refusal(refusal) => match refusal.reason() {
+                // The store is being killed.
+                begin_refusal::Reason::Failed
+                | begin_refusal::Reason::Unavailable
+                | begin_refusal::Reason::TimedOut => None,
+                _ => panic!("{}: {refusal:?}", self.subject),
+            },
         }
     }
 
@@ -531,7 +537,10 @@ impl Person {
                 self.step(&self.shared.counts.completed);
                 Completed::Yes
             }
-            complete_authorization_response::Outcome::Refusal(refusal) => Completed::Refused(refusal.reason()),
+            complete_authorization_response::Outcome::Refusal(refusal) => match refusal.reason() {
+                Reason::Failed | Reason::Unavailable | Reason::TimedOut => Completed::Broken,
+                reason => Completed::Refused(reason),
+            },
         }
     }
 
