@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use super::{
     proto::{self, upstream_tokens_server},
     tokens::{Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
-    wire::{bytes, timestamp, trace, upstream, user},
+    wire::{self, bytes, timestamp, trace},
 };
 use crate::model::client::ClientId;
 
@@ -22,11 +22,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
     ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = TokenOwner {
-            user: user(request.user)?,
-            client_id: ClientId::new(request.client_id),
-            upstream: upstream(request.upstream, request.authorization_server),
-        };
+        let owner = owner(request.user, request.client_id, request.upstream, request.authorization_server)?;
         let token = self.0.upstream_token(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
@@ -42,11 +38,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         use proto::report_refused_token_response::Outcome;
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = TokenOwner {
-            user: user(request.user)?,
-            client_id: ClientId::new(request.client_id),
-            upstream: upstream(request.upstream, request.authorization_server),
-        };
+        let owner = owner(request.user, request.client_id, request.upstream, request.authorization_server)?;
         let tag = TokenTag(bytes("tag", request.tag)?);
         let outcome = match self.0.refused(owner, tag, &trace).await.map_err(status)? {
             Renewal::Renewed => Outcome::Renewed,
@@ -61,14 +53,25 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
     ) -> Result<Response<proto::DisconnectResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = TokenOwner {
-            user: user(request.user)?,
-            client_id: ClientId::new(request.client_id),
-            upstream: upstream(request.upstream, String::new()),
-        };
+        let owner = owner(request.user, request.client_id, request.upstream, String::new())?;
         self.0.disconnect(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::DisconnectResponse {}))
     }
+}
+
+/// # Errors
+/// `INVALID_ARGUMENT` where the user is missing, or has an empty part.
+fn owner(
+    user: Option<proto::User>,
+    client_id: String,
+    upstream: String,
+    authorization_server: String,
+) -> Result<TokenOwner, Status> {
+    Ok(TokenOwner {
+        user: wire::user(user)?,
+        client_id: ClientId::new(client_id),
+        upstream: wire::upstream(upstream, authorization_server),
+    })
 }
 
 fn status(error: TokenError) -> Status {
