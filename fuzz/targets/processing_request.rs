@@ -20,7 +20,7 @@ use bytes::Bytes;
 use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Cause, CompleteError},
     },
     edge::{
         ext_proc::ExtProc,
@@ -307,21 +307,23 @@ impl Fake {
     }
 }
 
+const CAUSE: Cause = Cause::Borrowed("a cause");
+
 #[async_trait]
 impl Choreographer for Fake {
     async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
-        self.answer(["https://as.example", "<script>"], &[CallError::Timeout]).map(Some)
+        self.answer(["https://as.example", "<script>"], &[CallError::Timeout(CAUSE)]).map(Some)
     }
 
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
         self.begun.store(true, Relaxed);
-        let unusable = BeginError::AuthorizationServerUnusable("a reason".to_owned());
+        let unusable = BeginError::AuthorizationServerUnusable(CAUSE);
         let refusals = [
             unusable,
             BeginError::TooManyFlows,
-            BeginError::Call(CallError::Failed),
-            BeginError::Call(CallError::Unavailable),
-            BeginError::Call(CallError::Timeout),
+            BeginError::Call(CallError::Failed(CAUSE)),
+            BeginError::Call(CallError::Unavailable(CAUSE)),
+            BeginError::Call(CallError::Timeout(CAUSE)),
         ];
         let urls = [
             "https://as.example/authorize?a=b",
@@ -338,14 +340,14 @@ impl Choreographer for Fake {
         let refusals = [
             CompleteError::WrongContext,
             CompleteError::UnknownFlow,
-            CompleteError::IssuerMismatch,
-            CompleteError::AuthorizationError("other".to_owned()),
+            CompleteError::IssuerMismatch(CAUSE),
+            CompleteError::AuthorizationError("other".into()),
             CompleteError::AlreadyUsed { return_to: "/done".to_owned() },
             CompleteError::AlreadyUsed { return_to: "javascript:alert(1)".to_owned() },
-            CompleteError::ExchangeFailed("a cause".to_owned()),
-            CompleteError::Call(CallError::Failed),
-            CompleteError::Call(CallError::Unavailable),
-            CompleteError::Call(CallError::Timeout),
+            CompleteError::ExchangeFailed(CAUSE),
+            CompleteError::Call(CallError::Failed(CAUSE)),
+            CompleteError::Call(CallError::Unavailable(CAUSE)),
+            CompleteError::Call(CallError::Timeout(CAUSE)),
         ];
         self.answer(["/done?a=b#c", "//evil.example", "https://evil.example"], &refusals)
     }

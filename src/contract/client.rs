@@ -1,6 +1,6 @@
 //! A choreographer in another process, called over gRPC.
 
-use std::time::Duration;
+use std::{error::Error, iter::successors, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::timeout;
@@ -8,7 +8,7 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired, transport::Channel};
 
 use super::{
     choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
-    error::{BeginError, CallError, CompleteError},
+    error::{BeginError, CallError, Cause, CompleteError},
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
@@ -21,6 +21,9 @@ use crate::model::{flow::FlowId, trace::Trace, upstream::Upstream};
 const DEADLINE: Duration = Duration::from_secs(10);
 /// The longest that the page waits for a name that it can do without.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(2);
+
+const NO_ANSWER: Cause = Cause::Borrowed("the choreographer did not answer in time");
+const NO_CONTRACT: Cause = Cause::Borrowed("the choreographer's answer does not keep the contract");
 
 /// A connection that is made when it is first needed, and made again when it breaks.
 #[derive(Clone, Debug)]
@@ -49,13 +52,8 @@ impl Client {
         request.set_timeout(deadline);
         match timeout(deadline, call(self.inner.clone(), request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => {
-                // With TLS 1.3 it shows only here that the other side does not let us in.
-                let reason = anyhow::Error::from(status.clone());
-                tracing::warn!("a call of the choreographer failed: {reason:#}");
-                Err(call_error(&status))
-            }
-            Err(_) => Err(CallError::Timeout),
+            Ok(Err(status)) => Err(call_error(&status)),
+            Err(_) => Err(CallError::Timeout(NO_ANSWER)),
         }
     }
 }
@@ -92,9 +90,9 @@ impl Choreographer for Client {
             })
             .await?;
         match answer.outcome {
-            Some(Outcome::Begun(answer)) => Ok(begun(answer).ok_or(CallError::Failed)?),
+            Some(Outcome::Begun(answer)) => Ok(begun(answer).ok_or(CallError::Failed(NO_CONTRACT))?),
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),
-            None => Err(CallError::Failed.into()),
+            None => Err(CallError::Failed(NO_CONTRACT).into()),
         }
     }
 
@@ -123,7 +121,7 @@ impl Choreographer for Client {
         match answer.outcome {
             Some(Outcome::Completed(completed)) => Ok(completed.return_to),
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),
-            None => Err(CallError::Failed.into()),
+            None => Err(CallError::Failed(NO_CONTRACT).into()),
         }
     }
 }
@@ -131,20 +129,21 @@ impl Choreographer for Client {
 /// Only a failed connection proves that nothing was sent. (A code says less: a connection that breaks is `CANCELLED`,
 /// as a deadline is.)
 fn call_error(status: &Status) -> CallError {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return CallError::Unavailable;
-        }
-        if error.is::<TimeoutExpired>() {
-            return CallError::Timeout;
-        }
-        source = error.source();
+    let sources = || successors(Error::source(status), |error| (*error).source());
+    let innermost = sources().last().map(ToString::to_string);
+    if sources().any(|error| error.is::<ConnectError>()) {
+        return CallError::Unavailable(cause("no connection to the choreographer", innermost));
     }
-    match status.code() {
-        Code::DeadlineExceeded => CallError::Timeout,
-        _ => CallError::Failed,
+    if status.code() == Code::DeadlineExceeded || sources().any(|error| error.is::<TimeoutExpired>()) {
+        return CallError::Timeout(NO_ANSWER);
     }
+    // With TLS 1.3 it shows only here that the other side does not let us in.
+    let said = innermost.or_else(|| Some(format!("{:?}, {}", status.code(), status.message())));
+    CallError::Failed(cause("the call of the choreographer broke", said))
+}
+
+fn cause(what: &str, why: Option<String>) -> Cause {
+    why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}")).into()
 }
 
 /// None where the answer keeps no contract.

@@ -1,10 +1,15 @@
 //! What became of a call of the choreographer that did not do what it was asked. The same in process and over gRPC.
 
+use std::borrow::Cow;
+
+/// Why, in words of ours, for the line with the request id. It quotes nothing that a stranger wrote, and no secret.
+pub type Cause = Cow<'static, str>;
+
 /// Why no flow was begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BeginError {
-    /// No authorization server can be used for the upstream. The reason is for the log.
-    AuthorizationServerUnusable(String),
+    /// No authorization server can be used for the upstream.
+    AuthorizationServerUnusable(Cause),
     /// As many flows, or look-ups, as may be.
     TooManyFlows,
     Call(CallError),
@@ -18,28 +23,35 @@ pub enum CompleteError {
     /// There is no such flow, or it expired.
     UnknownFlow,
     /// RFC 9207, section 2.4. The flow is consumed.
-    IssuerMismatch,
-    /// The authorization server sent an error; the code, where it is a registered one, is for the log. The flow is
+    IssuerMismatch(Cause),
+    /// The authorization server sent an error: its code where that is a registered one, else `other`. The flow is
     /// consumed.
-    AuthorizationError(String),
+    AuthorizationError(Cause),
     /// It was completed before, in the same context; `return_to` is the choreographer's word, and still to be checked.
     AlreadyUsed {
         return_to: String,
     },
-    /// The token endpoint refused, or gave nothing that can be used; why is for the log. The flow is consumed.
-    ExchangeFailed(String),
+    /// The token endpoint refused, or gave nothing that can be used. The flow is consumed.
+    ExchangeFailed(Cause),
     Call(CallError),
 }
 
 /// What became of a call as such.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallError {
     /// Nothing was done, and nothing is lost: no connection could be made, or the store could not be opened.
-    Unavailable,
+    Unavailable(Cause),
     /// It broke after it may have done something, or what came back keeps no contract.
-    Failed,
+    Failed(Cause),
     /// It took too long, and may have done something.
-    Timeout,
+    Timeout(Cause),
+}
+
+impl CallError {
+    pub fn cause(&self) -> &Cause {
+        let (Self::Unavailable(cause) | Self::Failed(cause) | Self::Timeout(cause)) = self;
+        cause
+    }
 }
 
 impl From<CallError> for BeginError {
@@ -62,9 +74,9 @@ pub trait Label {
 impl Label for CallError {
     fn label(&self) -> &'static str {
         match self {
-            Self::Unavailable => "choreographer_unavailable",
-            Self::Failed => "choreographer_failed",
-            Self::Timeout => "timeout",
+            Self::Unavailable(_) => "choreographer_unavailable",
+            Self::Failed(_) => "choreographer_failed",
+            Self::Timeout(_) => "timeout",
         }
     }
 }
@@ -84,7 +96,7 @@ impl Label for CompleteError {
         match self {
             Self::WrongContext => "wrong_context",
             Self::UnknownFlow => "unknown_flow",
-            Self::IssuerMismatch => "issuer_mismatch",
+            Self::IssuerMismatch(_) => "issuer_mismatch",
             Self::AuthorizationError(_) => "as_error",
             Self::AlreadyUsed { .. } => "already_used",
             Self::ExchangeFailed(_) => "exchange_failed",

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     choreographer::{AuthorizationAnswer, Begin, Choreographer, Complete},
-    error::{CallError, Label},
+    error::CallError,
     proto::{
         self, authorization_choreographer_server::AuthorizationChoreographer, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
@@ -109,8 +109,8 @@ impl AuthorizationChoreographer for Service {
 /// The look-up has no refusal of its own: the page does without.
 fn status(error: CallError) -> Status {
     match error {
-        CallError::Unavailable => Status::unavailable(error.label()),
-        CallError::Failed => Status::internal(error.label()),
-        CallError::Timeout => Status::deadline_exceeded(error.label()),
+        CallError::Unavailable(cause) => Status::unavailable(cause),
+        CallError::Failed(cause) => Status::internal(cause),
+        CallError::Timeout(cause) => Status::deadline_exceeded(cause),
     }
 }

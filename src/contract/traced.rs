@@ -95,7 +95,7 @@ impl Fault for CompleteError {
             // The other side's doing, and not this span's failure.
             Self::WrongContext
             | Self::UnknownFlow
-            | Self::IssuerMismatch
+            | Self::IssuerMismatch(_)
             | Self::AuthorizationError(_)
             | Self::AlreadyUsed { .. } => false,
             Self::ExchangeFailed(_) | Self::Call(_) => true,

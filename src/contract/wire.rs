@@ -4,10 +4,13 @@ use prost_types::Timestamp;
 use tonic::{Request, Status};
 
 use super::{
-    error::{BeginError, CallError, CompleteError},
+    error::{BeginError, CallError, Cause, CompleteError},
     proto::{self, begin_refusal, complete_refusal, user},
 };
 use crate::model::{clock::UnixTime, trace::Trace, upstream::Upstream, user::User};
+
+/// The reason of a version that this one does not know is none.
+const UNKNOWN_REASON: Cause = Cause::Borrowed("the choreographer refused for a reason that this version does not know");
 
 impl From<User> for proto::User {
     fn from(user: User) -> Self {
@@ -69,11 +72,13 @@ impl From<BeginError> for proto::BeginRefusal {
     fn from(error: BeginError) -> Self {
         use begin_refusal::Reason;
         let (reason, message) = match error {
-            BeginError::AuthorizationServerUnusable(message) => (Reason::AuthorizationServerUnusable, message),
+            BeginError::AuthorizationServerUnusable(message) => {
+                (Reason::AuthorizationServerUnusable, message.into_owned())
+            }
             BeginError::TooManyFlows => (Reason::TooManyFlows, String::new()),
-            BeginError::Call(CallError::Unavailable) => (Reason::Unavailable, String::new()),
-            BeginError::Call(CallError::Failed) => (Reason::Failed, String::new()),
-            BeginError::Call(CallError::Timeout) => (Reason::TimedOut, String::new()),
+            BeginError::Call(CallError::Unavailable(cause)) => (Reason::Unavailable, cause.into_owned()),
+            BeginError::Call(CallError::Failed(cause)) => (Reason::Failed, cause.into_owned()),
+            BeginError::Call(CallError::Timeout(cause)) => (Reason::TimedOut, cause.into_owned()),
         };
         Self { reason: reason.into(), message }
     }
@@ -82,13 +87,15 @@ impl From<BeginError> for proto::BeginRefusal {
 impl From<proto::BeginRefusal> for BeginError {
     fn from(refusal: proto::BeginRefusal) -> Self {
         use begin_refusal::Reason;
-        match refusal.reason() {
-            Reason::AuthorizationServerUnusable => Self::AuthorizationServerUnusable(refusal.message),
+        let reason = refusal.reason();
+        let cause = refusal.message.into();
+        match reason {
+            Reason::AuthorizationServerUnusable => Self::AuthorizationServerUnusable(cause),
             Reason::TooManyFlows => Self::TooManyFlows,
-            Reason::Unavailable => Self::Call(CallError::Unavailable),
-            // The reason of a version that this one does not know is none.
-            Reason::Failed | Reason::Unspecified => Self::Call(CallError::Failed),
-            Reason::TimedOut => Self::Call(CallError::Timeout),
+            Reason::Unavailable => Self::Call(CallError::Unavailable(cause)),
+            Reason::Failed => Self::Call(CallError::Failed(cause)),
+            Reason::Unspecified => Self::Call(CallError::Failed(UNKNOWN_REASON)),
+            Reason::TimedOut => Self::Call(CallError::Timeout(cause)),
         }
     }
 }
@@ -100,13 +107,13 @@ impl From<CompleteError> for proto::CompleteRefusal {
         let (reason, return_to, message) = match error {
             CompleteError::WrongContext => (Reason::WrongContext, none(), none()),
             CompleteError::UnknownFlow => (Reason::UnknownFlow, none(), none()),
-            CompleteError::IssuerMismatch => (Reason::IssuerMismatch, none(), none()),
-            CompleteError::AuthorizationError(code) => (Reason::AuthorizationError, none(), code),
+            CompleteError::IssuerMismatch(cause) => (Reason::IssuerMismatch, none(), cause.into_owned()),
+            CompleteError::AuthorizationError(code) => (Reason::AuthorizationError, none(), code.into_owned()),
             CompleteError::AlreadyUsed { return_to } => (Reason::AlreadyUsed, return_to, none()),
-            CompleteError::ExchangeFailed(cause) => (Reason::ExchangeFailed, none(), cause),
-            CompleteError::Call(CallError::Unavailable) => (Reason::Unavailable, none(), none()),
-            CompleteError::Call(CallError::Failed) => (Reason::Failed, none(), none()),
-            CompleteError::Call(CallError::Timeout) => (Reason::TimedOut, none(), none()),
+            CompleteError::ExchangeFailed(cause) => (Reason::ExchangeFailed, none(), cause.into_owned()),
+            CompleteError::Call(CallError::Unavailable(cause)) => (Reason::Unavailable, none(), cause.into_owned()),
+            CompleteError::Call(CallError::Failed(cause)) => (Reason::Failed, none(), cause.into_owned()),
+            CompleteError::Call(CallError::Timeout(cause)) => (Reason::TimedOut, none(), cause.into_owned()),
         };
         Self { reason: reason.into(), return_to, message }
     }
@@ -115,17 +122,19 @@ impl From<CompleteError> for proto::CompleteRefusal {
 impl From<proto::CompleteRefusal> for CompleteError {
     fn from(refusal: proto::CompleteRefusal) -> Self {
         use complete_refusal::Reason;
-        match refusal.reason() {
+        let reason = refusal.reason();
+        let cause = refusal.message.into();
+        match reason {
             Reason::WrongContext => Self::WrongContext,
             Reason::UnknownFlow => Self::UnknownFlow,
-            Reason::IssuerMismatch => Self::IssuerMismatch,
-            Reason::AuthorizationError => Self::AuthorizationError(refusal.message),
+            Reason::IssuerMismatch => Self::IssuerMismatch(cause),
+            Reason::AuthorizationError => Self::AuthorizationError(cause),
             Reason::AlreadyUsed => Self::AlreadyUsed { return_to: refusal.return_to },
-            Reason::ExchangeFailed => Self::ExchangeFailed(refusal.message),
-            Reason::Unavailable => Self::Call(CallError::Unavailable),
-            // The reason of a version that this one does not know is none.
-            Reason::Failed | Reason::Unspecified => Self::Call(CallError::Failed),
-            Reason::TimedOut => Self::Call(CallError::Timeout),
+            Reason::ExchangeFailed => Self::ExchangeFailed(cause),
+            Reason::Unavailable => Self::Call(CallError::Unavailable(cause)),
+            Reason::Failed => Self::Call(CallError::Failed(cause)),
+            Reason::Unspecified => Self::Call(CallError::Failed(UNKNOWN_REASON)),
+            Reason::TimedOut => Self::Call(CallError::Timeout(cause)),
         }
     }
 }

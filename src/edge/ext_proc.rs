@@ -24,7 +24,7 @@ use crate::{
     },
     model::{
         route::{Field, Keyed, NAMESPACE, RouteMetadata},
-        user::{MetadataPath, UserSource},
+        user::{Claims, MetadataPath, UserSource},
     },
     telemetry::metrics::Metrics,
 };
@@ -206,7 +206,7 @@ fn sources<'a>(message: &'a ProcessingRequest, user: Option<&UserSource>) -> Sou
         dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
         user: user.zip(metadata).and_then(|(source, metadata)| {
             let values = struct_of(&metadata.filter_metadata, &source.namespace)?;
-            Some((text_at(values, &source.issuer)?, text_at(values, &source.subject)?))
+            Some(Claims { issuer: text_at(values, &source.issuer), subject: text_at(values, &source.subject) })
         }),
     }
 }
@@ -376,7 +376,7 @@ mod tests {
             (*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From)),
             (expected, expected)
         );
-        assert_eq!(sources.user, Some(("new", "new")));
+        assert_eq!(sources.user, Some(Claims { issuer: Some("new"), subject: Some("new") }));
 
         for last in [None, Some(Value::default()), Some(Value { kind: Some(Kind::NullValue(0)) })] {
             let message = ProcessingRequest {
@@ -392,7 +392,7 @@ mod tests {
             let sources = super::sources(&message, Some(&source()));
             assert_eq!(
                 (*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From), sources.user),
-                (None, None, None)
+                (None, None, Some(Claims::default()))
             );
         }
     }
@@ -412,7 +412,8 @@ mod tests {
         };
         let sources = sources(&message, Some(&source()));
         assert_eq!(*sources.attributes.get(Key::From), Some(Field::NotText));
-        assert_eq!((sources.dynamic_metadata, sources.user), (RouteMetadata::default(), None));
+        let claims = Claims { issuer: Some("issuer"), subject: None };
+        assert_eq!((sources.dynamic_metadata, sources.user), (RouteMetadata::default(), Some(claims)));
 
         let header = |key, raw_value| HeaderValue {
             key: Bytes::from_static(key),

@@ -1,6 +1,9 @@
 //! The choreographer itself: discovery, the authorization request, the exchange, the stored token.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use oauth2::{
@@ -19,7 +22,7 @@ use super::{
 use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
-        error::{BeginError, CallError, CompleteError, Label},
+        error::{BeginError, CallError, Cause, CompleteError, Label},
         tokens::{TokenOwner, TokenTag},
     },
     model::{
@@ -96,7 +99,8 @@ impl Choreographer for Embedded {
 
     async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, BeginError> {
         let (client_id, user) = (begin.client_id.clone(), begin.user.clone());
-        let begun = timeout(DEADLINE, self.begin_flow(begin)).await.unwrap_or(Err(CallError::Timeout.into()));
+        let late = || CallError::Timeout(format!("no flow began within {} s", DEADLINE.as_secs()).into());
+        let begun = timeout(DEADLINE, self.begin_flow(begin)).await.unwrap_or_else(|_| Err(late().into()));
         match &begun {
             Ok((begun, issuer)) => audit::event("begun", &user, client_id.as_str(), issuer, Some(&begun.flow_id), "ok"),
             Err(error) => audit::event("begun", &user, client_id.as_str(), "", None, error.label()),
@@ -108,7 +112,9 @@ impl Choreographer for Embedded {
         let patience = self.tokens.deadlines.patience;
         let deadline = Instant::now() + patience;
         let (flow_id, user) = (complete.flow_id, complete.user.clone());
-        let taken = timeout(patience, self.take(&complete)).await.unwrap_or(Err(CallError::Timeout.into()));
+        let late = |what| CallError::Timeout(format!("{what} within {} s", patience.as_secs()).into());
+        let taken = timeout(patience, self.take(&complete)).await;
+        let taken = taken.unwrap_or_else(|_| Err(late("the store did not answer").into()));
         let record =
             taken.inspect_err(|error| audit::event("refused", &user, "", "", Some(&flow_id), error.label()))?;
         let (this, return_to) = (self.clone(), record.return_to.clone());
@@ -122,8 +128,11 @@ impl Choreographer for Embedded {
         let left = deadline.saturating_duration_since(Instant::now());
         match timeout(left, finishing).await {
             Ok(Ok(result)) => result.map(|()| return_to),
-            Ok(Err(_)) => Err(CallError::Failed.into()),
-            Err(_) => Err(CallError::Timeout.into()),
+            Ok(Err(_)) => {
+                Err(CallError::Failed("the exchange ended early: a fault of envoy-cimd itself".into()).into())
+            }
+            // It is waited for further, and what it brings is stored.
+            Err(_) => Err(late("the token endpoint did not answer").into()),
         }
     }
 }
@@ -153,24 +162,25 @@ impl Embedded {
 
     /// Where nothing can be opened, nothing was done, and the same request may be tried again.
     async fn open(&self) -> Result<&Opened, CallError> {
-        self.tokens.open().await.map_err(|_| CallError::Unavailable)
+        let unavailable = |error| CallError::Unavailable(format!("the store cannot be opened: {error}").into());
+        self.tokens.open().await.map_err(unavailable)
     }
 
     async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), BeginError> {
         let found = self.tokens.discovery.find(&begin.upstream).await;
         let server = found.map_err(|error| match error {
             DiscoveryError::Busy => BeginError::TooManyFlows,
-            error => BeginError::AuthorizationServerUnusable(error.to_string()),
+            error => BeginError::AuthorizationServerUnusable(error.to_string().into()),
         })?;
         if self.require_iss && !server.sends_iss {
-            return Err(BeginError::AuthorizationServerUnusable(format!(
-                "the authorization server {}: it does not announce `iss`, which --require-iss asks for",
-                server.issuer
-            )));
+            let lacks = "it does not announce `iss`, which --require-iss asks for";
+            let cause = format!("the authorization server {}: {lacks}", server.issuer).into();
+            return Err(BeginError::AuthorizationServerUnusable(cause));
         }
-        let flow_id = FlowId(random().map_err(|_| CallError::Failed)?);
+        let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let authorization_url = authorization_url(&server, &begin, challenge).ok_or(CallError::Failed)?;
+        let authorization_url = authorization_url(&server, &begin, challenge)
+            .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
         let expires_at = now + MAX_LIFETIME;
         let record = FlowRecord {
@@ -189,8 +199,8 @@ impl Embedded {
         };
         let key = FlowKey::of(&flow_id);
         let open = self.open().await?;
-        let sealed = open.seal(Place::Flow(&key), &record).ok_or(CallError::Failed)?;
-        let tombstone = open.seal(Place::Tombstone(&key), &record.return_to).ok_or(CallError::Failed)?;
+        let sealed = open.seal(Place::Flow(&key), &record).ok_or(NOT_SEALED)?;
+        let tombstone = open.seal(Place::Tombstone(&key), &record.return_to).ok_or(NOT_SEALED)?;
         let of_user = match record.user {
             User::Single => self.limits.of_user.saturating_mul(PEOPLE),
             User::Subject { .. } => self.limits.of_user,
@@ -234,7 +244,7 @@ impl Embedded {
         let code = match complete.answer {
             AuthorizationAnswer::Code(code) => code,
             AuthorizationAnswer::Error { error, .. } => {
-                return Err(CompleteError::AuthorizationError(registered(&error).to_owned()));
+                return Err(CompleteError::AuthorizationError(registered(&error).into()));
             }
         };
         let token = self.exchange(code, record).await?;
@@ -250,7 +260,7 @@ impl Embedded {
     async fn exchange(&self, code: Secret, record: &FlowRecord) -> Result<TokenRecord, CompleteError> {
         let failed = |reason: String| {
             tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
-            CompleteError::ExchangeFailed(reason)
+            CompleteError::ExchangeFailed(reason.into())
         };
         let client = OAuthClient::new(ClientId::new(record.client_id.to_string()))
             .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
@@ -279,7 +289,7 @@ impl Embedded {
             revocation_endpoint: record.revocation_endpoint.clone(),
             resource: record.resource.clone(),
             client_id: record.client_id.clone(),
-            tag: Some(TokenTag(random().map_err(|_| CallError::Failed)?)),
+            tag: Some(TokenTag(random().map_err(call_failed)?)),
             refused: None,
         })
     }
@@ -310,16 +320,22 @@ fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: Pkc
     Some(url.into())
 }
 
+const NOT_SEALED: CallError = CallError::Failed(Cause::Borrowed("the record cannot be sealed"));
+
+fn call_failed(error: impl Display) -> CallError {
+    CallError::Failed(error.to_string().into())
+}
+
 fn store_failed(error: &StoreError) -> CallError {
     tracing::error!(%error, "the store failed");
-    CallError::Failed
+    call_failed(error)
 }
 
 /// A record that does not open is lost to whoever asked for it.
 fn unsealed<T>(record: Result<(T, bool), UnsealError>) -> Result<T, CallError> {
     record.map(|(value, _)| value).map_err(|error| {
         tracing::error!(%error, "a stored record cannot be opened");
-        CallError::Failed
+        call_failed(format_args!("a stored record cannot be opened: {error}"))
     })
 }
 
@@ -328,7 +344,8 @@ fn check_issuer(iss: Option<&str>, recorded: &str, must_be_there: bool) -> Resul
     match iss {
         Some(iss) if iss == recorded => Ok(()),
         None if !must_be_there => Ok(()),
-        Some(_) | None => Err(CompleteError::IssuerMismatch),
+        Some(_) => Err(CompleteError::IssuerMismatch(format!("`iss` is not {recorded}").into())),
+        None => Err(CompleteError::IssuerMismatch("`iss` is missing, and has to be there".into())),
     }
 }
 

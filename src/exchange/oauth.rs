@@ -9,9 +9,7 @@ use http::{
 };
 use oauth2::{
     AsyncHttpClient, Client, EndpointNotSet, RequestTokenError, StandardRevocableToken,
-    basic::{
-        BasicErrorResponse, BasicErrorResponseType, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse,
-    },
+    basic::{BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse},
 };
 use serde_json::Value;
 
@@ -50,12 +48,22 @@ pub struct OAuthHttp {
 pub enum HttpError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// Whatever a body says that comes with it, this says nothing of the grant (RFC 6749, section 5.2).
-    #[error("the token endpoint answered {status}")]
-    Busy { status: u16, retry_after: Option<Duration> },
-    /// A refusal without an error code that could be read.
-    #[error("the token endpoint answered {0}")]
-    Refused(u16),
+    #[error(transparent)]
+    Refused(#[from] TokenRefusal),
+}
+
+/// An answer of a token endpoint that is not a success: its status, and its error code (RFC 6749, section 5.2) where
+/// that can be read and is a registered one, else `other`.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("the token endpoint answered {status}{}", with_code(*code))]
+pub struct TokenRefusal {
+    status: u16,
+    code: Option<&'static str>,
+    verdict: Verdict,
+}
+
+fn with_code(code: Option<&str>) -> String {
+    code.map(|code| format!(" with the error `{code}`")).unwrap_or_default()
 }
 
 impl<'c> AsyncHttpClient<'c> for OAuthHttp {
@@ -65,32 +73,35 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
     fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
         Box::pin(async move {
             let answer = self.outgoing.send_within(self.deadline, request, None).await?;
-            let answer = mended(answer);
-            match answer.status().as_u16() {
-                status @ (429 | 500..) => Err(HttpError::Busy { status, retry_after: retry_after(answer.headers()) }),
-                status @ 400..500 if !has_error_code(answer.body()) => Err(HttpError::Refused(status)),
-                _ => Ok(answer),
-            }
+            Ok(mended(answer)?)
         })
     }
 }
 
 /// Brings an answer into the form that `oauth2` takes: it wants 200 and JSON to the letter.
-fn mended(mut answer: oauth2::HttpResponse) -> oauth2::HttpResponse {
-    if answer.status().is_success() {
-        // An error that is called a success (RFC 6749, section 5.2, wants 400).
-        let is_error = has_error_code(answer.body());
-        *answer.status_mut() = if is_error { StatusCode::BAD_REQUEST } else { StatusCode::OK };
-        // JSON comes as `text/plain`, too. What is not JSON does not parse.
-        answer.headers_mut().remove(CONTENT_TYPE);
+///
+/// # Errors
+/// Where it is a refusal, or calls an error a success.
+fn mended(mut answer: oauth2::HttpResponse) -> Result<oauth2::HttpResponse, TokenRefusal> {
+    let code = error_code(answer.body());
+    if !answer.status().is_success() || code.is_some() {
+        return Err(TokenRefusal {
+            status: answer.status().as_u16(),
+            code: code.as_deref().map(registered),
+            verdict: Verdict::of(answer.status(), code.as_deref(), answer.headers()),
+        });
     }
-    answer
+    *answer.status_mut() = StatusCode::OK;
+    // JSON comes as `text/plain`, too. What is not JSON does not parse.
+    answer.headers_mut().remove(CONTENT_TYPE);
+    Ok(answer)
 }
 
-/// Whether a body is an error (RFC 6749, section 5.2), and nothing else.
-fn has_error_code(body: &[u8]) -> bool {
-    serde_json::from_slice::<Value>(body)
-        .is_ok_and(|body| body.get("error").is_some_and(Value::is_string) && body.get("access_token").is_none())
+/// The code of a body that is an error (RFC 6749, section 5.2), and nothing else.
+fn error_code(body: &[u8]) -> Option<String> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let code = body.get("error")?.as_str()?;
+    body.get("access_token").is_none().then(|| code.to_owned())
 }
 
 /// How long a server asks to be left alone, in seconds or as a date (RFC 9110, section 10.2.3).
@@ -114,21 +125,25 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Of an answer that is not a success. Whatever a body says that comes with 429 or 5xx, it says nothing of the grant
+    /// (RFC 6749, section 5.2).
+    fn of(status: StatusCode, code: Option<&str>, headers: &HeaderMap) -> Self {
+        match (status.as_u16(), code) {
+            (429 | 500.., _) => Self::Unknown(retry_after(headers)),
+            (_, Some("invalid_grant" | "unauthorized_client")) => Self::Ended,
+            // Our document may have been out of the server's reach.
+            (_, Some("invalid_client")) => Self::Unknown(None),
+            (_, Some(code)) if TEMPORARY.contains(&code) => Self::Unknown(None),
+            (400..500, _) | (_, Some(_)) => Self::Refused,
+            (_, None) => Self::Unknown(None),
+        }
+    }
+
     /// Of a refresh that brought no token.
-    pub fn of(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> Self {
+    pub fn of_failure(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> Self {
         match error {
-            RequestTokenError::ServerResponse(answer) => match answer.error() {
-                BasicErrorResponseType::InvalidGrant | BasicErrorResponseType::UnauthorizedClient => Self::Ended,
-                // Our document may have been out of the server's reach.
-                BasicErrorResponseType::InvalidClient => Self::Unknown(None),
-                BasicErrorResponseType::Extension(code) if TEMPORARY.contains(&code.as_str()) => Self::Unknown(None),
-                _ => Self::Refused,
-            },
-            RequestTokenError::Request(HttpError::Refused(_)) => Self::Refused,
-            RequestTokenError::Request(HttpError::Busy { retry_after, .. }) => Self::Unknown(*retry_after),
-            RequestTokenError::Request(HttpError::Fetch(_))
-            | RequestTokenError::Parse(..)
-            | RequestTokenError::Other(_) => Self::Unknown(None),
+            RequestTokenError::Request(HttpError::Refused(refusal)) => refusal.verdict,
+            _ => Self::Unknown(None),
         }
     }
 }
@@ -167,12 +182,11 @@ pub fn registered(code: &str) -> &'static str {
 /// What went wrong, without anything of the answer's own: it is the server's word, and may hold anything.
 pub fn failure(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> String {
     match error {
-        RequestTokenError::ServerResponse(error) => {
-            format!("the token endpoint refused with the error `{}`", registered(error.error().as_ref()))
-        }
         RequestTokenError::Request(error) => error.to_string(),
-        RequestTokenError::Parse(..) => "the token endpoint's answer is not a token".to_owned(),
-        RequestTokenError::Other(_) => "the token endpoint refused, without a word".to_owned(),
+        // What is not a success never gets to `oauth2`.
+        RequestTokenError::Parse(..) | RequestTokenError::ServerResponse(_) | RequestTokenError::Other(_) => {
+            "the token endpoint answered with a success that is not a JSON object".to_owned()
+        }
     }
 }
 
@@ -195,68 +209,74 @@ mod tests {
         }
     }
 
-    /// Whatever a server makes up, the log has words of ours.
-    #[test]
-    fn what_is_logged_of_a_refusal() {
-        let said = |body: serde_json::Value| {
-            failure(&RequestTokenError::ServerResponse(serde_json::from_value(body).expect("an error")))
-        };
-        let refused = |code| format!("the token endpoint refused with the error `{code}`");
-        let words = serde_json::json!({"error": "invalid_grant", "error_description": "SECRET"});
-        assert_eq!(said(words), refused("invalid_grant"));
-        assert_eq!(said(serde_json::json!({"error": "SECRET"})), refused("other"));
-        assert_eq!(registered("access_denied"), "access_denied");
-        assert_eq!(registered("access_denied\n"), "other");
+    fn answered(status: u16, headers: &[(&str, &str)], body: &str) -> Result<oauth2::HttpResponse, TokenRefusal> {
+        let mut answer = http::Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
+        for (name, value) in headers {
+            answer = answer.header(*name, *value);
+        }
+        mended(answer.body(body.as_bytes().to_vec()).expect("an answer"))
     }
 
+    /// What is taken is what `oauth2` takes.
     #[test]
-    fn what_a_refusal_says_of_the_grant() {
-        let coded = |code| {
-            let answer = serde_json::from_value(serde_json::json!({"error": code})).expect("an error");
-            Verdict::of(&RequestTokenError::ServerResponse(answer))
-        };
-        for (code, verdict) in [
-            ("invalid_grant", Verdict::Ended),
-            ("unauthorized_client", Verdict::Ended),
-            ("invalid_client", Verdict::Unknown(None)),
-            ("temporarily_unavailable", Verdict::Unknown(None)),
-            ("invalid_request", Verdict::Refused),
-            ("invalid_token", Verdict::Refused),
-            ("invalid_scope", Verdict::Refused),
+    fn successes_are_mended() {
+        for (status, body) in [
+            (200, r#"{"access_token":"t"}"#),
+            (201, r#"{"access_token":"t"}"#),
+            (200, r#"{"access_token":"t","error":"none"}"#),
+            (200, r#"{"error":{"code":1}}"#),
+            (200, "<h1>"),
         ] {
-            assert_eq!(coded(code), verdict, "{code}");
-        }
-        let later = Some(Duration::from_secs(9));
-        let busy = HttpError::Busy { status: 429, retry_after: later };
-        for (error, verdict) in [
-            (busy, Verdict::Unknown(later)),
-            (HttpError::Refused(404), Verdict::Refused),
-            (HttpError::Fetch(FetchError::NoUrl), Verdict::Unknown(None)),
-        ] {
-            assert_eq!(Verdict::of(&RequestTokenError::Request(error)), verdict);
-        }
-    }
-
-    #[test]
-    fn answers_are_mended() {
-        for (status, body, expected) in [
-            (200, r#"{"access_token":"t"}"#, 200),
-            (201, r#"{"access_token":"t"}"#, 200),
-            (200, r#"{"error":"invalid_grant"}"#, 400),
-            (200, r#"{"access_token":"t","error":"none"}"#, 200),
-            (200, r#"{"error":{"code":1}}"#, 200),
-            (200, "<h1>", 200),
-            (302, "", 302),
-            (401, r#"{"error":"invalid_token"}"#, 401),
-        ] {
-            let answer = http::Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
-            let answer = mended(answer.body(body.as_bytes().to_vec()).expect("an answer"));
-            assert_eq!(answer.status(), expected, "{status} {body}");
+            let answer = answered(status, &[], body).expect(body);
             assert_eq!(
-                answer.headers().contains_key(CONTENT_TYPE),
-                expected != 200 && status != 200,
-                "{status} {body}"
+                (answer.status(), answer.headers().contains_key(CONTENT_TYPE)),
+                (StatusCode::OK, false),
+                "{body}"
             );
         }
+    }
+
+    /// What the log says of a refusal, and what that says of the grant. Whatever a server makes up, the words are ours.
+    #[test]
+    fn refusals_have_words_of_ours() {
+        use Verdict::{Ended, Refused, Unknown};
+        let later = Some(Duration::from_secs(9));
+        for (status, headers, body, words, verdict) in [
+            (
+                400,
+                None,
+                r#"{"error":"invalid_grant","error_description":"SECRET"}"#,
+                " 400 with the error `invalid_grant`",
+                Ended,
+            ),
+            (400, None, r#"{"error":"unauthorized_client"}"#, " 400 with the error `unauthorized_client`", Ended),
+            (401, None, r#"{"error":"invalid_client"}"#, " 401 with the error `invalid_client`", Unknown(None)),
+            (
+                400,
+                None,
+                r#"{"error":"temporarily_unavailable"}"#,
+                " 400 with the error `temporarily_unavailable`",
+                Unknown(None),
+            ),
+            (400, None, r#"{"error":"invalid_request"}"#, " 400 with the error `invalid_request`", Refused),
+            (401, None, r#"{"error":"invalid_token"}"#, " 401 with the error `invalid_token`", Refused),
+            (400, None, r#"{"error":"SECRET\n"}"#, " 400 with the error `other`", Refused),
+            (200, None, r#"{"error":"invalid_grant"}"#, " 200 with the error `invalid_grant`", Ended),
+            (400, None, r#"{"error":{"code":"SECRET"}}"#, " 400", Refused),
+            (404, None, "<h1>SECRET", " 404", Refused),
+            (302, None, "SECRET", " 302", Unknown(None)),
+            (429, Some("9"), "", " 429", Unknown(later)),
+            (503, Some("9"), r#"{"error":"invalid_grant"}"#, " 503 with the error `invalid_grant`", Unknown(later)),
+            (500, None, "SECRET", " 500", Unknown(None)),
+        ] {
+            let headers: Vec<_> = headers.iter().map(|seconds| (RETRY_AFTER.as_str(), *seconds)).collect();
+            let error = RequestTokenError::Request(answered(status, &headers, body).expect_err(body).into());
+            assert_eq!(failure(&error), format!("the token endpoint answered{words}"));
+            assert_eq!(Verdict::of_failure(&error), verdict, "{status} {body}");
+        }
+        let unreachable = RequestTokenError::Request(FetchError::NoUrl.into());
+        assert_eq!(Verdict::of_failure(&unreachable), Unknown(None));
+        assert_eq!(registered("access_denied"), "access_denied");
+        assert_eq!(registered("access_denied\n"), "other");
     }
 }

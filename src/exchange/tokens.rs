@@ -396,7 +396,7 @@ impl Tokens {
             .request_async(&http)
             .await;
         let granted = answer
-            .map_err(|error| (Verdict::of(&error), failure(&error)))
+            .map_err(|error| (Verdict::of_failure(&error), failure(&error)))
             .and_then(|answer| answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned())));
         let granted = match granted {
             Ok(granted) => granted,

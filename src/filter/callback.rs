@@ -40,7 +40,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let state = state.verify(&redirect_uri, (tools.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
     let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
-    let user = tools.users.user(user).ok_or_else(|| Refusal::UserUnknown(tools.users.nobody()))?;
+    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
     let origin = route.origin.clone();
@@ -56,7 +56,9 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
                         let reply = Reply::new(Outcome::Completed).header("location", return_to.to_string());
                         Ok(pages::guarded(reply))
                     }
-                    None => Err(Refusal::ChoreographerFailed),
+                    None => {
+                        Err(Refusal::ChoreographerFailed("its `return_to` is not a path on the route's origin".into()))
+                    }
                 },
                 Err(CompleteError::AlreadyUsed { return_to }) => {
                     let return_to = ReturnTo::parse(&return_to, &origin).unwrap_or_else(ReturnTo::root);

@@ -268,6 +268,11 @@ fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<
     Ok(())
 }
 
+/// A call that panicked.
+fn ended_early() -> Refusal {
+    Refusal::ChoreographerFailed("the call ended without an answer: a fault of envoy-cimd itself".into())
+}
+
 /// What is said of a call when it is over.
 struct Report {
     endpoint: Endpoint,
@@ -290,10 +295,10 @@ impl Report {
         let task = calls.spawn(async move {
             // A bug in a call must not take its line away.
             let served = std::panic::AssertUnwindSafe(call).catch_unwind().await;
-            let served = served.unwrap_or(Served { flow, result: Err(Refusal::ChoreographerFailed) });
+            let served = served.unwrap_or(Served { flow, result: Err(ended_early()) });
             self.finish(served, began)
         });
-        Box::pin(async move { task.await.unwrap_or_else(|_| Refusal::ChoreographerFailed.reply(&audience)) })
+        Box::pin(async move { task.await.unwrap_or_else(|_| ended_early().reply(&audience)) })
     }
 
     fn finish(self, served: Served, began: Instant) -> Reply {
@@ -301,7 +306,7 @@ impl Report {
         let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&self.audience), Reply::clone);
         self.metrics.answered(self.endpoint, reply.label);
         let request_id = self.audience.request_id.as_deref().unwrap_or_default();
-        if let Err(refusal @ Refusal::ChoreographerUnavailable) = &result {
+        if let Err(refusal @ Refusal::ChoreographerUnavailable(_)) = &result {
             // Nothing left the process, so it is one of those that come in floods.
             self.refusals.note(refusal, &self.route, Some(request_id));
             return reply;
@@ -309,13 +314,13 @@ impl Report {
         let (endpoint, label, route) = (self.endpoint.name(), reply.label, self.route);
         let flow = flow.unwrap_or_default();
         let elapsed_ms = began.elapsed().as_millis();
-        match result.err().map(|refusal| (refusal.status(), refusal.reason().unwrap_or_default())) {
+        match result.err().map(|refusal| (refusal.status(), refusal.reason())) {
             None => tracing::info!(endpoint, label, route, request_id, flow, elapsed_ms, "served"),
             Some((..500, reason)) => {
-                tracing::info!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+                tracing::info!(endpoint, label, route, request_id, flow, %reason, elapsed_ms, "refused");
             }
             Some((_, reason)) => {
-                tracing::warn!(endpoint, label, route, request_id, flow, reason, elapsed_ms, "refused");
+                tracing::warn!(endpoint, label, route, request_id, flow, %reason, elapsed_ms, "refused");
             }
         }
         reply

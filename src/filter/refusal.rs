@@ -12,7 +12,7 @@ use super::{
     state::StateError,
 };
 use crate::{
-    contract::error::{BeginError, CallError, CompleteError},
+    contract::error::{BeginError, CallError, Cause, CompleteError},
     model::route::RouteError,
 };
 
@@ -29,8 +29,8 @@ pub enum Refusal {
     },
     NotFound,
     HeadersTooLarge,
-    /// No trusted filter named the person. The reason is for the log.
-    UserUnknown(String),
+    /// No trusted filter named the person.
+    UserUnknown(Cause),
     /// The form was not sent by a page of this origin.
     CrossSite,
     /// The browser only fetches ahead.
@@ -42,24 +42,23 @@ pub enum Refusal {
     WrongContext,
     UnknownFlow,
     /// RFC 9207, section 2.4.
-    IssuerMismatch,
-    /// The authorization server sent an error. Its code is for the log.
-    AuthorizationError(String),
+    IssuerMismatch(Cause),
+    /// The authorization server sent an error, with this registered code, or `other`.
+    AuthorizationError(Cause),
     /// `return_to` is the choreographer's word, and still to be checked.
     AlreadyUsed {
         return_to: String,
     },
-    /// Why is for the log.
-    ExchangeFailed(String),
-    /// No authorization server can be used for the upstream. The reason is for the log.
-    AuthorizationServerUnusable(String),
+    ExchangeFailed(Cause),
+    /// No authorization server can be used for the upstream.
+    AuthorizationServerUnusable(Cause),
     /// As many sign-ins, calls or look-ups as may be.
     TooManyFlows,
     /// The call broke after it may have been sent, or what came back keeps no contract.
-    ChoreographerFailed,
+    ChoreographerFailed(Cause),
     /// No connection could be made, so nothing was sent.
-    ChoreographerUnavailable,
-    Timeout,
+    ChoreographerUnavailable(Cause),
+    Timeout(Cause),
 }
 
 /// Who is answered: what it takes to write a page, or JSON, for one request.
@@ -120,15 +119,15 @@ impl Refusal {
             },
             Self::WrongContext => Outcome::WrongContext,
             Self::UnknownFlow => Outcome::UnknownFlow,
-            Self::IssuerMismatch => Outcome::IssuerMismatch,
+            Self::IssuerMismatch(_) => Outcome::IssuerMismatch,
             Self::AuthorizationError(_) => Outcome::AuthorizationError,
             Self::AlreadyUsed { .. } => Outcome::AlreadyUsed,
             Self::ExchangeFailed(_) => Outcome::ExchangeFailed,
             Self::AuthorizationServerUnusable(_) => Outcome::AuthorizationServerUnusable,
             Self::TooManyFlows => Outcome::TooManyFlows,
-            Self::ChoreographerFailed => Outcome::ChoreographerFailed,
-            Self::ChoreographerUnavailable => Outcome::ChoreographerUnavailable,
-            Self::Timeout => Outcome::Timeout,
+            Self::ChoreographerFailed(_) => Outcome::ChoreographerFailed,
+            Self::ChoreographerUnavailable(_) => Outcome::ChoreographerUnavailable,
+            Self::Timeout(_) => Outcome::Timeout,
         }
     }
 
@@ -142,17 +141,35 @@ impl Refusal {
         self.outcome().row().status
     }
 
-    /// What the log says beside the label.
-    pub fn reason(&self) -> Option<String> {
+    /// Why, in words, for the line with the request id: nothing of what the request said is in it.
+    pub fn reason(&self) -> Cause {
         match self {
-            Self::MisconfiguredRoute(error) => Some(error.to_string()),
-            Self::BadRequest(reason) => Some((*reason).to_owned()),
-            Self::AuthorizationServerUnusable(reason) | Self::UserUnknown(reason) | Self::ExchangeFailed(reason) => {
-                Some(reason.clone())
+            Self::MisconfiguredRoute(error) => error.to_string().into(),
+            Self::HttpsRequired => "neither x-forwarded-proto nor, without it, :scheme is https".into(),
+            Self::MisdirectedRequest => "the authority is not the host and port of the route's `from`".into(),
+            Self::MethodNotAllowed { allow } => format!("the method is not one of {allow}").into(),
+            Self::NotFound => "the document's address has no query".into(),
+            Self::HeadersTooLarge => "the headers are longer than --max-header-bytes".into(),
+            Self::CrossSite => {
+                "neither Sec-Fetch-Site nor, without it, Origin says that a page of this origin sent the form".into()
             }
-            Self::AuthorizationError(code) => Some(format!("the authorization server sent the error `{code}`")),
-            Self::State(StateError::Expired { ago }) => Some(format!("it expired {ago} seconds ago")),
-            _ => None,
+            Self::Prefetch => "the browser says that it fetches ahead".into(),
+            Self::BadRequest(reason) => (*reason).into(),
+            Self::State(error) => error.to_string().into(),
+            Self::WrongContext => "the browser, the user or the redirect URI is not the one that began the flow".into(),
+            Self::UnknownFlow => {
+                "there is no such flow in the store: it expired, or newer ones of this user took its place".into()
+            }
+            Self::AlreadyUsed { .. } => "the flow was completed before, by the same user in the same browser".into(),
+            Self::AuthorizationError(code) => format!("the authorization server sent the error `{code}`").into(),
+            Self::TooManyFlows => "there are as many sign-ins, calls or look-ups under way as may be".into(),
+            Self::UserUnknown(cause)
+            | Self::IssuerMismatch(cause)
+            | Self::ExchangeFailed(cause)
+            | Self::AuthorizationServerUnusable(cause)
+            | Self::ChoreographerFailed(cause)
+            | Self::ChoreographerUnavailable(cause)
+            | Self::Timeout(cause) => cause.clone(),
         }
     }
 
@@ -213,9 +230,9 @@ impl Refusal {
 impl From<CallError> for Refusal {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Unavailable => Self::ChoreographerUnavailable,
-            CallError::Failed => Self::ChoreographerFailed,
-            CallError::Timeout => Self::Timeout,
+            CallError::Unavailable(cause) => Self::ChoreographerUnavailable(cause),
+            CallError::Failed(cause) => Self::ChoreographerFailed(cause),
+            CallError::Timeout(cause) => Self::Timeout(cause),
         }
     }
 }
@@ -235,7 +252,7 @@ impl From<CompleteError> for Refusal {
         match error {
             CompleteError::WrongContext => Self::WrongContext,
             CompleteError::UnknownFlow => Self::UnknownFlow,
-            CompleteError::IssuerMismatch => Self::IssuerMismatch,
+            CompleteError::IssuerMismatch(cause) => Self::IssuerMismatch(cause),
             CompleteError::AuthorizationError(code) => Self::AuthorizationError(code),
             CompleteError::AlreadyUsed { return_to } => Self::AlreadyUsed { return_to },
             CompleteError::ExchangeFailed(cause) => Self::ExchangeFailed(cause),
@@ -249,20 +266,77 @@ mod tests {
     use super::*;
     use crate::contract::error::Label;
 
+    const CAUSE: Cause = Cause::Borrowed("a cause");
+
+    const NO_FROM: &str =
+        "no source gives `from`: Envoy sends the metadata of the route that has our path, and of its virtual host";
+
+    /// The cause of every refusal, as an operator reads it on the line with the request id.
+    #[test]
+    fn every_refusal_says_why() {
+        let causes = [
+            (Refusal::MisconfiguredRoute(RouteError::NoFrom), NO_FROM),
+            (Refusal::HttpsRequired, "neither x-forwarded-proto nor, without it, :scheme is https"),
+            (Refusal::MisdirectedRequest, "the authority is not the host and port of the route's `from`"),
+            (Refusal::MethodNotAllowed { allow: "GET, POST" }, "the method is not one of GET, POST"),
+            (Refusal::NotFound, "the document's address has no query"),
+            (Refusal::HeadersTooLarge, "the headers are longer than --max-header-bytes"),
+            (Refusal::UserUnknown(CAUSE), "a cause"),
+            (
+                Refusal::CrossSite,
+                "neither Sec-Fetch-Site nor, without it, Origin says that a page of this origin sent the form",
+            ),
+            (Refusal::Prefetch, "the browser says that it fetches ahead"),
+            (Refusal::BadRequest("a reason"), "a reason"),
+            (Refusal::State(StateError::Malformed), "the state does not have the form of one of ours"),
+            (Refusal::State(StateError::UnknownKey), "the state is signed with a key that is not among the state keys"),
+            (Refusal::State(StateError::BadMac), "the state was changed, or is forged"),
+            (Refusal::State(StateError::Expired { ago: 61 }), "the state expired 61 seconds ago"),
+            (Refusal::State(StateError::WrongRoute), "the state was made for another route"),
+            (Refusal::State(StateError::WrongBrowser), "the browser does not have the cookie that the flow began with"),
+            (Refusal::WrongContext, "the browser, the user or the redirect URI is not the one that began the flow"),
+            (
+                Refusal::UnknownFlow,
+                "there is no such flow in the store: it expired, or newer ones of this user took its place",
+            ),
+            (Refusal::IssuerMismatch(CAUSE), "a cause"),
+            (
+                Refusal::AuthorizationError("access_denied".into()),
+                "the authorization server sent the error `access_denied`",
+            ),
+            (
+                Refusal::AlreadyUsed { return_to: "/".to_owned() },
+                "the flow was completed before, by the same user in the same browser",
+            ),
+            (Refusal::ExchangeFailed(CAUSE), "a cause"),
+            (Refusal::AuthorizationServerUnusable(CAUSE), "a cause"),
+            (Refusal::TooManyFlows, "there are as many sign-ins, calls or look-ups under way as may be"),
+            (Refusal::ChoreographerFailed(CAUSE), "a cause"),
+            (Refusal::ChoreographerUnavailable(CAUSE), "a cause"),
+            (Refusal::Timeout(CAUSE), "a cause"),
+        ];
+        for outcome in Outcome::ALL.iter().filter(|outcome| outcome.row().status >= 400) {
+            assert!(causes.iter().any(|(refusal, _)| refusal.outcome() == *outcome), "{outcome:?}");
+        }
+        for (refusal, words) in causes {
+            assert_eq!(refusal.reason(), words);
+        }
+    }
+
     /// What the audit log and traces call a failure is what the log and metrics call it.
     #[test]
     fn a_failure_has_one_label() {
-        let calls = [CallError::Unavailable, CallError::Failed, CallError::Timeout];
-        let begins = [BeginError::AuthorizationServerUnusable(String::new()), BeginError::TooManyFlows];
+        let calls = [CallError::Unavailable(CAUSE), CallError::Failed(CAUSE), CallError::Timeout(CAUSE)];
+        let begins = [BeginError::AuthorizationServerUnusable(CAUSE), BeginError::TooManyFlows];
         let completions = [
             CompleteError::WrongContext,
             CompleteError::UnknownFlow,
-            CompleteError::IssuerMismatch,
-            CompleteError::AuthorizationError(String::new()),
+            CompleteError::IssuerMismatch(CAUSE),
+            CompleteError::AuthorizationError(CAUSE),
             CompleteError::AlreadyUsed { return_to: String::new() },
-            CompleteError::ExchangeFailed(String::new()),
+            CompleteError::ExchangeFailed(CAUSE),
         ];
-        for error in begins.into_iter().chain(calls.map(BeginError::Call)) {
+        for error in begins.into_iter().chain(calls.clone().map(BeginError::Call)) {
             assert_eq!(Refusal::from(error.clone()).code(), error.label());
         }
         for error in completions.into_iter().chain(calls.map(CompleteError::Call)) {
@@ -279,8 +353,8 @@ mod tests {
             Refusal::State(StateError::Expired { ago: 1 }),
             Refusal::WrongContext,
             Refusal::UnknownFlow,
-            Refusal::IssuerMismatch,
-            Refusal::AuthorizationError("access_denied".to_owned()),
+            Refusal::IssuerMismatch(CAUSE),
+            Refusal::AuthorizationError("access_denied".into()),
         ];
         for html in [false, true] {
             let audience = Audience { html, request_id: Some("id".into()), start: Some("/start".into()) };

@@ -34,11 +34,11 @@ impl RefusalLog {
         };
         let label = refusal.code();
         let request_id = request_id.unwrap_or_default();
-        let reason = refusal.reason().unwrap_or_default();
+        let reason = refusal.reason();
         if refusal.status() >= 500 {
-            tracing::warn!(label, route, request_id, reason, unlogged, "refused");
+            tracing::warn!(label, route, request_id, %reason, unlogged, "refused");
         } else {
-            tracing::info!(label, route, request_id, reason, unlogged, "refused");
+            tracing::info!(label, route, request_id, %reason, unlogged, "refused");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What we look at of a request: a view that borrows from the message it came in.
 
-use crate::model::{origin::Origin, route::RouteMetadata, trace::Trace};
+use crate::model::{origin::Origin, route::RouteMetadata, trace::Trace, user::Claims};
 
 /// A header or pseudo-header that is read of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +65,8 @@ pub struct Sources<'a> {
     /// Attributes of the route, each key falling back to the virtual host's.
     pub attributes: RouteMetadata<'a>,
     pub dynamic_metadata: RouteMetadata<'a>,
-    /// Issuer and subject, where the filter that the operator trusts named somebody.
-    pub user: Option<(&'a str, &'a str)>,
+    /// Who is at the browser, where there is metadata of the filter that the operator trusts.
+    pub user: Option<Claims<'a>>,
 }
 
 impl<'a> Request<'a> {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     contract::choreographer::{Begin, Begun},
-    model::{loopback::is_loopback, return_to::ReturnTo, route::Route, secret::NoRandomness, upstream::Upstream},
+    model::{loopback::is_loopback, return_to::ReturnTo, route::Route, upstream::Upstream},
 };
 
 /// What the endpoint answers to.
@@ -48,21 +48,24 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         Some(text) => ReturnTo::parse(&text, &route.origin)
             .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
     };
-    let user = tools.users.user(user).ok_or_else(|| Refusal::UserUnknown(tools.users.nobody()))?;
+    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
     if !begins {
         let name = route.origin.authority().to_owned();
         return Ok(Step::Show(Box::pin(async move {
             // A name that cannot be had is no reason to keep the page back.
-            let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or(None);
+            let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or_else(|error| {
+                tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
+                None
+            });
             let page = Connect { route: &name, upstream: &upstream.url, authorization_server: known };
             // Under `no-referrer` the form's request would carry `Origin: null`.
             let reply = Reply::new(Outcome::Shown).header("referrer-policy", "same-origin");
             pages::guarded(pages::page(reply, &page))
         })));
     }
-    let cookie = BrowserCookie::fresh().map_err(|NoRandomness| Refusal::ChoreographerFailed)?;
+    let cookie = BrowserCookie::fresh().map_err(|error| Refusal::ChoreographerFailed(error.to_string().into()))?;
     let redirect_uri = tools.paths.redirect_uri(&route.origin);
     let begin = Begin {
         client_id: tools.paths.client_id(&route.origin),
@@ -84,7 +87,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
             let state = keys.load().mint(begun.flow_id, &redirect_uri, &cookie, now, begun.expires_at);
             let result = state
                 .and_then(|state| authorization_request(&begun, &state))
-                .ok_or(Refusal::ChoreographerFailed)
+                .ok_or(Refusal::ChoreographerFailed("its authorization URL is not one to send a person to".into()))
                 .map(|location| {
                     let reply = Reply::new(Outcome::Begun)
                         .header("location", location)

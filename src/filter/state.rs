@@ -23,16 +23,19 @@ const LENGTH: usize = SIGNED + 32;
 const TEXT_LENGTH: usize = LENGTH / 3 * 4;
 
 /// Why a state is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
+    #[error("the state does not have the form of one of ours")]
     Malformed,
+    #[error("the state is signed with a key that is not among the state keys")]
     UnknownKey,
+    #[error("the state was changed, or is forged")]
     BadMac,
-    /// So many seconds ago.
-    Expired {
-        ago: u64,
-    },
+    #[error("the state expired {ago} seconds ago")]
+    Expired { ago: u64 },
+    #[error("the state was made for another route")]
     WrongRoute,
+    #[error("the browser does not have the cookie that the flow began with")]
     WrongBrowser,
 }
 

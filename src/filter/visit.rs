@@ -8,7 +8,12 @@ use futures_util::future::BoxFuture;
 use super::{refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
 use crate::{
     contract::choreographer::Choreographer,
-    model::{clock::Clock, paths::Paths, route::Route, user::Users},
+    model::{
+        clock::Clock,
+        paths::Paths,
+        route::Route,
+        user::{Claims, Users},
+    },
 };
 
 /// What the two endpoints work with.
@@ -28,8 +33,8 @@ pub struct Visit<'a> {
     pub request: &'a Request<'a>,
     pub query: Option<&'a str>,
     pub route: &'a Route,
-    /// Issuer and subject of who is at the browser, where the filter that the operator trusts named somebody.
-    pub user: Option<(&'a str, &'a str)>,
+    /// Who is at the browser, where there is metadata of the filter that the operator trusts.
+    pub user: Option<Claims<'a>>,
 }
 
 /// What an endpoint makes of a request that it takes.

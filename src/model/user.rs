@@ -1,6 +1,6 @@
 //! Who is at the browser, as a trusted filter before ours said it.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,13 @@ pub struct UserSource {
     pub namespace: String,
     pub issuer: MetadataPath,
     pub subject: MetadataPath,
+}
+
+/// What the metadata says of who a person is, each where there is a text at its path.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Claims<'a> {
+    pub issuer: Option<&'a str>,
+    pub subject: Option<&'a str>,
 }
 
 /// Keys into nested metadata, written with dots between them.
@@ -59,28 +66,31 @@ pub enum Users {
 }
 
 impl Users {
-    /// The person of a request; `named` is what the metadata says of issuer and subject.
-    pub fn user(&self, named: Option<(&str, &str)>) -> Option<User> {
-        match (self, named) {
-            (Self::Single, _) => Some(User::Single),
-            (Self::From(_), Some((issuer, subject))) if !issuer.is_empty() && !subject.is_empty() => {
-                Some(User::Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })
-            }
-            (Self::From(_) | Self::Unknown, _) => None,
-        }
-    }
-
+    /// The person of a request; `claims` is what the metadata of the filter that the operator trusts says, if there is
+    /// any.
+    ///
+    /// # Errors
     /// Why there is nobody, for operators.
-    pub fn nobody(&self) -> String {
-        match self {
-            Self::Unknown => "neither --user-namespace nor --single-user is set".to_owned(),
-            Self::Single => "everybody is one person".to_owned(),
-            Self::From(UserSource { namespace, issuer, subject }) => {
-                format!(
-                    "the dynamic metadata of `{namespace}` does not have a text at each of `{issuer}` and `{subject}`"
-                )
-            }
-        }
+    pub fn user(&self, claims: Option<Claims<'_>>) -> Result<User, Cow<'static, str>> {
+        let source = match self {
+            Self::Single => return Ok(User::Single),
+            Self::Unknown => return Err("neither --user-namespace nor --single-user is set".into()),
+            Self::From(source) => source,
+        };
+        let UserSource { namespace, issuer, subject } = source;
+        let Some(claims) = claims else {
+            return Err(format!(
+                "there is no dynamic metadata of the namespace `{namespace}`: no filter before ours wrote it, or \
+                 forwarding_namespaces does not name it"
+            )
+            .into());
+        };
+        let text = |path: &MetadataPath, claim: Option<&str>| match claim {
+            Some("") => Err(format!("the dynamic metadata of `{namespace}` has an empty text at `{path}`")),
+            Some(text) => Ok(text.to_owned()),
+            None => Err(format!("the dynamic metadata of `{namespace}` has no text at `{path}`")),
+        };
+        Ok(User::Subject { issuer: text(issuer, claims.issuer)?, subject: text(subject, claims.subject)? })
     }
 
     pub fn source(&self) -> Option<&UserSource> {
@@ -100,16 +110,24 @@ mod tests {
         let path = |text: &str| text.parse::<MetadataPath>().expect(text);
         let from = Users::From(UserSource { namespace: "n".into(), issuer: path("a.b"), subject: path("c") });
         let pair = User::Subject { issuer: "i".into(), subject: "s".into() };
-        for (users, named, user) in [
-            (&from, Some(("i", "s")), Some(pair.clone())),
-            (&from, Some(("", "s")), None),
-            (&from, Some(("i", "")), None),
-            (&from, None, None),
-            (&Users::Unknown, Some(("i", "s")), None),
-            (&Users::Single, None, Some(User::Single)),
-            (&Users::Single, Some(("i", "s")), Some(User::Single)),
+        let claims = |issuer, subject| Some(Claims { issuer, subject });
+        for (users, claims, user) in [
+            (&from, claims(Some("i"), Some("s")), Ok(pair.clone())),
+            (&from, claims(Some(""), Some("s")), Err("the dynamic metadata of `n` has an empty text at `a.b`")),
+            (&from, claims(Some("i"), Some("")), Err("the dynamic metadata of `n` has an empty text at `c`")),
+            (&from, claims(None, Some("s")), Err("the dynamic metadata of `n` has no text at `a.b`")),
+            (&from, claims(Some("i"), None), Err("the dynamic metadata of `n` has no text at `c`")),
+            (
+                &from,
+                None,
+                Err("there is no dynamic metadata of the namespace `n`: no filter before ours wrote it, or \
+                     forwarding_namespaces does not name it"),
+            ),
+            (&Users::Unknown, claims(Some("i"), Some("s")), Err("neither --user-namespace nor --single-user is set")),
+            (&Users::Single, None, Ok(User::Single)),
+            (&Users::Single, claims(Some("i"), Some("s")), Ok(User::Single)),
         ] {
-            assert_eq!(users.user(named), user);
+            assert_eq!(users.user(claims), user.map_err(Cow::Borrowed));
         }
         assert_ne!(pair, User::Single);
         for bad in ["", ".", "a.", ".a", "a..b"] {

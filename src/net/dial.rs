@@ -89,7 +89,8 @@ struct Connector {
 #[derive(Debug, Default)]
 struct Pause {
     length: Duration,
-    until: Option<Instant>,
+    /// When the next connection may be tried, and why the last one failed.
+    until: Option<(Instant, String)>,
 }
 
 trait Io: AsyncRead + AsyncWrite + Send {}
@@ -97,9 +98,10 @@ impl<T: AsyncRead + AsyncWrite + Send> Io for T {}
 
 impl Connector {
     async fn connect(self) -> io::Result<TokioIo<Pin<Box<dyn Io>>>> {
-        let paused = |pause: &Pause| pause.until.is_some_and(|until| Instant::now() < until);
-        if paused(&self.pause.lock().unwrap_or_else(PoisonError::into_inner)) {
-            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, "waiting after a failed connection"));
+        if let Some((until, error)) = &self.pause.lock().unwrap_or_else(PoisonError::into_inner).until
+            && Instant::now() < *until
+        {
+            return Err(io::Error::other(error.clone()));
         }
         let made = timeout(CONNECT_DEADLINE, self.dial()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let mut pause = self.pause.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +111,7 @@ impl Connector {
             Err(error) => {
                 let length = (pause.length * 2).clamp(shortest, longest);
                 tracing::warn!(%error, pause_ms = length.as_millis(), "no connection to the choreographer");
-                Pause { length, until: Some(Instant::now() + length) }
+                Pause { length, until: Some((Instant::now() + length, error.to_string())) }
             }
         };
         made.map(TokioIo::new)

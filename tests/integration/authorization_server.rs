@@ -3,14 +3,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
     Router,
+    body::Body,
     extract::{Path as UrlPath, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
@@ -18,9 +21,11 @@ use axum::{
     serve::Listener,
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, time::sleep};
 use url::Url;
 
 use crate::stack::{Certificates, tls_listener};
@@ -53,6 +58,8 @@ pub enum Refresh {
     Hangs,
     /// It rotates at once, and answers when [`Servers::answer`] says so.
     RotatesLate,
+    /// It rotates, and the connection breaks in the middle of the answer.
+    RotatesAndDies,
 }
 
 /// What its token endpoint answers with to a request that is right in every way.
@@ -71,6 +78,12 @@ pub enum Token {
     Huge,
     /// An honest answer, when [`Servers::answer`] says so.
     Late,
+    /// An honest answer in ten pieces, with so long before each.
+    Pieces(Duration),
+    /// It begins, and never ends.
+    Endless,
+    /// It begins, and the connection breaks.
+    Dies,
 }
 
 impl Lie {
@@ -322,9 +335,19 @@ async fn token(
             axum_json(&answer)
         }
         Token::Huge => {
-            let chunk = bytes::Bytes::from_static(&[b' '; 1 << 20]);
-            let body = futures_util::stream::iter((0..200).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
-            ([(header::CONTENT_TYPE, "application/json")], axum::body::Body::from_stream(body)).into_response()
+            let chunk = Bytes::from_static(&[b' '; 1 << 20]);
+            begins(stream::iter((0..200).map(move |_| Ok(chunk.clone()))))
+        }
+        Token::Endless => begins(stream::pending()),
+        Token::Dies => dies(),
+        Token::Pieces(pause) => {
+            let answer = answer.to_string().split_off(1);
+            let pieces: Vec<_> =
+                answer.as_bytes().chunks(answer.len().div_ceil(10)).map(Bytes::copy_from_slice).collect();
+            begins(stream::iter(pieces).then(move |piece| async move {
+                sleep(pause).await;
+                Ok(piece)
+            }))
         }
     }
 }
@@ -346,13 +369,29 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
                 .into_response();
         }
         Refresh::Hangs => return std::future::pending().await,
-        Refresh::Keeps | Refresh::Rotates | Refresh::RotatesWithGrace | Refresh::RotatesLate => {}
+        Refresh::Keeps
+        | Refresh::Rotates
+        | Refresh::RotatesWithGrace
+        | Refresh::RotatesLate
+        | Refresh::RotatesAndDies => {}
     }
     let answer = rotated(shared, how, token, number, answer);
-    if matches!(how, Refresh::RotatesLate) {
-        shared.released().await;
+    match how {
+        Refresh::RotatesLate => shared.released().await,
+        Refresh::RotatesAndDies if answer.status() == StatusCode::OK => return dies(),
+        _ => {}
     }
     answer
+}
+
+/// An answer that begins.
+fn begins(rest: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response {
+    let body = stream::once(async { Ok(Bytes::from_static(b"{")) }).chain(rest);
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
+}
+
+fn dies() -> Response {
+    begins(stream::once(async { Err(io::ErrorKind::ConnectionReset.into()) }))
 }
 
 fn rotated(shared: &Shared, how: Refresh, token: &str, number: usize, mut answer: Value) -> Response {

@@ -7,7 +7,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         client::Client,
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Cause, CompleteError},
         proto::authorization_choreographer_server::AuthorizationChoreographerServer,
         service::Service,
     },
@@ -49,7 +49,7 @@ struct Refusing {
 #[async_trait]
 impl Choreographer for Refusing {
     async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
-        Err(self.describe)
+        Err(self.describe.clone())
     }
 
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
@@ -114,21 +114,23 @@ async fn refused_alike(refusing: Refusing, method: &str, path: &str, expected: (
 
 fn refusing() -> Refusing {
     Refusing {
-        describe: CallError::Failed,
-        begin: BeginError::Call(CallError::Failed),
-        complete: CompleteError::Call(CallError::Failed),
+        describe: CallError::Failed(CAUSE),
+        begin: BeginError::Call(CallError::Failed(CAUSE)),
+        complete: CompleteError::Call(CallError::Failed(CAUSE)),
     }
 }
 
+const CAUSE: Cause = Cause::Borrowed("a cause");
+
 const CALLS: [(CallError, (u16, &str)); 3] = [
-    (CallError::Unavailable, (503, "choreographer_unavailable")),
-    (CallError::Failed, (502, "choreographer_failed")),
-    (CallError::Timeout, (504, "timeout")),
+    (CallError::Unavailable(CAUSE), (503, "choreographer_unavailable")),
+    (CallError::Failed(CAUSE), (502, "choreographer_failed")),
+    (CallError::Timeout(CAUSE), (504, "timeout")),
 ];
 
 #[tokio::test]
 async fn a_begin_that_is_refused() {
-    let unusable = BeginError::AuthorizationServerUnusable("a reason".to_owned());
+    let unusable = BeginError::AuthorizationServerUnusable(CAUSE);
     let own = [(unusable, (502, "authorization_server_unusable")), (BeginError::TooManyFlows, (503, "too_many_flows"))];
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
     for (begin, expected) in all {
@@ -149,10 +151,10 @@ async fn a_completion_that_is_refused() {
     let own = [
         (CompleteError::WrongContext, (400, "wrong_context")),
         (CompleteError::UnknownFlow, (400, "unknown_flow")),
-        (CompleteError::IssuerMismatch, (400, "issuer_mismatch")),
-        (CompleteError::AuthorizationError("access_denied".to_owned()), (400, "as_error")),
+        (CompleteError::IssuerMismatch(CAUSE), (400, "issuer_mismatch")),
+        (CompleteError::AuthorizationError("access_denied".into()), (400, "as_error")),
         (CompleteError::AlreadyUsed { return_to: "/back".to_owned() }, (409, "already_used")),
-        (CompleteError::ExchangeFailed("a cause".to_owned()), (502, "exchange_failed")),
+        (CompleteError::ExchangeFailed(CAUSE), (502, "exchange_failed")),
     ];
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
     for (complete, expected) in all {

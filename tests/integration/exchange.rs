@@ -1,6 +1,8 @@
 //! The choreographer against an authorization server that may lie: what is refused, with which words for an operator,
 //! and that a token that cannot be used is never stored.
 
+use std::time::Duration;
+
 use envoy_cimd::{
     contract::proto::{
         self, BeginAuthorizationRequest, CompleteAuthorizationRequest,
@@ -27,6 +29,7 @@ use crate::{
 };
 
 pub const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
+const LATE: &str = "the token endpoint did not answer within 5 s";
 pub const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
 
 /// A choreographer in a process of its own, and the servers that it finds.
@@ -83,11 +86,15 @@ impl Party {
         }
     }
 
+    /// Where the person goes on; else why not, with where they may go on, or the cause.
     pub async fn complete(&self, request: CompleteAuthorizationRequest) -> Result<String, (Reason, String)> {
         let answer = self.client.clone().complete_authorization(request).await.expect("an answer").into_inner();
         match answer.outcome.expect("an outcome") {
             complete_authorization_response::Outcome::Completed(completed) => Ok(completed.return_to),
-            complete_authorization_response::Outcome::Refusal(refusal) => Err((refusal.reason(), refusal.return_to)),
+            complete_authorization_response::Outcome::Refusal(refusal) => Err(match refusal.reason() {
+                Reason::AlreadyUsed => (Reason::AlreadyUsed, refusal.return_to),
+                reason => (reason, refusal.message),
+            }),
         }
     }
 
@@ -305,37 +312,71 @@ async fn metadata_that_lies() {
     assert_eq!(party.stored(&["other-issuer"]).await, [None]);
 }
 
-/// Each lie of the token endpoint: refused, consumed, and nothing stored.
+/// Each lie of the token endpoint, and what an operator reads: refused, consumed, and nothing stored.
 #[tokio::test]
 async fn token_endpoints_that_lie() {
-    let token = |name, token| Lie { token, ..Lie::none(name) };
-    let lies = vec![
-        token("redirects", Token::Redirects),
-        token("html", Token::Html),
-        token("form", Token::Form),
-        token("huge", Token::Huge),
-        token("hangs", Token::Hangs),
-        token("refuses", Token::Status(400, r#"{"error":"invalid_grant","error_description":"SECRET"}"#)),
-        token("breaks", Token::Status(500, "SECRET")),
-        token("empty", Token::Status(200, "")),
-        token("mac", Token::Json(|d| d["token_type"] = json!("mac"))),
-        token("no-token", Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("access_token")))),
-        token("empty-token", Token::Json(|d| d["access_token"] = json!(""))),
-        token("a-header", Token::Json(|d| d["access_token"] = json!("a\r\nx: y"))),
-        token("too-long", Token::Json(|d| d["access_token"] = json!("x".repeat(17_000)))),
-        token("twice", Token::Status(200, r#"{"access_token":"SECRET","access_token":"SECRET"}"#)),
-        token("called-a-success", Token::Status(200, r#"{"error":"invalid_grant"}"#)),
-        token("without-a-word", Token::Status(401, "")),
+    let answered = |what: &str| format!("the token endpoint answered {what}");
+    let not_json = || answered("with a success that is not a JSON object");
+    let rows = [
+        ("redirects", Token::Redirects, answered("307")),
+        ("html", Token::Html, not_json()),
+        ("form", Token::Form, not_json()),
+        ("empty", Token::Status(200, ""), not_json()),
+        ("a-list", Token::Status(200, r#"["SECRET"]"#), not_json()),
+        ("huge", Token::Huge, "the answer is larger than 1048576 bytes".to_owned()),
+        ("hangs", Token::Hangs, LATE.to_owned()),
+        ("never-ends", Token::Endless, LATE.to_owned()),
+        ("dies", Token::Dies, "no whole answer came: unexpected end of file".to_owned()),
+        (
+            "refuses",
+            Token::Status(400, r#"{"error":"invalid_grant","error_description":"SECRET"}"#),
+            answered("400 with the error `invalid_grant`"),
+        ),
+        ("own-code", Token::Status(400, r#"{"error":"SECRET"}"#), answered("400 with the error `other`")),
+        ("breaks", Token::Status(500, "SECRET"), answered("500")),
+        ("busy", Token::Status(429, "SECRET"), answered("429")),
+        (
+            "called-a-success",
+            Token::Status(200, r#"{"error":"invalid_grant"}"#),
+            answered("200 with the error `invalid_grant`"),
+        ),
+        ("without-a-word", Token::Status(401, ""), answered("401")),
+        ("mac", Token::Json(|d| d["token_type"] = json!("mac")), "`token_type` is not Bearer".to_owned()),
+        (
+            "no-token",
+            Token::Json(|d| drop(d.as_object_mut().expect("an object").remove("access_token"))),
+            "`access_token` is missing".to_owned(),
+        ),
+        ("a-number", Token::Json(|d| d["access_token"] = json!(1)), "`access_token` is not a text".to_owned()),
+        ("empty-token", Token::Json(|d| d["access_token"] = json!("")), "`access_token` is empty".to_owned()),
+        (
+            "a-header",
+            Token::Json(|d| d["access_token"] = json!("a\r\nx: y")),
+            "`access_token` has characters that no token has".to_owned(),
+        ),
+        (
+            "too-long",
+            Token::Json(|d| d["access_token"] = json!("x".repeat(100_000))),
+            "`access_token` is longer than 16 kB".to_owned(),
+        ),
+        (
+            "twice",
+            Token::Status(200, r#"{"access_token":"SECRET","access_token":"SECRET"}"#),
+            "`access_token` is there twice".to_owned(),
+        ),
     ];
-    let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
+    let names = rows.each_ref().map(|(name, ..)| *name);
+    let lies = rows.each_ref().map(|(name, token, _)| Lie { token: *token, ..Lie::none(name) });
     let patience = ["--patience=5", "--token-endpoint-timeout=5", "--refresh-claim=10"];
-    let mut party = Party::start(lies, &patience).await;
-    for name in &names {
+    let mut party = Party::start(lies.into(), &patience).await;
+    for (name, _, words) in &rows {
         let begun = party.begun(name).await;
         let answer = party.answer(name, &begun);
         let before = party.servers.exchanges().len();
-        let reason = if *name == "hangs" { Reason::TimedOut } else { Reason::ExchangeFailed };
-        assert_eq!(party.complete(answer.clone()).await, Err((reason, String::new())), "{name}");
+        let reason = if words == LATE { Reason::TimedOut } else { Reason::ExchangeFailed };
+        let (refused, cause) = party.complete(answer.clone()).await.expect_err(name);
+        assert_eq!(refused, reason, "{name}");
+        assert!(cause.ends_with(words), "{name}: {cause}");
         assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())), "consumed: {name}");
         assert_eq!(party.servers.exchanges().len(), before + 1, "sent once: {name}");
     }
@@ -379,17 +420,26 @@ async fn token_answers_as_servers_write_them() {
 /// Whoever waits is answered in time; the code is used up by then, and the token that it brings is kept.
 #[tokio::test]
 async fn an_exchange_that_is_late_is_not_lost() {
-    let lies = vec![Lie { token: Token::Late, ..Lie::none("late") }];
-    let mut party = Party::start(lies, &["--patience=1"]).await;
-    let begun = party.begun("late").await;
-    let answer = party.answer("late", &begun);
-    assert_eq!(party.complete(answer.clone()).await, Err((Reason::TimedOut, String::new())));
-    assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())));
-    party.servers.answer();
-    let stored = |line: &str| (line.contains("\"completed\"") && line.contains("\"outcome\":\"ok\"")).then_some(());
-    party.process.process.line(stored).await;
-    assert_eq!(party.servers.exchanges().len(), 1, "sent once");
-    assert!(party.stored(&["late"]).await.iter().all(Option::is_some));
+    let lies = [("late", Token::Late), ("in-pieces", Token::Pieces(Duration::from_millis(700)))];
+    let lies = lies.map(|(name, token)| Lie { token, ..Lie::none(name) });
+    let names = lies.map(|lie| lie.name);
+    let mut party = Party::start(lies.into(), &["--patience=1"]).await;
+    for name in names {
+        let begun = party.begun(name).await;
+        let answer = party.answer(name, &begun);
+        let late = "the token endpoint did not answer within 1 s".to_owned();
+        assert_eq!(party.complete(answer.clone()).await, Err((Reason::TimedOut, late)));
+        assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())));
+        party.servers.answer();
+        let issuer = format!("\"issuer\":\"{}/{name}\"", party.servers.issuer);
+        let stored = |line: &str| {
+            let completed = line.contains("\"completed\"") && line.contains(&issuer);
+            (completed && line.contains("\"outcome\":\"ok\"")).then_some(())
+        };
+        party.process.process.line(stored).await;
+    }
+    assert_eq!(party.servers.exchanges().len(), 2, "each sent once");
+    assert!(party.stored(&names).await.iter().all(Option::is_some));
 }
 
 /// The honest flow, each way that it can end, and what is asked for.
@@ -442,6 +492,10 @@ async fn flows_begin_and_end() {
         (None, false),
         (None, true),
     ] {
+        let cause = match iss {
+            Some(_) => format!("`iss` is not {issuer}"),
+            None => "`iss` is missing, and has to be there".to_owned(),
+        };
         let begun = party.begun("good").await;
         let mut answer = party.answer("good", &begun);
         answer.iss = iss.clone();
@@ -451,7 +505,7 @@ async fn flows_begin_and_end() {
                 error_description: "SECRET".into(),
             }));
         }
-        assert_eq!(party.complete(answer.clone()).await, Err((Reason::IssuerMismatch, String::new())), "{iss:?}");
+        assert_eq!(party.complete(answer.clone()).await, Err((Reason::IssuerMismatch, cause)), "{iss:?}");
         assert_eq!(party.complete(answer).await, Err((Reason::AlreadyUsed, "/after".to_owned())), "{iss:?}");
     }
     // A refusal of the authorization server's.
@@ -459,7 +513,7 @@ async fn flows_begin_and_end() {
     let mut denied = party.answer("good", &begun);
     denied.answer =
         Some(Answer::Error(proto::AuthorizationError { error: "SECRET".into(), error_description: "SECRET".into() }));
-    assert_eq!(party.complete(denied).await, Err((Reason::AuthorizationError, String::new())));
+    assert_eq!(party.complete(denied).await, Err((Reason::AuthorizationError, "other".to_owned())));
     assert_eq!(party.servers.exchanges().len(), exchanges);
     // Neither announced nor sent: goes on.
     let begun = party.begun("no-iss").await;

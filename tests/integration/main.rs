@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod authorization_server;
+mod causes;
 mod chaos;
 mod choreographer;
 mod compose;

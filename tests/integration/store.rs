@@ -596,7 +596,8 @@ mod earlier {
         };
         let used = Err(CompleteError::AlreadyUsed { return_to: "/back?to=here".to_owned() });
         assert_eq!(complete(0x11, "another").await, Err(CompleteError::WrongContext));
-        assert_eq!(complete(0x11, cookie).await, Err(CompleteError::IssuerMismatch), "the record opened");
+        let mismatch = Err(CompleteError::IssuerMismatch("`iss` is not https://as.example".into()));
+        assert_eq!(complete(0x11, cookie).await, mismatch, "the record opened");
         assert_eq!(complete(0x11, cookie).await, used);
         assert_eq!(complete(0x22, cookie).await, used);
     }

@@ -7,7 +7,7 @@ use envoy_cimd::{
             self, DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
             upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
-        tokens::{Renewal, UpstreamTokens as _},
+        tokens::{Renewal, TokenError, UpstreamTokens as _},
     },
     exchange::embedded::{self, Embedded},
     model::{
@@ -105,6 +105,7 @@ async fn a_token_is_refreshed_when_it_is_over() {
         over("busy", Refresh::Status(429, refused)),
         over("broken", Refresh::Status(503, refused)),
         over("hangs", Refresh::Hangs),
+        over("dies", Refresh::RotatesAndDies),
         over("html", Refresh::Status(200, "<h1>SECRET</h1>")),
         over("ended", Refresh::Status(400, refused)),
         over("unauthorized", Refresh::Status(400, r#"{"error":"unauthorized_client"}"#)),
@@ -127,6 +128,7 @@ async fn a_token_is_refreshed_when_it_is_over() {
         ("busy", Err(Code::Unavailable), Err(Code::Unavailable), 1),
         ("broken", Err(Code::Unavailable), Err(Code::Unavailable), 1),
         ("hangs", Err(Code::Unavailable), Err(Code::Unavailable), 1),
+        ("dies", Err(Code::Unavailable), Err(Code::Unavailable), 1),
         ("html", Err(Code::Unavailable), Err(Code::Unavailable), 1),
         ("client", Err(Code::Unavailable), Err(Code::Unavailable), 1),
         // It is over.
@@ -145,17 +147,32 @@ async fn a_token_is_refreshed_when_it_is_over() {
         }
         assert_eq!(party.servers.refreshes().len(), before + refreshes, "{name}");
     }
-    for (result, count) in [("ok", 2), ("failed", 5), ("ended", 3)] {
+    for (result, count) in [("ok", 2), ("failed", 6), ("ended", 3)] {
         let name = format!("envoy_cimd_refreshes_total{{result=\"{result}\"}}");
         assert_eq!(metric(&party.process.admin, &name).await, Some(count), "{result}");
     }
-    let lasting = ["rotates", "keeps", "busy", "broken", "hangs", "html", "client", "fresh"];
+    let lasting = ["rotates", "keeps", "busy", "broken", "hangs", "dies", "html", "client", "fresh"];
     let stored = party.stored(&lasting).await;
     assert!(stored.iter().all(Option::is_some), "none of these is lost: {stored:?}");
     assert_eq!(party.stored_now(&["ended", "unauthorized", "no-refresh"]).await, [None, None, None]);
     let audit = audited(&party, "refreshed");
     let count = |outcome: &str| audit.iter().filter(|other| *other == outcome).count();
-    assert_eq!((count("ok"), count("failed"), count("ended")), (2, 5, 3), "{audit:?}");
+    assert_eq!((count("ok"), count("failed"), count("ended")), (2, 6, 3), "{audit:?}");
+}
+
+/// Nobody has the token that such a server rotated to. That shows at the next refresh, and the user can connect again.
+#[tokio::test]
+async fn a_server_that_rotates_and_dies() {
+    let (_dir, servers, embedded) = in_process(over("dies", Refresh::RotatesAndDies)).await;
+    let owner = owner(Person::Single, CLIENT, &servers.upstream_of("dies"));
+    let mut answers = Vec::new();
+    while answers.last() != Some(&Some(TokenError::NotFound)) {
+        answers.push(embedded.tokens.upstream_token(owner.clone(), &Trace::default()).await.err());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(answers.iter().rev().skip(1).all(|answer| *answer == Some(TokenError::Unavailable)), "{answers:?}");
+    assert_eq!(servers.refreshes().len(), 2, "one that was lost, and one that was refused");
+    assert!(embedded.tokens.record(&owner).await.expect("a store").is_none());
 }
 
 /// A token that was revoked behind our back is over at the next refresh, and the user can connect again.
