@@ -32,6 +32,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let embedded = Embedded::new(settings.exchange.config())?;
     let tokens = TokensListener::new(&settings.exchange, &settings.process)?;
+    settings.process.warn_of_short_drain(&settings.exchange);
     embedded.check().await?;
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());

@@ -150,6 +150,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let mut exchange = exchange(&settings).await?;
     if let Side::Here(embedded, _) = &exchange.side {
+        settings.process.warn_of_short_drain(&settings.exchange);
         embedded.check().await?;
     }
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;

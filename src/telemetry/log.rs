@@ -77,6 +77,7 @@ where
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match std::io::stderr().is_terminal() {
         true => lines.with_ansi(true).boxed(),
-        false => lines.json().flatten_event(true).boxed(),
+        // Spans are none of ours; libraries have them at `trace`, and each line would repeat them.
+        false => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
     }
 }

@@ -159,8 +159,9 @@ pub struct ProcessArgs {
     /// After SIGTERM, how long to go on answering while Envoy's health check takes notice, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "3")]
     pub drain_delay: u16,
-    /// After the drain delay, how long open streams may take to finish, in seconds.
-    #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "15")]
+    /// After the drain delay, how long open streams, and exchanges and refreshes that were sent, may take to finish, in
+    /// seconds.
+    #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "35")]
     pub drain_timeout: u16,
     /// The OpenTelemetry collector that traces are sent to over OTLP (gRPC), such as `http://127.0.0.1:4317`; none are made without.
     #[arg(long, env = "ENVOY_CIMD_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_otlp)]
@@ -173,6 +174,16 @@ pub struct ProcessArgs {
 }
 
 impl ProcessArgs {
+    /// Says that a stop may lose what a token endpoint was asked for.
+    pub fn warn_of_short_drain(&self, exchange: &ExchangeArgs) {
+        if self.drain_timeout < exchange.token_endpoint_timeout {
+            tracing::warn!(
+                "--drain-timeout is shorter than --token-endpoint-timeout: a stop may cut off an exchange or a refresh, \
+                 and its token is lost"
+            );
+        }
+    }
+
     pub fn stop(&self) -> stop::Config {
         stop::Config {
             drain_delay: Duration::from_secs(self.drain_delay.into()),
