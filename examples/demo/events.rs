@@ -25,7 +25,9 @@ fn event(line: &Value) -> Option<String> {
         return None;
     }
     Some(match (of("message"), of("endpoint"), label) {
-        ("served", "start", _) => format!("{route}: somebody pressed the button, and went to the authorization server"),
+        ("served", "start", "begun") => {
+            format!("{route}: somebody pressed the button, and went to the authorization server")
+        }
         ("served", "callback", "completed") => format!("{route} is connected: its token is in envoy-cimd's store"),
         ("refused", _, "as_error") => format!("{route} was not connected: the authorization server said no"),
         ("refused", _, "already_used") => format!("{route}: somebody came back once more; nothing changed"),

@@ -16,7 +16,7 @@ use crate::model::{
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
 #[async_trait]
 pub trait Choreographer: Send + Sync {
-    /// The issuer of an upstream's authorization server, where it is known.
+    /// The issuer of an upstream's authorization server, where it is known or soon found.
     ///
     /// # Errors
     /// What became of the call.
@@ -43,6 +43,8 @@ pub struct Begin {
     pub user: User,
     pub browser_hash: BrowserHash,
     pub return_to: String,
+    /// The issuer that the page named, on which the person pressed the button.
+    pub shown_issuer: Option<String>,
 }
 
 /// A flow that began.

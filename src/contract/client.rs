@@ -83,6 +83,7 @@ impl Choreographer for Client {
             user: Some(begin.user.into()),
             browser_hash: begin.browser_hash.0.to_vec(),
             return_to: begin.return_to,
+            shown_issuer: begin.shown_issuer.unwrap_or_default(),
         };
         let answer =
             self.call(DEADLINE, request, trace, |mut client, request| async move {

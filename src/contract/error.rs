@@ -12,6 +12,8 @@ pub enum BeginError {
     AuthorizationServerUnusable(Cause),
     /// As many flows, or look-ups, as may be.
     TooManyFlows,
+    /// The authorization server, whose issuer this is, is not the one that the person was shown.
+    IssuerChanged(String),
     Call(CallError),
 }
 
@@ -86,6 +88,7 @@ impl Label for BeginError {
         match self {
             Self::AuthorizationServerUnusable(_) => "authorization_server_unusable",
             Self::TooManyFlows => "too_many_flows",
+            Self::IssuerChanged(_) => "issuer_changed",
             Self::Call(error) => error.label(),
         }
     }

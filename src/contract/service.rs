@@ -60,6 +60,7 @@ impl AuthorizationChoreographer for Service {
             user: user(request.user)?,
             browser_hash: BrowserHash(bytes("browser_hash", request.browser_hash)?),
             return_to: request.return_to,
+            shown_issuer: Some(request.shown_issuer).filter(|issuer| !issuer.is_empty()),
         };
         let outcome = match self.choreographer.begin(begin, &trace).await {
             Ok(begun) => Outcome::Begun(proto::Begun {

@@ -85,7 +85,7 @@ impl Fault for CallError {
 
 impl Fault for BeginError {
     fn is_fault(&self) -> bool {
-        true
+        !matches!(self, Self::IssuerChanged(_))
     }
 }
 

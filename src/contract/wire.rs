@@ -71,7 +71,12 @@ pub(super) fn set_trace<T>(request: &mut Request<T>, trace: &Trace) {
 impl From<BeginError> for proto::BeginRefusal {
     fn from(error: BeginError) -> Self {
         use begin_refusal::Reason;
+        let mut issuer = String::new();
         let (reason, message) = match error {
+            BeginError::IssuerChanged(found) => {
+                issuer = found;
+                (Reason::IssuerChanged, String::new())
+            }
             BeginError::AuthorizationServerUnusable(message) => {
                 (Reason::AuthorizationServerUnusable, message.into_owned())
             }
@@ -80,7 +85,7 @@ impl From<BeginError> for proto::BeginRefusal {
             BeginError::Call(CallError::Failed(cause)) => (Reason::Failed, cause.into_owned()),
             BeginError::Call(CallError::Timeout(cause)) => (Reason::TimedOut, cause.into_owned()),
         };
-        Self { reason: reason.into(), message }
+        Self { reason: reason.into(), message, issuer }
     }
 }
 
@@ -92,6 +97,7 @@ impl From<proto::BeginRefusal> for BeginError {
         match reason {
             Reason::AuthorizationServerUnusable => Self::AuthorizationServerUnusable(cause),
             Reason::TooManyFlows => Self::TooManyFlows,
+            Reason::IssuerChanged => Self::IssuerChanged(refusal.issuer),
             Reason::Unavailable => Self::Call(CallError::Unavailable(cause)),
             Reason::Failed => Self::Call(CallError::Failed(cause)),
             Reason::Unspecified => Self::Call(CallError::Failed(UNKNOWN_REASON)),

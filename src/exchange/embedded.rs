@@ -15,7 +15,7 @@ use super::{
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
     oauth::{OAuthClient, failure, registered},
-    records::{FlowRecord, TokenRecord},
+    records::{Binding, FlowRecord, TokenRecord, Tombstone},
     token_answer::TokenAnswer,
     tokens::{Tokens, note_unread},
 };
@@ -47,6 +47,8 @@ use crate::{
 
 /// The longest that Begin may take in all.
 const DEADLINE: Duration = Duration::from_secs(8);
+/// How long the page is kept back for the name of the authorization server.
+const SHOWN_WITHIN: Duration = Duration::from_millis(1500);
 /// How many people `--single-user` stands for, in flows.
 const PEOPLE: usize = 50;
 
@@ -89,12 +91,13 @@ pub struct Embedded {
 impl Choreographer for Embedded {
     async fn describe(&self, upstream: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
         let discovery = &self.tokens.discovery;
-        let known = discovery.known(&upstream).await;
-        if known.is_none() {
-            // The page does not wait; whoever presses its button finds the look-up done, or under way.
-            discovery.begin(&upstream).await;
+        if let Some(known) = discovery.known(&upstream).await {
+            return Ok(Some(known));
         }
-        Ok(known)
+        discovery.begin(&upstream).await;
+        // What takes longer goes on, and whoever presses the button meanwhile is shown the page again.
+        let found = timeout(SHOWN_WITHIN, discovery.find(&upstream)).await;
+        Ok(found.ok().and_then(Result::ok).map(|server| server.issuer.clone()))
     }
 
     async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, BeginError> {
@@ -177,12 +180,17 @@ impl Embedded {
             let cause = format!("the authorization server {}: {lacks}", server.issuer).into();
             return Err(BeginError::AuthorizationServerUnusable(cause));
         }
+        if begin.shown_issuer.as_ref() != Some(&server.issuer) {
+            return Err(BeginError::IssuerChanged(server.issuer.clone()));
+        }
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let authorization_url = authorization_url(&server, &begin, challenge)
             .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
         let expires_at = now + MAX_LIFETIME;
+        let context = Context::of(&begin.redirect_uri, &begin.user, &begin.browser_hash);
+        let binding = Binding::new(&context, expires_at);
         let record = FlowRecord {
             client_id: begin.client_id,
             upstream: begin.upstream.url,
@@ -196,23 +204,18 @@ impl Embedded {
             verifier: Secret::new(verifier.into_secret()),
             redirect_uri: begin.redirect_uri,
             user: begin.user,
+            binding: Some(binding),
         };
         let key = FlowKey::of(&flow_id);
         let open = self.open().await?;
         let sealed = open.seal(Place::Flow(&key), &record).ok_or(NOT_SEALED)?;
-        let tombstone = open.seal(Place::Tombstone(&key), &record.return_to).ok_or(NOT_SEALED)?;
+        let tombstone = Tombstone::Bound { return_to: record.return_to.clone(), binding };
+        let tombstone = open.seal(Place::Tombstone(&key), &tombstone).ok_or(NOT_SEALED)?;
         let of_user = match record.user {
             User::Single => self.limits.of_user.saturating_mul(PEOPLE),
             User::Subject { .. } => self.limits.of_user,
         };
-        let flow = Flow {
-            id: key,
-            context: Context::of(&record.redirect_uri, &record.user, &begin.browser_hash),
-            user: UserKey::of(&record.user),
-            expires_at,
-            sealed,
-            tombstone,
-        };
+        let flow = Flow { id: key, context, user: UserKey::of(&record.user), expires_at, sealed, tombstone };
         let limits = FlowLimits { of_user, ..self.limits };
         open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
             StoreError::Full => BeginError::TooManyFlows,
@@ -225,14 +228,36 @@ impl Embedded {
     async fn take(&self, complete: &Complete) -> Result<FlowRecord, CompleteError> {
         let key = FlowKey::of(&complete.flow_id);
         let context = Context::of(&complete.redirect_uri, &complete.user, &complete.browser_hash);
-        let open = self.open().await?;
-        let taken = open.store.take_flow(key, context, self.now()).await.map_err(|error| store_failed(&error))?;
+        let (open, now) = (self.open().await?, self.now());
+        let taken = open.store.take_flow(key, context, now).await.map_err(|error| store_failed(&error))?;
+        let violated =
+            || audit::event("isolation_violation", &complete.user, "", "", Some(&complete.flow_id), "refused");
+        let moved = |error: &UnsealError| {
+            if matches!(error, UnsealError::DoesNotOpen) {
+                violated();
+            }
+        };
+        // Compared again with what is sealed: what the store compared, whoever writes it can change.
+        let own = |binding: Option<&Binding>| match binding.is_none_or(|binding| binding.holds(&context, now)) {
+            true => Ok(()),
+            false => {
+                violated();
+                Err(CompleteError::WrongContext)
+            }
+        };
         match taken {
-            Taken::Flow(sealed) => Ok(unsealed(open.unseal(Place::Flow(&key), &sealed))?),
+            Taken::Flow(sealed) => {
+                let record: FlowRecord = unsealed(open.unseal(Place::Flow(&key), &sealed).inspect_err(moved))?;
+                own(record.binding.as_ref()).map(|()| record)
+            }
             Taken::WrongContext => Err(CompleteError::WrongContext),
             Taken::Unknown => Err(CompleteError::UnknownFlow),
             Taken::Used(tombstone) => {
-                let return_to = unsealed(open.unseal(Place::Tombstone(&key), &tombstone))?;
+                let tombstone = open.unseal(Place::Tombstone(&key), &tombstone).inspect_err(moved);
+                let return_to = match unsealed(tombstone)? {
+                    Tombstone::Bound { return_to, binding } => own(Some(&binding)).map(|()| return_to)?,
+                    Tombstone::Bare(return_to) => return_to,
+                };
                 Err(CompleteError::AlreadyUsed { return_to })
             }
         }

@@ -10,6 +10,7 @@ use crate::{
         secret::Secret,
         user::User,
     },
+    store::keys::Context,
 };
 
 /// What it takes to complete a flow. It is only ever stored sealed.
@@ -27,6 +28,40 @@ pub struct FlowRecord {
     pub resource: String,
     pub scope: Option<String>,
     pub verifier: Secret,
+    /// None in what a version before it stored.
+    #[serde(default)]
+    pub binding: Option<Binding>,
+}
+
+/// What is left of a flow that was taken.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Tombstone {
+    Bound {
+        return_to: String,
+        binding: Binding,
+    },
+    /// What a version before bindings stored: where the person goes.
+    Bare(String),
+}
+
+/// Whose flow it is, and until when. It is beside the flow in the clear, too, where it is compared first; but who writes
+/// the store can change that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    context: [u8; 32],
+    expires_at: UnixTime,
+}
+
+impl Binding {
+    pub fn new(context: &Context, expires_at: UnixTime) -> Self {
+        Self { context: *context.as_bytes(), expires_at }
+    }
+
+    /// Whether a flow that the store gave out for this context at this time is its own.
+    pub fn holds(&self, context: &Context, now: UnixTime) -> bool {
+        self.context == *context.as_bytes() && now < self.expires_at
+    }
 }
 
 /// A token as it is kept, sealed.

@@ -260,20 +260,21 @@ impl Tokens {
     pub(super) async fn put(&self, owner: &TokenOwner, record: &TokenRecord) -> Result<(), StoreError> {
         let failed = |reason: &str| StoreError::Failed(reason.to_owned());
         let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
-        // What cannot be read is not known to be replaced; it stays, and ends by itself.
-        let replaced = self.stored(owner).await.ok();
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         let sealed = open.seal(Place::Token(&key), record).ok_or_else(|| failed("the token cannot be sealed"))?;
-        open.store.put_token(key, route, sealed).await?;
+        let replaced = open.store.put_token(key, route, sealed).await?;
         self.setbacks.invalidate(&key).await;
-        let Some(old) = replaced.filter(|old| old.key != key) else { return Ok(()) };
-        if let Err(error) = open.store.remove_token(old.key, route, Some(old.sealed)).await {
-            tracing::warn!(%error, "a token that was replaced is not forgotten");
-        }
-        if old.record.issuer != record.issuer {
-            let outcome = revocation(self.revoke(&old.record).await);
-            audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.record.issuer, None, outcome);
+        let Some((old_key, sealed)) = replaced else { return Ok(()) };
+        match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
+            Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner),
+            Ok((old, _)) if old.issuer != record.issuer => {
+                let outcome = revocation(self.revoke(&old).await);
+                audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome);
+            }
+            Ok(_) => {}
+            Err(UnsealError::DoesNotOpen) => isolation_violation(owner),
+            Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
         }
         Ok(())
     }
@@ -471,7 +472,7 @@ impl Tokens {
                 Ok(Stored { key, route, sealed, record })
             }
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
-                audit::event("isolation_violation", &owner.user, owner.client_id.as_str(), "", None, "refused");
+                isolation_violation(owner);
                 Err(TokenError::NotFound)
             }
             Err(error) => {
@@ -480,6 +481,11 @@ impl Tokens {
             }
         }
     }
+}
+
+/// What the store has for this owner is another's.
+fn isolation_violation(owner: &TokenOwner) {
+    audit::event("isolation_violation", &owner.user, owner.client_id.as_str(), "", None, "refused");
 }
 
 fn unavailable(error: &StoreError) -> TokenError {

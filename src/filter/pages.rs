@@ -43,7 +43,9 @@ pub struct Connect<'a> {
     /// The route's host, and port where it has one of its own.
     pub route: &'a str,
     pub upstream: &'a str,
-    pub authorization_server: Option<String>,
+    pub authorization_server: Option<&'a str>,
+    /// Where the button leads: it says which authorization server was shown.
+    pub action: &'a str,
 }
 
 /// Renders a page into a reply.

@@ -242,6 +242,10 @@ impl From<BeginError> for Refusal {
         match error {
             BeginError::AuthorizationServerUnusable(reason) => Self::AuthorizationServerUnusable(reason),
             BeginError::TooManyFlows => Self::TooManyFlows,
+            // Whoever has a page to show shows it again instead.
+            BeginError::IssuerChanged(_) => {
+                Self::AuthorizationServerUnusable("it is another one than the person was shown".into())
+            }
             BeginError::Call(error) => error.into(),
         }
     }

@@ -1,8 +1,8 @@
 //! The connect page, and the button on it that begins a flow.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use super::{
     browser::{self, BrowserCookie},
@@ -14,7 +14,10 @@ use super::{
     visit::{Served, Step, Visit},
 };
 use crate::{
-    contract::choreographer::{Begin, Begun},
+    contract::{
+        choreographer::{Begin, Begun},
+        error::BeginError,
+    },
     model::{loopback::is_loopback, return_to::ReturnTo, route::Route, upstream::Upstream},
 };
 
@@ -41,8 +44,9 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     if begins && !browser::is_same_origin(request, &route.origin) {
         return Err(Refusal::CrossSite);
     }
-    let [return_to] = query::parameters(query.unwrap_or_default(), tools.max_query_bytes, ["return_to"])
-        .map_err(Refusal::BadRequest)?;
+    let [return_to, shown_issuer] =
+        query::parameters(query.unwrap_or_default(), tools.max_query_bytes, ["return_to", "issuer"])
+            .map_err(Refusal::BadRequest)?;
     let return_to = match return_to {
         None => ReturnTo::root(),
         Some(text) => ReturnTo::parse(&text, &route.origin)
@@ -51,18 +55,20 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
+    let page = ConnectPage {
+        route: route.origin.authority().to_owned(),
+        upstream: upstream.url.clone(),
+        start: tools.paths.start.to_string(),
+        return_to,
+    };
     if !begins {
-        let name = route.origin.authority().to_owned();
         return Ok(Step::Show(Box::pin(async move {
             // A name that cannot be had is no reason to keep the page back.
             let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or_else(|error| {
                 tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
                 None
             });
-            let page = Connect { route: &name, upstream: &upstream.url, authorization_server: known };
-            // Under `no-referrer` the form's request would carry `Origin: null`.
-            let reply = Reply::new(Outcome::Shown).header("referrer-policy", "same-origin");
-            pages::guarded(pages::page(reply, &page))
+            page.reply(known.as_deref())
         })));
     }
     let cookie = BrowserCookie::fresh().map_err(|error| Refusal::ChoreographerFailed(error.to_string().into()))?;
@@ -73,7 +79,8 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         upstream,
         user,
         browser_hash: cookie.hash(),
-        return_to: return_to.to_string(),
+        return_to: page.return_to.to_string(),
+        shown_issuer: shown_issuer.map(Cow::into_owned),
     };
     let (keys, clock) = (tools.state_keys.clone(), tools.clock);
     Ok(Step::Call {
@@ -81,6 +88,10 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         call: Box::pin(async move {
             let begun = match choreographer.begin(begin, &trace).await {
                 Ok(begun) => begun,
+                // Nobody is sent to a server that they were not shown.
+                Err(BeginError::IssuerChanged(issuer)) => {
+                    return Served { flow: None, result: Ok(page.reply(Some(&issuer))) };
+                }
                 Err(error) => return Served { flow: None, result: Err(error.into()) },
             };
             let now = clock();
@@ -97,6 +108,35 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
             Served { flow: Some(begun.flow_id.tag()), result }
         }),
     })
+}
+
+/// The page that asks whether to connect.
+struct ConnectPage {
+    /// The route's host, and port where it has one of its own.
+    route: String,
+    upstream: String,
+    /// The path of this endpoint.
+    start: String,
+    return_to: ReturnTo,
+}
+
+impl ConnectPage {
+    /// `issuer` is the authorization server's, where it is known. The button says that it was shown.
+    fn reply(&self, issuer: Option<&str>) -> Reply {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        if self.return_to != ReturnTo::root() {
+            query.append_pair("return_to", self.return_to.as_str());
+        }
+        if let Some(issuer) = issuer {
+            query.append_pair("issuer", issuer);
+        }
+        let action = format!("{}?{}", self.start, query.finish());
+        let page =
+            Connect { route: &self.route, upstream: &self.upstream, authorization_server: issuer, action: &action };
+        // Under `no-referrer` the form's request would carry `Origin: null`.
+        let reply = Reply::new(Outcome::Shown).header("referrer-policy", "same-origin");
+        pages::guarded(pages::page(reply, &page))
+    }
 }
 
 /// The authorization request with its `state`. None where the choreographer's URL is none to send a person to: https,

@@ -26,12 +26,12 @@ pub trait Store: Send + Sync {
     /// with the right context, exactly one gets [`Taken::Flow`].
     async fn take_flow(&self, id: FlowKey, context: Context, now: UnixTime) -> Result<Taken, StoreError>;
 
-    /// Stores a token under its key, over whatever was there, and points the route's index at it. The token that the
-    /// index pointed at before stays: another route may have it too.
-    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError>;
+    /// Stores a token under its key, over whatever was there, and points the route's index at it. A token under another
+    /// key that the index pointed at before is forgotten, and given back: of two who connect at once, none is left behind.
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<Option<Kept>, StoreError>;
 
-    /// The token that a route's index points at, with its key.
-    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError>;
+    /// The token that a route's index points at.
+    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError>;
 
     /// Stores a token in the place of `old`, as it was read. False where that is not there any more: somebody forgot
     /// it meanwhile, or connected anew.
@@ -48,6 +48,9 @@ pub trait Store: Send + Sync {
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError>;
 }
 
+/// A token as it was found: its key, and what is sealed.
+pub type Kept = (TokenKey, Vec<u8>);
+
 /// The random name of one attempt to refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder(pub [u8; 16]);
@@ -60,7 +63,8 @@ pub struct Flow {
     pub user: UserKey,
     /// Nothing of the flow is left after it.
     pub expires_at: UnixTime,
-    /// What it takes to complete the flow. Gone once it is taken.
+    /// What it takes to complete the flow, the context among it: what is not sealed, whoever writes the store can change.
+    /// Gone once it is taken.
     pub sealed: Vec<u8>,
     /// What is left once it is taken: where the person goes.
     pub tombstone: Vec<u8>,

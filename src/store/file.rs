@@ -15,7 +15,7 @@ use redb::{
 use subtle::ConstantTimeEq;
 
 use super::{
-    backend::{Flow, FlowLimits, Holder, Store, Taken},
+    backend::{Flow, FlowLimits, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file::{self, KeysError},
     keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
@@ -99,17 +99,27 @@ impl Store for FileStore {
         .await
     }
 
-    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<Option<Kept>, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
-            transaction.open_table(TOKENS)?.insert(key.as_bytes(), sealed.as_slice())?;
-            transaction.open_table(ROUTES)?.insert(route.as_bytes(), key.as_bytes())?;
-            Ok::<_, redb::Error>(transaction.commit()?)
+            let replaced = {
+                let (mut tokens, mut routes) = (transaction.open_table(TOKENS)?, transaction.open_table(ROUTES)?);
+                let before = routes.insert(route.as_bytes(), key.as_bytes())?.map(|before| *before.value());
+                let other = before.filter(|before| before != key.as_bytes());
+                let replaced = match &other {
+                    Some(other) => tokens.remove(other)?.map(|sealed| sealed.value().to_vec()),
+                    None => None,
+                };
+                tokens.insert(key.as_bytes(), sealed.as_slice())?;
+                other.map(TokenKey::from_bytes).zip(replaced)
+            };
+            transaction.commit()?;
+            Ok::<_, redb::Error>(replaced)
         })
         .await
     }
 
-    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError> {
+    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_read()?;
             let Some(key) = transaction.open_table(ROUTES)?.get(route.as_bytes())?.map(|key| *key.value()) else {

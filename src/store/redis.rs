@@ -24,7 +24,7 @@ use tokio::{sync::Mutex, time::timeout};
 use zeroize::Zeroizing;
 
 use super::{
-    backend::{Flow, FlowLimits, Holder, Store, Taken},
+    backend::{Flow, FlowLimits, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file,
     keys::{Context, FlowKey, RouteKey, TokenKey},
@@ -221,22 +221,16 @@ impl Store for RedisStore {
         }
     }
 
-    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<(), StoreError> {
+    async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<Option<Kept>, StoreError> {
         let mut step = self.scripts.put_token.key(token_key(&key));
-        step.key(route_key(&route)).arg(text(key.as_bytes())).arg(sealed);
-        self.run::<i64>(&step).await.map(drop)
+        step.key(route_key(&route)).arg(text(key.as_bytes())).arg(sealed).arg(token_prefix());
+        self.kept(self.run(&step).await?)
     }
 
-    async fn token(&self, route: RouteKey) -> Result<Option<(TokenKey, Vec<u8>)>, StoreError> {
+    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError> {
         let mut step = self.scripts.token.key(route_key(&route));
         step.arg(token_prefix());
-        let Some((name, sealed)): Option<(Vec<u8>, Vec<u8>)> = self.run(&step).await? else {
-            return Ok(None);
-        };
-        let key =
-            BASE64_URL_SAFE_NO_PAD.decode(name).ok().and_then(|key| key.try_into().ok()).map(TokenKey::from_bytes);
-        let key = key.ok_or_else(|| StoreError::Failed(format!("{}: a route points at no token's key", self.name)))?;
-        Ok(Some((key, sealed)))
+        self.kept(self.run(&step).await?)
     }
 
     async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError> {
@@ -263,6 +257,14 @@ impl Store for RedisStore {
 }
 
 impl RedisStore {
+    fn kept(&self, found: Option<(Vec<u8>, Vec<u8>)>) -> Result<Option<Kept>, StoreError> {
+        let Some((name, sealed)) = found else { return Ok(None) };
+        let key =
+            BASE64_URL_SAFE_NO_PAD.decode(name).ok().and_then(|key| key.try_into().ok()).map(TokenKey::from_bytes);
+        let key = key.ok_or_else(|| StoreError::Failed(format!("{}: a route points at no token's key", self.name)))?;
+        Ok(Some((key, sealed)))
+    }
+
     fn unexpected(&self, outcome: i64) -> StoreError {
         StoreError::Failed(format!("{}: a script answered {outcome}", self.name))
     }

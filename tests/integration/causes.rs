@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
-    flow::press,
+    flow::press_shown,
     stack::{Answered, Call, Certificates, key_file},
     world::{CALLBACK, Wish, World, virtual_hosts, without_metadata},
 };
@@ -117,7 +117,8 @@ async fn each_is_on_the_line_with_the_request_id() {
     let mut world = World::start(Wish { cimd: &flags, edit: &everywhere, ..Wish::default() }).await;
     for Row { lie: Lie { name, .. }, end, status, label, words } in rows {
         let authority = format!("{name}.example");
-        let begun = send(&world, press(DOOR, "").authority(&authority)).await;
+        let begun =
+            send(&world, press_shown(DOOR, "", &format!("{}/{name}", servers.issuer)).authority(&authority)).await;
         if matches!(end, End::Begin) {
             refused(&mut world, begun, status, label, words).await;
             continue;

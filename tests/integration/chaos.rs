@@ -37,7 +37,7 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::single,
-    flow::press,
+    flow::press_shown,
     soak::{Chance, number},
     stack::{
         Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::document_of, key_file, resident,
@@ -357,7 +357,7 @@ async fn fetches(shared: Arc<Shared>, who: usize, over: watch::Receiver<bool>) {
 async fn connects(shared: Arc<Shared>, who: usize, mut chance: Chance, over: watch::Receiver<bool>) {
     let (host, refused) = (host(who), &shared.counts.refused);
     while !*over.borrow() {
-        let begun = shared.send(press(&host, "")).await;
+        let begun = shared.send(press_shown(&host, "", &format!("{}/{NAME}", shared.servers.issuer))).await;
         if begun.status != 303 {
             assert!([502, 503, 504].contains(&begun.status), "a start: {begun:?}");
             refused.fetch_add(1, Ordering::Relaxed);

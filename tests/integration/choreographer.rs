@@ -54,6 +54,8 @@ pub enum Mood {
     BadReturn,
     /// Its authorization server advertises `iss`, so an answer without it is refused.
     WantsIss,
+    /// Begin finds another authorization server than the page named.
+    Moved,
 }
 
 /// One call, as it came.
@@ -167,6 +169,11 @@ impl Fake {
         self.inner.mood.store(mood as u8, Ordering::SeqCst);
     }
 
+    /// How many flows it knows.
+    pub fn flows(&self) -> usize {
+        self.inner.flows.lock().expect("flows").len()
+    }
+
     /// Lets the calls go on that [`Mood::Hangs`] holds.
     pub fn release(&self) {
         self.set(Mood::Correct);
@@ -220,7 +227,7 @@ struct Service(Arc<Inner>);
 impl Service {
     fn mood(&self) -> Mood {
         use Mood::*;
-        [Correct, Hangs, Fails, Garbage, Stale, BadUrl, NoServer, Full, NoToken, BadReturn, WantsIss]
+        [Correct, Hangs, Fails, Garbage, Stale, BadUrl, NoServer, Full, NoToken, BadReturn, WantsIss, Moved]
             [usize::from(self.0.mood.load(Ordering::SeqCst))]
     }
 
@@ -269,8 +276,10 @@ impl AuthorizationChoreographer for Service {
         let begun = request.get_ref().clone();
         self.record(request, Call::Begin);
         self.hang().await;
+        let issuer = if self.mood() == Mood::Moved { "https://other.example" } else { ISSUER };
         let refusal = |reason: begin_refusal::Reason| {
-            Outcome::Refusal(BeginRefusal { reason: reason.into(), message: "a reason for the operator".to_owned() })
+            let (message, issuer) = ("a reason for the operator".to_owned(), issuer.to_owned());
+            Outcome::Refusal(BeginRefusal { reason: reason.into(), message, issuer })
         };
         let flow_id = envoy_cimd::model::secret::random::<16>().expect("randomness").to_vec();
         let lifetime = if self.mood() == Mood::Stale { Duration::ZERO } else { Duration::from_secs(600) };
@@ -290,6 +299,7 @@ impl AuthorizationChoreographer for Service {
             Mood::Garbage => None,
             Mood::NoServer => Some(refusal(begin_refusal::Reason::AuthorizationServerUnusable)),
             Mood::Full => Some(refusal(begin_refusal::Reason::TooManyFlows)),
+            _ if begun.shown_issuer != issuer => Some(refusal(begin_refusal::Reason::IssuerChanged)),
             _ => {
                 self.0.flows.lock().expect("flows").insert(flow_id.clone(), Flow { begun, used: false });
                 let expires_at = Some((SystemTime::now() + lifetime).into());

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
     contract::proto::{
         self, BeginAuthorizationRequest, CompleteAuthorizationRequest,
@@ -11,8 +12,15 @@ use envoy_cimd::{
         complete_refusal::Reason,
     },
     exchange::embedded::{Config, Embedded},
-    model::user::User,
-    store::vault,
+    model::{
+        client::RedirectUri,
+        flow::{BrowserHash, FlowId},
+        user::User,
+    },
+    store::{
+        keys::{Context, FlowKey},
+        vault,
+    },
 };
 use http::Version;
 use serde_json::{Value, json};
@@ -21,7 +29,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
-    flow::press,
+    flow::press_shown,
     stack::{Call, Certificates, Choreographer, in_process::owner},
     store::Redis,
     tokens::Kept,
@@ -71,6 +79,7 @@ impl Party {
             user: Some(single()),
             browser_hash: vec![7; 32],
             return_to: "/after".to_owned(),
+            shown_issuer: format!("{}/{name}", self.servers.issuer),
         }
     }
 
@@ -292,6 +301,24 @@ async fn metadata_that_lies() {
             },
             "`authorization_endpoint` has a `client_id` of its own"
         ),
+        (
+            "own-request",
+            metadata,
+            |d| {
+                let page = format!("{}?request=theirs", d["authorization_endpoint"].as_str().expect("text"));
+                set(d, "authorization_endpoint", json!(page))
+            },
+            "`authorization_endpoint` has a `request` of its own"
+        ),
+        (
+            "own-request-uri",
+            metadata,
+            |d| {
+                let page = format!("{}?request_uri=theirs", d["authorization_endpoint"].as_str().expect("text"));
+                set(d, "authorization_endpoint", json!(page))
+            },
+            "`authorization_endpoint` has a `request_uri` of its own"
+        ),
     ];
     let mut party = Party::start(lies, &[]).await;
     for (name, words) in rows {
@@ -367,7 +394,7 @@ async fn token_endpoints_that_lie() {
     ];
     let names = rows.each_ref().map(|(name, ..)| *name);
     let lies = rows.each_ref().map(|(name, token, _)| Lie { token: *token, ..Lie::none(name) });
-    let patience = ["--patience=5", "--token-endpoint-timeout=5", "--refresh-claim=10"];
+    let patience = ["--patience=5", "--token-endpoint-timeout=10", "--refresh-claim=15"];
     let mut party = Party::start(lies.into(), &patience).await;
     for (name, _, words) in &rows {
         let begun = party.begun(name).await;
@@ -635,7 +662,7 @@ async fn redis_gives_each_flow_to_one_of_two_choreographers() {
 /// What a flow asks of Redis: one script each to keep the flow, to take it, and to keep the token.
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
-async fn redis_is_asked_four_times_a_flow() {
+async fn redis_is_asked_three_times_a_flow() {
     let dir = tempfile::tempdir().expect("a folder");
     let redis = Redis::start(dir.path(), &[], "--port").await;
     let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
@@ -655,8 +682,94 @@ async fn redis_is_asked_four_times_a_flow() {
     }
     calls.retain(|command, calls| *calls > 0 && command != "info");
     println!("{calls:?}");
-    // Begin, take, what there was before, and what came.
-    assert_eq!(calls.get("evalsha"), Some(&4), "{calls:?}");
+    assert_eq!(calls.get("evalsha"), Some(&3), "{calls:?}");
+}
+
+/// Nobody is sent to an authorization server that no page showed them, as where an upstream names another one between the
+/// page and the button: nothing begins, and what there is now is to be shown.
+#[tokio::test]
+async fn only_to_the_server_that_was_shown() {
+    let mut party = Party::start(vec![Lie::none("good")], &[]).await;
+    let right = party.request("good");
+    for shown in ["", "https://evil.example", &format!("{}/", right.shown_issuer)] {
+        let request = BeginAuthorizationRequest { shown_issuer: shown.to_owned(), ..right.clone() };
+        let begin_authorization_response::Outcome::Refusal(refusal) = party.begin_with(request).await else {
+            panic!("nothing begins")
+        };
+        assert_eq!(
+            (refusal.reason(), &refusal.issuer),
+            (begin_refusal::Reason::IssuerChanged, &right.shown_issuer),
+            "{shown:?}"
+        );
+    }
+    let begin_authorization_response::Outcome::Begun(begun) = party.begin_with(right).await else { panic!("it began") };
+    assert_eq!(party.complete(party.answer("good", &begun)).await, Ok("/after".to_owned()));
+    assert_eq!(party.stored(&["good"]).await.iter().flatten().count(), 1);
+    let log = party.process.process.output();
+    assert_eq!(log.matches("\"issuer_changed\"").count(), 3, "{log}");
+}
+
+/// Somebody who can write to the store makes another's flows their own: what is sealed says whose they are.
+async fn rewritten_flows(kept: Kept, rewrite: impl AsyncFnOnce(&Kept, [FlowKey; 2], Context)) {
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let mut party = Party::start(vec![Lie::none("good")], &flags).await;
+    let (pending, used) = (party.begun("good").await, party.begun("good").await);
+    let answers = [&pending, &used].map(|begun| party.answer("good", begun));
+    assert_eq!(party.complete(answers[1].clone()).await, Ok("/after".to_owned()));
+    assert_eq!(party.process.process.stop().await, Some(0));
+
+    let eve = User::Subject { issuer: "i".to_owned(), subject: "eve".to_owned() };
+    let context = Context::of(&RedirectUri::new(CALLBACK), &eve, &BrowserHash([9; 32]));
+    let ids = [&pending, &used].map(|begun| begun.flow_id.as_slice().try_into().expect("16 bytes"));
+    rewrite(&kept, ids.map(|id| FlowKey::of(&FlowId(id))), context).await;
+    let again = [&["--extra-ca", &party.ca, "--allow-host", HOST], &flags[..]].concat();
+    party.process = Choreographer::start(&executable(), &again).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", party.process.address)).expect("an address");
+    party.client = AuthorizationChoreographerClient::new(endpoint.connect().await.expect("a connection"));
+    for answer in answers {
+        let eves = CompleteAuthorizationRequest { user: Some(eve.clone().into()), browser_hash: vec![9; 32], ..answer };
+        assert_eq!(party.complete(eves).await, Err((Reason::WrongContext, String::new())));
+    }
+    assert_eq!(party.servers.exchanges().len(), 1, "the one from before");
+    assert_eq!(party.process.process.output().matches("isolation_violation").count(), 2);
+}
+
+#[tokio::test]
+async fn a_flow_that_was_rewritten_is_nobodys() {
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    rewritten_flows(kept, async |kept, flows, context| {
+        type Stored<'a> = (&'a [u8; 32], &'a [u8; 32], u64, u64, Option<&'a [u8]>, &'a [u8]);
+        const FLOWS: redb::TableDefinition<&[u8; 32], Stored> = redb::TableDefinition::new("flows-v1");
+        let file = redb::Database::open(kept.url.to_string().trim_start_matches("file:")).expect("a store");
+        let writing = file.begin_write().expect("a transaction");
+        for flow in flows {
+            let mut table = writing.open_table(FLOWS).expect("flows");
+            let stored = table.remove(flow.as_bytes()).expect("a store").expect("a flow");
+            let (_, user, expires_at, sequence, sealed, tombstone) = stored.value();
+            let (user, sealed, tombstone) = (*user, sealed.map(<[u8]>::to_vec), tombstone.to_vec());
+            drop(stored);
+            let changed = (context.as_bytes(), &user, expires_at, sequence, sealed.as_deref(), &*tombstone);
+            table.insert(flow.as_bytes(), changed).expect("changed");
+        }
+        writing.commit().expect("changed");
+    })
+    .await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_a_flow_that_was_rewritten_is_nobodys() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    rewritten_flows(kept, async |_, flows, context| {
+        for flow in flows {
+            let key = format!("envoy_cimd:v1:flow:{}", BASE64_URL_SAFE_NO_PAD.encode(flow.as_bytes()));
+            redis.set_field(&key, "context", context.as_bytes()).await;
+        }
+    })
+    .await;
 }
 
 /// The whole way, in one process: Envoy, the filter, the embedded choreographer, the authorization server.
@@ -693,7 +806,7 @@ pub async fn connect_through(world: &World, servers: &Servers, traceparent: &str
         let call = call.header("traceparent", traceparent);
         world.https().send(Version::HTTP_2, call).await.expect("an answer")
     };
-    let begun = send(press("notes.localhost", "?return_to=/done")).await;
+    let begun = send(press_shown("notes.localhost", "?return_to=/done", &format!("{}/good", servers.issuer))).await;
     assert_eq!(begun.status, 303, "{begun:?}");
     let location = begun.all("location").join("");
     let code = servers.consent(&location);

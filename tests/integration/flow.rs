@@ -121,9 +121,15 @@ impl Flows {
     }
 }
 
-/// The request of the button on the connect page.
+/// The request of the button on the connect page, which named the authorization server of [`Fake`].
 pub fn press(host: &str, query: &str) -> Call {
-    Call::get(host, &format!("{START}{query}"))
+    press_shown(host, query, ISSUER)
+}
+
+/// The same of a page that named this one.
+pub fn press_shown(host: &str, query: &str, issuer: &str) -> Call {
+    let and = if query.is_empty() { '?' } else { '&' };
+    Call::get(host, &format!("{START}{query}{and}issuer={issuer}"))
         .method("POST")
         .header("sec-fetch-site", "same-origin")
         .header("origin", format!("https://{host}"))
@@ -445,13 +451,51 @@ async fn start() {
     assert_eq!(answer.all("cache-control"), ["no-store"]);
     let policy = answer.all("content-security-policy").join("");
     assert!(policy.contains("style-src 'sha256-") && !policy.contains("form-action"), "{policy}");
-    for shown in ["notes.localhost", ISSUER, &flows.world.upstream.url, "<form method=\"post\">"] {
+    let form = format!("<form method=\"post\" action=\"{START}?return_to=%2Fx&#38;issuer=https%3A%2F%2Fas.example\">");
+    for shown in ["notes.localhost", ISSUER, &flows.world.upstream.url, &form] {
         assert!(answer.text().contains(shown), "{shown}: {}", answer.text());
     }
     assert!(!answer.text().contains("<script"));
     // The button, where a browser has no Fetch Metadata.
     let begun = flows.begin_as(bare("").header("origin", "https://notes.localhost")).await;
     assert_eq!(flows.send(honest(&begun)).await.all("location"), ["/"]);
+    flows.finish().await;
+}
+
+/// A press on a page that named no authorization server, or another than there is now, is the page again, naming it.
+#[tokio::test]
+async fn the_button_leads_where_its_page_said() {
+    let flows = Flows::start().await;
+    let bare = |query: &str| {
+        let mut call = press(NOTES, "");
+        call.path = format!("{START}{query}");
+        call
+    };
+    const OTHER: &str = "https://other.example";
+    for (mood, query, named) in [
+        (Mood::Correct, "", ISSUER),
+        (Mood::Correct, "?issuer=", ISSUER),
+        (Mood::Correct, "?issuer=https://evil.example", ISSUER),
+        (Mood::Correct, "?issuer=https://as.example/", ISSUER),
+        (Mood::Moved, "?issuer=https://as.example", OTHER),
+    ] {
+        flows.fake.set(mood);
+        let begins = flows.fake.begins();
+        let answer = flows.send(bare(query)).await;
+        let row = format!("{query}: {answer:?}");
+        assert_eq!(answer.status, 200, "{row}");
+        assert!(answer.all("set-cookie").is_empty() && answer.all("location").is_empty(), "{row}");
+        assert_eq!(answer.all("referrer-policy"), ["same-origin"], "{row}");
+        assert!(answer.text().contains(&format!("<dd>{named}</dd>")) && !answer.text().contains("evil"), "{row}");
+        let issuer: String = url::form_urlencoded::byte_serialize(named.as_bytes()).collect();
+        assert!(answer.text().contains(&format!("action=\"{START}?issuer={issuer}\"")), "{row}");
+        assert_eq!((flows.fake.begins(), flows.fake.flows()), (begins + 1, 0), "{row}");
+    }
+    // And that one's button begins.
+    flows.begin_as(bare(&format!("?issuer={OTHER}"))).await;
+    assert_eq!(flows.fake.flows(), 1);
+    let answer = flows.send(bare(&format!("?issuer={OTHER}&issuer={OTHER}"))).await;
+    assert_eq!(answer.status, 400);
     flows.finish().await;
 }
 

@@ -510,6 +510,7 @@ impl Person {
             user: Some(person(ISSUER, &self.subject)),
             browser_hash: vec![7; 32],
             return_to: "/after".to_owned(),
+            shown_issuer: format!("{}/{NAME}", self.shared.servers.issuer),
         };
         let answer = self.shared.choreographer.clone().begin_authorization(request).await.ok()?;
         match answer.into_inner().outcome.expect("an outcome") {

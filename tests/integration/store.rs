@@ -274,14 +274,15 @@ async fn finds_tokens_by_route(bed: &Bed) {
     there.put_token(key, route, b"two".into()).await.expect("kept");
     assert_eq!(found(route).await, Some((key, b"two".into())), "the newest counts");
 
-    here.put_token(key, other_route, b"three".into()).await.expect("kept");
+    let replaced = here.put_token(key, other_route, b"three".into()).await.expect("kept");
+    assert_eq!(replaced, None, "what is under the same key is not another");
     assert_eq!(found(route).await, Some((key, b"three".into())), "two routes may have one token");
-    here.put_token(other_key, route, b"four".into()).await.expect("kept");
+    let replaced = here.put_token(other_key, route, b"four".into()).await.expect("kept");
+    assert_eq!(replaced, Some((key, b"three".into())));
     assert_eq!(found(route).await, Some((other_key, b"four".into())));
-    assert_eq!(found(other_route).await, Some((key, b"three".into())));
+    assert_eq!(found(other_route).await, None, "it is forgotten for both");
 
     here.remove_token(key, route, None).await.expect("removed");
-    assert_eq!(found(other_route).await, None);
     assert_eq!(found(route).await, Some((other_key, b"four".into())), "the index points at another token");
     there.put_token(key, other_route, Vec::new()).await.expect("kept");
     assert_eq!(found(other_route).await, Some((key, Vec::new())));
@@ -713,10 +714,22 @@ impl Redis {
         ready.await.then_some(process)
     }
 
+    async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.url("redis", "")).expect("a URL");
+        client.get_multiplexed_async_connection().await.expect("Redis")
+    }
+
+    /// Writes behind everybody's back: a field of a hash that is there.
+    pub async fn set_field(&self, key: &str, field: &str, value: &[u8]) {
+        let mut connection = self.connection().await;
+        let added: u8 =
+            redis::cmd("HSET").arg(key).arg(field).arg(value).query_async(&mut connection).await.expect("an answer");
+        assert_eq!(added, 0, "{key} {field} was there");
+    }
+
     /// How often each command ran so far, those of scripts too.
     pub async fn command_calls(&self) -> BTreeMap<String, u64> {
-        let client = redis::Client::open(self.url("redis", "")).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
+        let mut connection = self.connection().await;
         let stats: String =
             redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("an answer");
         let calls = |line: &str| {

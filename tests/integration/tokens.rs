@@ -209,6 +209,7 @@ async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         return_to: "/".to_owned(),
+        shown_issuer: Some(format!("{}/{name}", servers.issuer)),
     };
     let trace = Trace::default();
     let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|error| panic!("{error:?}"));
@@ -382,11 +383,20 @@ async fn a_reconnect_forgets_what_it_replaces() {
     // The operator pins another server.
     let mut request = party.request("good");
     request.authorization_server = format!("{}/other", party.servers.issuer);
+    request.shown_issuer.clone_from(&request.authorization_server);
     let Outcome::Begun(begun) = party.begin_with(request).await else { panic!("it began") };
     party.complete(party.answer("other", &begun)).await.expect("completed");
     assert_eq!(party.servers.revoked(), [second.replace("access", "refresh")]);
     assert_eq!(audited(&party, "revoked"), ["ok"]);
+    // Disconnected, nothing is left, and each server was told.
+    disconnect(&client, &party, "good", single(), CLIENT).await;
+    assert_eq!(party.servers.revoked().len(), 2);
     assert_eq!(party.process.process.stop().await, Some(0));
+    const TOKENS: redb::TableDefinition<&[u8; 32], &[u8]> = redb::TableDefinition::new("tokens-v1");
+    let store = redb::Database::open(party.dir.path().join("state/store.redb")).expect("a store");
+    let reading = redb::ReadableDatabase::begin_read(&store).expect("a transaction");
+    let tokens = reading.open_table(TOKENS).expect("tokens");
+    assert!(redb::ReadableTableMetadata::is_empty(&tokens).expect("a number"));
 }
 
 /// A server that rotates tokens has rotated when its answer is late: whoever asked may leave, and the answer is kept.
@@ -532,7 +542,7 @@ async fn isolation(flags: &[&str]) {
 
 /// What a test needs of a store that outlives the process: its place, its keys, and the flags that name both.
 pub struct Kept {
-    url: StoreUrl,
+    pub url: StoreUrl,
     keys: std::path::PathBuf,
     dir: TempDir,
 }

@@ -54,7 +54,8 @@ impl Browser {
         if attribute(head, "method") != Some("post") {
             return Err("its form is not sent by POST".to_owned());
         }
-        let action = page.url.join(attribute(head, "action").unwrap_or_default()).map_err(|error| error.to_string())?;
+        let action = attribute(head, "action").unwrap_or_default().replace("&#38;", "&");
+        let action = page.url.join(&action).map_err(|error| error.to_string())?;
         let hidden = tags.filter(|tag| tag.starts_with("input ")).filter_map(|tag| {
             // None of these values has a character that HTML would write otherwise.
             Some((attribute(tag, "name")?, attribute(tag, "value")?))

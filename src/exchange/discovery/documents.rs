@@ -208,6 +208,9 @@ const OURS: &[&str] = &[
     "code_challenge_method",
     "prompt",
     "redirect_uri",
+    // RFC 9101: it would stand for all of the others.
+    "request",
+    "request_uri",
     "resource",
     "response_type",
     "scope",
