@@ -11,6 +11,7 @@ use envoy_cimd::{
         client::RedirectUri,
         clock::UnixTime,
         flow::FlowId,
+        paths::Paths,
         route::{Field, Key, Keyed, Route, RouteSpec, RouteTable},
         secret::{Key as SecretKey, Secret, random},
     },
@@ -112,11 +113,11 @@ fn route_from_the_file(bencher: Bencher<'_, '_>, routes: usize) {
         spec
     };
     let specs: Vec<RouteSpec> = (0..routes).map(spec).collect();
-    let table = RouteTable::new(&specs).expect("good routes");
+    let table = RouteTable::new(&specs, &Paths::default()).expect("good routes");
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| origins().split_off("https://".len()))
-        .bench_local_refs(|authority| table.find(authority).cloned());
+        .bench_local_refs(|authority| table.host(authority).and_then(|host| host.at("")).cloned());
 }
 
 #[divan::bench(args = ROUTES)]

@@ -10,3 +10,4 @@ pub mod probe;
 pub(crate) mod running;
 pub(crate) mod serve;
 pub mod settings;
+mod shared_hosts;

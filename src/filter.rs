@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub(crate) mod callback;
+pub(crate) mod disconnect;
 pub(crate) mod document;
 pub mod endpoint;
 pub mod outcome;

@@ -6,6 +6,7 @@ pub mod flow;
 pub(crate) mod loopback;
 pub mod origin;
 pub mod paths;
+pub mod public_url;
 pub mod return_to;
 pub mod route;
 pub mod secret;

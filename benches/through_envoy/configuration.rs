@@ -149,7 +149,7 @@ fn serve_directly(route: &mut Value, document: &ImmediateResponse) {
 
 /// An Envoy that never heard of us.
 fn remove_filter(config: &mut Value) {
-    list(&mut manager(config)["http_filters"]).retain(|filter| filter["name"] != "envoy.filters.http.ext_proc");
+    list(&mut manager(config)["http_filters"]).retain(|filter| filter["name"] != "envoy-cimd");
     for host in list(&mut manager(config)["route_config"]["virtual_hosts"]) {
         remove(host, "metadata");
         list(&mut host["routes"]).iter_mut().for_each(|route| remove(route, "typed_per_filter_config"));

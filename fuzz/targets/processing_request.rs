@@ -1,4 +1,5 @@
-//! A whole request through the gRPC service: whatever Envoy sends, the answer is one of those in the contract.
+//! A whole request through the gRPC service: whatever Envoy sends, the answer is one of those in the contract, and what it
+//! routes to one of our paths is answered.
 //!
 //! An input that begins with a zero byte is a `ProcessingRequest`. Any other is text: the first byte says what the
 //! choreographer answers, and each further line is a header (`:method: GET`), an attribute of the route (`@from: …`),
@@ -21,6 +22,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, Cause, CompleteError},
+        tokens::TokenOwner,
     },
     edge::{
         ext_proc::ExtProc,
@@ -39,6 +41,7 @@ use envoy_cimd::{
         clock::UnixTime,
         flow::FlowId,
         paths::{Endpoint, Paths},
+        public_url::PublicUrl,
         route::RouteTable,
         secret::{Key, Secret},
         trace::Trace,
@@ -66,6 +69,7 @@ use url::{Url, form_urlencoded};
 
 const START: &str = "/.pomerium/oauth/start";
 const CALLBACK: &str = "/.pomerium/oauth/callback";
+const DISCONNECT: &str = "/.pomerium/oauth/disconnect";
 
 const FROM: &str = "https://mcp.example.com";
 const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
@@ -103,6 +107,7 @@ fuzz_target!(|data: &[u8]| {
     FAKE.mood.store(mood, Relaxed);
     FAKE.begun.store(false, Relaxed);
     FAKE.completed.store(false, Relaxed);
+    FAKE.disconnected.store(false, Relaxed);
     let (answers, ended_well) = RUNTIME.block_on(exchange(&message));
     let Ok(read) = proto::ProcessingRequest::decode(&message[..]) else {
         assert!(answers.is_empty() && !ended_well, "Envoy would take that for consent");
@@ -111,8 +116,9 @@ fuzz_target!(|data: &[u8]| {
     };
     assert_eq!(ended_well, read.request.is_some());
     let request = Headers::of(&read);
-    assert!(!FAKE.begun.load(Relaxed) || request.may_begin());
+    assert!(!FAKE.begun.load(Relaxed) || request.may_press(START));
     assert!(!FAKE.completed.load(Relaxed) || request.may_complete());
+    assert!(!FAKE.disconnected.load(Relaxed) || request.may_press(DISCONNECT));
     let mut replied = false;
     for answer in &answers {
         assert!(!replied, "nothing follows a reply: {answers:?}");
@@ -121,12 +127,15 @@ fuzz_target!(|data: &[u8]| {
             check(&request, reply, message.len());
         }
     }
+    // What the printed routes bring to us is answered, whatever is behind the path.
+    assert!(replied || !request.is_routed_to_us(&read), "passed through: {answers:?}");
 });
 
 fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
     let (status, label) =
         (reply.status.as_ref().map_or(0, |status| status.code), &reply.details["envoy_cimd_".len()..]);
-    let endpoint = Paths::default().endpoint(request.path()).expect("ours");
+    let paths = Paths::default();
+    let (_, endpoint) = paths.find(request.path()).expect("ours");
     let documented = Outcome::ALL
         .iter()
         .map(|outcome| outcome.row())
@@ -179,6 +188,7 @@ fn check(request: &Headers, reply: &ImmediateResponse, message: usize) {
             );
         }
         ("completed", Some(location)) => assert!(is_local(location), "{location}"),
+        ("disconnected", Some(location)) => assert!(is_local(location) && location.ends_with(START), "{location}"),
         (label, location) => assert!(location.is_none() && status != 303, "{label} {location:?}"),
     }
 }
@@ -272,12 +282,30 @@ impl Headers {
         self.values(":path").next().unwrap_or_default().split('?').next().unwrap_or_default()
     }
 
-    fn may_begin(&self) -> bool {
+    /// Whether Envoy, with the printed configuration for the route of these attributes, would bring it to us: an exact
+    /// path, without the query, under the path of a `from` that is one.
+    fn is_routed_to_us(&self, message: &proto::ProcessingRequest) -> bool {
+        let from = || {
+            let mut ours = message.attributes.iter().rev().filter(|entry| entry.key == "envoy.filters.http.ext_proc");
+            let mut values = ours.next()?.value.as_ref()?.fields.iter().rev();
+            let entry = values.find(|entry| entry.key == "xds.route_metadata.filter_metadata['envoy_cimd']['from']")?;
+            match entry.value.as_ref()?.kind.as_ref()? {
+                proto::value::Kind::StringValue(text) => std::str::from_utf8(text).ok()?.parse::<PublicUrl>().ok(),
+                _ => None,
+            }
+        };
+        let is_headers = matches!(&message.request, Some(RequestHeaders(_))) && !message.observability_mode;
+        let (Some(from), paths) = (from(), Paths::default()) else { return false };
+        is_headers && Endpoint::ALL.into_iter().any(|endpoint| paths.on(&from, endpoint) == self.path())
+    }
+
+    /// Whether this is the button of a page of ours, at this path of some route.
+    fn may_press(&self, button: &str) -> bool {
         let own_page = match self.values("sec-fetch-site").next() {
             Some(site) => site == "same-origin",
             None => self.values("origin").next().is_some(),
         };
-        own_page && self.path() == START && self.values(":method").next() == Some("POST")
+        own_page && self.path().ends_with(button) && self.values(":method").next() == Some("POST")
     }
 
     fn may_complete(&self) -> bool {
@@ -294,6 +322,7 @@ struct Fake {
     mood: AtomicU8,
     begun: AtomicBool,
     completed: AtomicBool,
+    disconnected: AtomicBool,
 }
 
 impl Fake {
@@ -350,5 +379,10 @@ impl Choreographer for Fake {
             CompleteError::Call(CallError::Timeout(CAUSE)),
         ];
         self.answer(["/done?a=b#c", "//evil.example", "https://evil.example"], &refusals)
+    }
+
+    async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), CallError> {
+        self.disconnected.store(true, Relaxed);
+        self.answer([""], &[CallError::Failed(CAUSE), CallError::Unavailable(CAUSE), CallError::Timeout(CAUSE)]).map(drop)
     }
 }

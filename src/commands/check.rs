@@ -8,6 +8,7 @@ use super::{
     listeners::main_tls,
     serve,
     settings::{Check, Task, parse},
+    shared_hosts::{several_ports, several_routes},
 };
 use crate::{
     filter::document::{Document, LONGEST_SAFE_CLIENT_ID},
@@ -30,15 +31,16 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
+    let mut public_urls = Vec::new();
     for spec in &file.routes {
         let route = spec.route()?;
         let document =
-            Document::new(&route, &paths, &settings.routes.client_name).with_context(|| route.origin.to_string())?;
-        let client_id = paths.client_id(&route.origin);
+            Document::new(&route, &paths, &settings.routes.client_name).with_context(|| route.from.to_string())?;
+        let client_id = paths.client_id(&route.from);
         let length = client_id.as_str().len();
-        writeln!(text, "{}", route.origin)?;
+        writeln!(text, "{}", route.from)?;
         writeln!(text, "  client_id     {client_id}")?;
-        writeln!(text, "  redirect_uri  {}", paths.redirect_uri(&route.origin))?;
+        writeln!(text, "  redirect_uri  {}", paths.redirect_uri(&route.from))?;
         writeln!(text, "  document      {} bytes", document.body.len())?;
         if length > LONGEST_SAFE_CLIENT_ID {
             writeln!(
@@ -50,9 +52,17 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         if spec.get(Key::To).is_none() {
             writeln!(text, "  warning: without `to`, nobody can connect; the document alone is served")?;
         }
+        public_urls.push(route.from);
     }
     if file.routes.is_empty() {
-        writeln!(text, "no routes in the file: they come from Envoy's route metadata")?;
+        writeln!(
+            text,
+            "no routes in the file: they come from Envoy's metadata, all keys of a route from the level that sets `from` \
+             (the route, or its virtual host)"
+        )?;
+    }
+    for warning in several_ports(&public_urls).into_iter().chain(several_routes(&public_urls)) {
+        writeln!(text, "warning: {warning}")?;
     }
     Ok(text)
 }

@@ -7,7 +7,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::Budget;
 
-use crate::model::route::{RouteSpec, RouteTable};
+use crate::model::{
+    paths::Paths,
+    route::{RouteSpec, RouteTable},
+};
 
 /// What a file says. Only `routes` is read again while the program runs.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -46,8 +49,8 @@ impl ConfigFile {
 
     /// # Errors
     /// As [`RouteTable::new`].
-    pub fn route_table(&self) -> anyhow::Result<RouteTable> {
-        Ok(RouteTable::new(&self.routes)?)
+    pub fn route_table(&self, paths: &Paths) -> anyhow::Result<RouteTable> {
+        Ok(RouteTable::new(&self.routes, paths)?)
     }
 
     /// The values of a setting as a flag would take them: one, or a list's.

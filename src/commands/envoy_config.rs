@@ -7,16 +7,20 @@ use askama::Template;
 use serde_json::json;
 use url::Url;
 
-use super::settings::{
-    envoy_config::{EnvoyConfig, Part},
-    parse::LoadedFile,
-    shared::RouteArgs,
+use super::{
+    settings::{
+        envoy_config::{EnvoyConfig, Part},
+        parse::LoadedFile,
+        shared::RouteArgs,
+    },
+    shared_hosts::several_ports,
 };
 use crate::{
     edge::ext_proc::ATTRIBUTES,
     filter::request::Header,
     model::{
-        paths::Paths,
+        origin::Origin,
+        paths::{Endpoint, Paths},
         route::{Key, MAX_DOCUMENT_BYTES, NAMESPACE, Route, RouteSpec, RouteTable},
     },
     net::{
@@ -42,12 +46,17 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     if specs.is_empty() && !matches!(options.part, Some(Part::Filter | Part::Cluster)) {
         bail!("no route was given: --route from=https://…,to=https://…");
     }
+    let table = RouteTable::new(&specs, &paths)?;
     let routes = checked(&specs, &paths, options)?;
+    for warning in several_ports(routes.iter().map(|checked| &checked.route.from)) {
+        eprintln!("envoy-cimd: warning: {warning}");
+    }
     let processor = processor(options, file)?;
     let cluster = quoted(&options.cluster);
-    let filter = Filter::new(&options.routes, cluster.clone()).render()?;
+    let filter_name = quoted(&options.filter_name);
+    let filter = Filter::new(filter_name.clone(), &options.routes, cluster.clone()).render()?;
     let cluster = Cluster::new(cluster, &processor, options)?.render()?;
-    let hosts = |plain| virtual_hosts(&routes, &paths, plain);
+    let hosts = |plain| virtual_hosts(&routes, &table, &paths, &filter_name, plain);
     let upstreams: Vec<String> = routes
         .iter()
         .filter_map(|route| route.upstream.as_ref())
@@ -69,7 +78,9 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
             upstreams,
             filter,
             cluster,
-            paths,
+            document: paths.of(Endpoint::Document).as_str(),
+            filter_name: filter_name.clone(),
+            others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
             largest_document: options.static_cimd.then_some(MAX_DOCUMENT_BYTES),
         }
         .render()?,
@@ -105,6 +116,9 @@ fn is_every_address(address: &ListenAddr) -> bool {
     }
 }
 
+/// The endpoints that people come to.
+const FOR_PEOPLE: [Endpoint; 3] = [Endpoint::Start, Endpoint::Callback, Endpoint::Disconnect];
+
 /// A route with what Envoy must know of its upstream, if it has one.
 struct Checked {
     spec: RouteSpec,
@@ -115,19 +129,18 @@ struct Checked {
 }
 
 fn checked(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow::Result<Vec<Checked>> {
-    RouteTable::new(specs)?;
     specs
         .iter()
         .map(|spec| {
             let route = spec.route()?;
             let upstream = match spec.get(Key::To) {
-                Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.origin))?),
+                Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.from))?),
                 None => None,
             };
             let document = match options.static_cimd {
-                true => Some(
-                    StaticDocument::new(&route, paths, &options.routes).with_context(|| route.origin.to_string())?,
-                ),
+                true => {
+                    Some(StaticDocument::new(&route, paths, &options.routes).with_context(|| route.from.to_string())?)
+                }
                 false => None,
             };
             Ok(Checked { spec: spec.clone(), route, upstream, document })
@@ -135,42 +148,64 @@ fn checked(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow:
         .collect()
 }
 
-fn virtual_hosts(routes: &[Checked], paths: &Paths, plain: bool) -> anyhow::Result<Vec<String>> {
-    let mut seen: Vec<&str> = Vec::new();
-    let mut hosts = Vec::new();
-    for Checked { spec, route, upstream, document } in routes {
-        let (host, port) = (route.origin.host(), route.origin.port());
-        // The first route of a host also takes the requests that name no port, or one that no route has: the
-        // filter then tells them apart.
-        let domains = if seen.contains(&host) {
-            vec![format!("{host}:{port}")]
-        } else {
-            vec![host.to_owned(), format!("{host}:*")]
-        };
-        seen.push(host);
-        let mut our_paths = vec![
-            (&paths.document, "No authentication filter before this one."),
-            (&paths.start, "Your authentication filter before this one; let it deny, never redirect."),
-            (&paths.callback, "Your authentication filter before this one; let it deny, never redirect."),
-        ];
-        if document.is_some() {
-            our_paths.retain(|(path, _)| *path != &paths.document);
+/// One virtual host for each origin, with all of its routes.
+fn virtual_hosts(
+    routes: &[Checked],
+    table: &RouteTable,
+    paths: &Paths,
+    filter_name: &str,
+    plain: bool,
+) -> anyhow::Result<Vec<String>> {
+    let mut by_origin: Vec<(&Origin, Vec<&Checked>)> = Vec::new();
+    for checked in routes {
+        let origin = checked.route.from.origin();
+        match by_origin.iter_mut().find(|(other, _)| *other == origin) {
+            Some((_, routes)) => routes.push(checked),
+            None => by_origin.push((origin, vec![checked])),
         }
-        hosts.push(
-            Host {
-                name: quoted(route.origin.authority()),
-                domains: quoted(&domains),
-                metadata: quoted(&metadata(spec, route)),
-                document: document.as_ref(),
-                our_paths: our_paths.into_iter().map(|(path, filters)| (quoted(&path.to_string()), filters)).collect(),
-                plain,
-                upstream: upstream.as_ref(),
-                landing: !plain && upstream.as_ref().is_some_and(|upstream| upstream.url.path() != "/"),
-            }
-            .render()?,
-        );
     }
-    Ok(hosts)
+    let host = |(origin, routes): (&Origin, Vec<&Checked>)| {
+        let (host, port) = (origin.host(), origin.port());
+        // Requests that name no port, or one that no route has, go where our own table has them go: the filter then tells
+        // them apart.
+        let domains = match table.is_default(origin) {
+            true => vec![host.to_owned(), format!("{host}:*")],
+            false => vec![format!("{host}:{port}")],
+        };
+        let alone = routes.len() == 1;
+        let metadata = |checked: &Checked| quoted(&metadata(&checked.spec, &checked.route));
+        let root = |checked: &&Checked| !plain && checked.route.mcp_path().as_deref() == Some("/");
+        let host = Host {
+            name: quoted(origin.authority()),
+            domains: quoted(&domains),
+            metadata: routes.first().filter(|_| alone).map(|checked| metadata(checked)),
+            filter_name,
+            plain,
+            landing: !plain && routes.iter().any(|checked| checked.upstream.is_some()) && !routes.iter().any(root),
+            routes: routes
+                .into_iter()
+                .map(|checked| HostRoute {
+                    from: quoted(checked.route.from.as_str()),
+                    metadata: (!alone).then(|| metadata(checked)),
+                    document: checked.document.as_ref(),
+                    our_paths: our_paths(checked, paths),
+                    upstream: checked.upstream.as_ref(),
+                })
+                .collect(),
+        };
+        Ok(host.render()?)
+    };
+    by_origin.into_iter().map(host).collect()
+}
+
+/// The paths of ours that the filter answers, quoted for YAML, each with what it needs of the filters before ours.
+fn our_paths(checked: &Checked, paths: &Paths) -> Vec<(String, &'static str)> {
+    let document = (Endpoint::Document, "No authentication filter before this one.");
+    let for_people = "Your authentication filter before this one; let it deny, never redirect.";
+    let others = FOR_PEOPLE.map(|endpoint| (endpoint, for_people));
+    let documents = checked.document.is_none().then_some(document);
+    let all = documents.into_iter().chain(others);
+    all.map(|(endpoint, filters)| (quoted(&paths.on(&checked.route.from, endpoint)), filters)).collect()
 }
 
 /// What the operator said of the route, `from` in its one spelling.
@@ -178,7 +213,7 @@ fn metadata(spec: &RouteSpec, route: &Route) -> serde_json::Map<String, serde_js
     Key::ALL
         .into_iter()
         .filter_map(|key| {
-            let value = if key == Key::From { Some(route.origin.as_str()) } else { spec.get(key) };
+            let value = if key == Key::From { Some(route.from.as_str()) } else { spec.get(key) };
             Some((key.name().to_owned(), value?.into()))
         })
         .collect()
@@ -188,14 +223,18 @@ fn metadata(spec: &RouteSpec, route: &Route) -> serde_json::Map<String, serde_js
 struct Upstream {
     cluster: String,
     authority: String,
+    /// The path of the route's MCP address.
     path: String,
+    /// The upstream's own, where that is another one.
+    rewrite: Option<String>,
     url: Url,
 }
 
 impl Upstream {
     fn new(route: &Route, paths: &Paths) -> anyhow::Result<Self> {
         let url = Url::parse(route.upstream()?)?;
-        if paths.endpoint(url.path()).is_some() {
+        let path = route.mcp_path().unwrap_or_default();
+        if Endpoint::ALL.into_iter().any(|endpoint| paths.on(&route.from, endpoint) == path) {
             bail!("is one of our own paths on the route");
         }
         let host = url.host_str().unwrap_or_default();
@@ -204,9 +243,10 @@ impl Upstream {
             None => host.to_owned(),
         };
         Ok(Self {
-            cluster: quoted(&format!("upstream {}", route.origin.authority())),
+            cluster: quoted(&format!("upstream {}", route.from.label())),
             authority: quoted(&authority),
-            path: quoted(url.path()),
+            rewrite: (path != url.path()).then(|| quoted(url.path())),
+            path: quoted(&path),
             url,
         })
     }
@@ -218,14 +258,17 @@ impl Upstream {
             _ => None,
         };
         let port = self.url.port_or_known_default().unwrap_or_default();
-        Ok(UpstreamCluster { name: self.cluster.clone(), address: address(&ListenAddr::Tcp { host, port }), tls })
+        let (name, is_name) = (self.cluster.clone(), is_name(&host));
+        Ok(UpstreamCluster { name, is_name, address: address(&ListenAddr::Tcp { host, port }), tls })
     }
 }
 
 #[derive(Template)]
 #[template(path = "envoy.yaml")]
-struct Whole {
-    paths: Paths,
+struct Whole<'a> {
+    document: &'a str,
+    filter_name: String,
+    others: [&'a str; FOR_PEOPLE.len()],
     admin: String,
     https: String,
     http: String,
@@ -243,6 +286,7 @@ struct Whole {
 #[derive(Template)]
 #[template(path = "envoy_filter.yaml")]
 struct Filter {
+    name: String,
     cluster: String,
     headers: [&'static str; Header::NAMES.len()],
     attributes: Vec<&'static String>,
@@ -250,10 +294,11 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(routes: &RouteArgs, cluster: String) -> Self {
+    fn new(name: String, routes: &RouteArgs, cluster: String) -> Self {
         let own = routes.dynamic_metadata.then_some(NAMESPACE);
         let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
+            name,
             cluster,
             headers: Header::NAMES.map(|(name, _)| name),
             attributes: ATTRIBUTES.iter().flat_map(|(_, names)| names).collect(),
@@ -267,15 +312,25 @@ impl Filter {
 struct Host<'a> {
     name: String,
     domains: String,
-    metadata: String,
+    /// Of the only route; several have theirs each.
+    metadata: Option<String>,
+    filter_name: &'a str,
+    routes: Vec<HostRoute<'a>>,
+    /// Whether it is the one on the plain listener, which serves nothing.
+    plain: bool,
+    /// Whether its root is nobody's.
+    landing: bool,
+}
+
+/// One of our routes on its virtual host, which is several of Envoy's.
+struct HostRoute<'a> {
+    from: String,
+    /// Where the virtual host has none.
+    metadata: Option<String>,
     document: Option<&'a StaticDocument>,
     /// The filter's. Each with what it needs of the filters before ours.
     our_paths: Vec<(String, &'static str)>,
-    /// Whether it is the one on the plain listener, which serves nothing.
-    plain: bool,
     upstream: Option<&'a Upstream>,
-    /// Whether this is all there is of the host, and its root nobody else's.
-    landing: bool,
 }
 
 #[derive(Template)]
@@ -283,6 +338,8 @@ struct Host<'a> {
 struct Cluster {
     name: String,
     discovery: &'static str,
+    /// Whether its address is a name, which may have one of either family.
+    is_name: bool,
     address: String,
     tls: Option<String>,
 }
@@ -310,7 +367,7 @@ impl Cluster {
             (Some(_), None) => bail!("--processor-ca is for a --processor of TCP"),
             (None, _) => None,
         };
-        Ok(Self { name, discovery, address: address(processor), tls })
+        Ok(Self { name, discovery, is_name: host.is_some_and(is_name), address: address(processor), tls })
     }
 }
 
@@ -318,6 +375,7 @@ impl Cluster {
 #[template(path = "envoy_upstream.yaml")]
 struct UpstreamCluster {
     name: String,
+    is_name: bool,
     address: String,
     tls: Option<String>,
 }
@@ -338,7 +396,7 @@ struct Tls {
 
 impl Tls {
     fn new(host: &str, trusted_ca: &str) -> Self {
-        let is_name = host.parse::<IpAddr>().is_err();
+        let is_name = is_name(host);
         Self {
             server_name: is_name.then(|| quoted(host)),
             trusted_ca: quoted(trusted_ca),
@@ -348,6 +406,11 @@ impl Tls {
             grpc: false,
         }
     }
+}
+
+/// Whether a host is a name and not an address.
+fn is_name(host: &str) -> bool {
+    host.parse::<IpAddr>().is_err()
 }
 
 /// Envoy's way to write an address.

@@ -15,7 +15,10 @@ pub(crate) mod target;
 mod variations;
 
 use super::{output::print, settings::probe::Probe};
-use crate::{model::origin::Origin, net::outgoing::address::special_use};
+use crate::{
+    model::{origin::Origin, paths::EndpointPath},
+    net::outgoing::address::special_use,
+};
 use fetch::{Failure, Fetcher};
 use finding::{Finding, Severity};
 
@@ -93,56 +96,77 @@ impl fmt::Display for Report {
 
 async fn report(options: &Probe) -> anyhow::Result<Report> {
     let target = options.url.as_ref().context("URL is missing")?;
-    let path = target.path.as_ref().unwrap_or(&options.document_path);
-    let client_id = format!("{}{path}", target.origin);
+    let mut first = None;
+    for path in target.documents(&options.document_path) {
+        let (report, there) = report_on(&target.origin, &path, options).await?;
+        // Where a URL may be read in two ways, a document decides.
+        if there {
+            return Ok(report);
+        }
+        first.get_or_insert(report);
+    }
+    first.context("URL is missing")
+}
+
+/// What is found of one document, and whether there is one.
+async fn report_on(origin: &Origin, path: &EndpointPath, options: &Probe) -> anyhow::Result<(Report, bool)> {
+    let client_id = format!("{origin}{path}");
     let mut findings = judge::client_id(&client_id);
-    let fetcher = match Fetcher::new(&target.origin, path, options) {
+    let fetcher = match Fetcher::new(origin, path, options) {
         Ok(fetcher) => fetcher,
         // Who reads JSON finds there what a person finds on stderr.
         Err(error) if options.json => {
             findings.push(Finding::error("option", format!("{error:#}")));
-            return Ok(Report { client_id, verdict: Verdict::NotAsked, findings });
+            return Ok((Report { client_id, verdict: Verdict::NotAsked, findings }, false));
         }
         Err(error) => return Err(error),
     };
-    let asked = ask(fetcher, &target.origin, &client_id, &mut findings).await;
+    let found = ask(fetcher, origin, &client_id, &mut findings).await;
     let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
-    let verdict = match (asked, refused) {
-        (false, _) => Verdict::NotAsked,
-        (true, true) => Verdict::Refused,
-        (true, false) => Verdict::Fine,
+    let verdict = match (&found, refused) {
+        (Found::Nobody, _) => Verdict::NotAsked,
+        (_, true) => Verdict::Refused,
+        (_, false) => Verdict::Fine,
     };
-    Ok(Report { client_id, verdict, findings })
+    Ok((Report { client_id, verdict, findings }, found == Found::Document))
 }
 
-/// Whether anybody was there to ask.
-async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &mut Vec<Finding>) -> bool {
+/// What a server that fetches a document finds.
+#[derive(PartialEq)]
+enum Found {
+    Nobody,
+    NoDocument,
+    Document,
+}
+
+async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &mut Vec<Finding>) -> Found {
     match fetcher.resolve().await {
         Ok(addresses) => findings.extend(special_use_addresses(&addresses)),
         Err(reason) => {
             findings.push(Finding::error("unresolvable", format!("the host's name cannot be resolved: {reason}")));
-            return false;
+            return Found::Nobody;
         }
     }
     if let Err(reason) = fetcher.connect().await {
         findings.push(Finding::error("unreachable", format!("no connection could be made: {reason}")));
-        return false;
+        return Found::Nobody;
     }
     let answer = match fetcher.get(&[]).await {
         Ok(answer) => answer,
         Err(failure) => {
             findings.push(failed(&failure));
-            return true;
+            return Found::NoDocument;
         }
     };
     let judged = judge::answer(client_id, &answer);
     // What is not there cannot vary.
     let there = !judged.iter().any(|finding| judge::NO_DOCUMENT.contains(&finding.code));
     findings.extend(judged);
-    if there {
-        findings.extend(variations::all(&fetcher, origin, &answer).await);
+    if !there {
+        return Found::NoDocument;
     }
-    true
+    findings.extend(variations::all(&fetcher, origin, &answer).await);
+    Found::Document
 }
 
 fn special_use_addresses(addresses: &BTreeSet<IpAddr>) -> impl Iterator<Item = Finding> {

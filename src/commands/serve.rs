@@ -128,12 +128,13 @@ pub fn traced(traces: &Exporter, kind: SpanKind, choreographer: Arc<dyn Choreogr
 /// # Errors
 /// The first setting that is wrong, by name.
 pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchange) -> anyhow::Result<Endpoints> {
+    let config = settings.endpoints()?;
     let routes = match file {
-        Some(file) => file.content.route_table().with_context(|| file.path.display().to_string())?,
+        Some(file) => file.content.route_table(&config.paths).with_context(|| file.path.display().to_string())?,
         None => RouteTable::default(),
     };
     Ok(Endpoints::new(
-        settings.endpoints()?,
+        config,
         routes,
         state_keys(settings.state_keys.as_deref())?.1,
         Arc::clone(&exchange.choreographer),
@@ -241,7 +242,7 @@ async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Re
     let watched = Watched { name: "config", paths: vec![file.path], seen: fingerprint(&[&file.text]) };
     watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
         let file = ConfigFile::parse(&contents.concat(), &keys)?;
-        endpoints.routes.store(Arc::new(file.route_table()?));
+        endpoints.routes.store(Arc::new(file.route_table(&endpoints.tools.paths)?));
         if file.settings != started_with {
             tracing::warn!(
                 "only `routes` is read again: the other settings that changed take effect at the next start"

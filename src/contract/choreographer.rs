@@ -1,8 +1,11 @@
-//! The authorization choreographer, as the endpoints see it: begins flows and ends them.
+//! The authorization choreographer, as the endpoints see it: begins flows and ends them, and ends connections.
 
 use async_trait::async_trait;
 
-use super::error::{BeginError, CallError, CompleteError};
+use super::{
+    error::{BeginError, CallError, CompleteError},
+    tokens::TokenOwner,
+};
 use crate::model::{
     client::{ClientId, RedirectUri},
     clock::UnixTime,
@@ -33,6 +36,13 @@ pub trait Choreographer: Send + Sync {
     /// # Errors
     /// Why it was not completed.
     async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, CompleteError>;
+
+    /// Forgets and revokes the owner's tokens, as [`super::tokens::UpstreamTokens::disconnect`] does; where there are
+    /// none, that is well too.
+    ///
+    /// # Errors
+    /// What became of the call.
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError>;
 }
 
 /// What a flow begins with.

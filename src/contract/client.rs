@@ -13,6 +13,7 @@ use super::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
     },
+    tokens::TokenOwner,
     wire::{set_trace, time},
 };
 use crate::model::{flow::FlowId, trace::Trace, upstream::Upstream};
@@ -124,6 +125,17 @@ impl Choreographer for Client {
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),
             None => Err(CallError::Failed(NO_CONTRACT).into()),
         }
+    }
+
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError> {
+        let request = proto::DisconnectRequest {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+        };
+        let answer =
+            self.call(DEADLINE, request, trace, |mut client, request| async move { client.disconnect(request).await });
+        answer.await?.refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
         self, authorization_choreographer_server::AuthorizationChoreographer, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
     },
-    wire::{bytes, timestamp, trace, upstream, user},
+    wire::{bytes, owner, timestamp, trace, upstream, user},
 };
 use crate::model::{
     client::{ClientId, RedirectUri},
@@ -104,6 +104,17 @@ impl AuthorizationChoreographer for Service {
             Err(error) => Outcome::Refusal(error.into()),
         });
         Ok(Response::new(proto::CompleteAuthorizationResponse { outcome }))
+    }
+
+    async fn disconnect(
+        &self,
+        request: Request<proto::DisconnectRequest>,
+    ) -> Result<Response<proto::DisconnectResponse>, Status> {
+        let trace = trace(&request);
+        let request = request.into_inner();
+        let owner = owner(request.user, request.client_id, request.upstream, String::new())?;
+        let refusal = self.choreographer.disconnect(owner, &trace).await.err().map(Into::into);
+        Ok(Response::new(proto::DisconnectResponse { refusal }))
     }
 }
 

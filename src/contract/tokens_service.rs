@@ -6,10 +6,9 @@ use tonic::{Request, Response, Status};
 
 use super::{
     proto::{self, upstream_tokens_server},
-    tokens::{Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
-    wire::{self, bytes, timestamp, trace},
+    tokens::{Renewal, TokenError, TokenTag, UpstreamTokens},
+    wire::{bytes, owner, timestamp, trace},
 };
-use crate::model::client::ClientId;
 
 /// Serves tokens. Whoever may call it may have every user's token.
 pub struct TokensService(pub Arc<dyn UpstreamTokens>);
@@ -55,23 +54,8 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let request = request.into_inner();
         let owner = owner(request.user, request.client_id, request.upstream, String::new())?;
         self.0.disconnect(owner, &trace).await.map_err(status)?;
-        Ok(Response::new(proto::DisconnectResponse {}))
+        Ok(Response::new(proto::DisconnectResponse::default()))
     }
-}
-
-/// # Errors
-/// `INVALID_ARGUMENT` where the user is missing, or has an empty part.
-fn owner(
-    user: Option<proto::User>,
-    client_id: String,
-    upstream: String,
-    authorization_server: String,
-) -> Result<TokenOwner, Status> {
-    Ok(TokenOwner {
-        user: wire::user(user)?,
-        client_id: ClientId::new(client_id),
-        upstream: wire::upstream(upstream, authorization_server),
-    })
 }
 
 fn status(error: TokenError) -> Status {

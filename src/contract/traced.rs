@@ -52,6 +52,12 @@ impl Choreographer for Traced<dyn Choreographer> {
         span.set("envoy_cimd.redirect_uri", complete.redirect_uri.to_string());
         note(&span, span.cover(self.inner.complete(complete, &trace)).await)
     }
+
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError> {
+        let (span, trace) = self.span(trace, "Disconnect");
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.disconnect(owner, &trace)).await)
+    }
 }
 
 #[async_trait]

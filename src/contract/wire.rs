@@ -5,9 +5,10 @@ use tonic::{Request, Status};
 
 use super::{
     error::{BeginError, CallError, Cause, CompleteError},
-    proto::{self, begin_refusal, complete_refusal, user},
+    proto::{self, begin_refusal, complete_refusal, disconnect_refusal, user},
+    tokens::TokenOwner,
 };
-use crate::model::{clock::UnixTime, trace::Trace, upstream::Upstream, user::User};
+use crate::model::{client::ClientId, clock::UnixTime, trace::Trace, upstream::Upstream, user::User};
 
 /// The reason of a version that this one does not know is none.
 const UNKNOWN_REASON: Cause = Cause::Borrowed("the choreographer refused for a reason that this version does not know");
@@ -32,6 +33,18 @@ pub(super) fn user(user: Option<proto::User>) -> Result<User, Status> {
         }
         _ => Err(Status::invalid_argument("`user` is missing, or has an empty part")),
     }
+}
+
+/// # Errors
+/// As [`user`].
+pub(super) fn owner(
+    of: Option<proto::User>,
+    client_id: String,
+    url: String,
+    authorization_server: String,
+) -> Result<TokenOwner, Status> {
+    let upstream = upstream(url, authorization_server);
+    Ok(TokenOwner { user: user(of)?, client_id: ClientId::new(client_id), upstream })
 }
 
 pub(super) fn upstream(url: String, authorization_server: String) -> Upstream {
@@ -141,6 +154,32 @@ impl From<proto::CompleteRefusal> for CompleteError {
             Reason::Failed => Self::Call(CallError::Failed(cause)),
             Reason::Unspecified => Self::Call(CallError::Failed(UNKNOWN_REASON)),
             Reason::TimedOut => Self::Call(CallError::Timeout(cause)),
+        }
+    }
+}
+
+impl From<CallError> for proto::DisconnectRefusal {
+    fn from(error: CallError) -> Self {
+        use disconnect_refusal::Reason;
+        let (reason, message) = match error {
+            CallError::Unavailable(cause) => (Reason::Unavailable, cause),
+            CallError::Failed(cause) => (Reason::Failed, cause),
+            CallError::Timeout(cause) => (Reason::TimedOut, cause),
+        };
+        Self { reason: reason.into(), message: message.into_owned() }
+    }
+}
+
+impl From<proto::DisconnectRefusal> for CallError {
+    fn from(refusal: proto::DisconnectRefusal) -> Self {
+        use disconnect_refusal::Reason;
+        let reason = refusal.reason();
+        let cause = refusal.message.into();
+        match reason {
+            Reason::Unavailable => Self::Unavailable(cause),
+            Reason::Failed => Self::Failed(cause),
+            Reason::Unspecified => Self::Failed(UNKNOWN_REASON),
+            Reason::TimedOut => Self::Timeout(cause),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         request::{Request, Sources},
     },
     model::{
-        route::{Field, Keyed, NAMESPACE, RouteMetadata},
+        route::{Field, Key, Keyed, NAMESPACE, RouteMetadata},
         user::{Claims, MetadataPath, UserSource},
     },
     telemetry::metrics::Metrics,
@@ -236,23 +236,22 @@ fn text_at<'a>(values: &'a Struct, path: &MetadataPath) -> Option<&'a str> {
     }
 }
 
-/// Looks at what is there, which is less than what could be.
+/// The keys of the route, or all of them of its virtual host: the level that gives `from` wins whole, or a route that
+/// forgets its `to` would send a token to its neighbour's. Looks at what is there, which is less than what could be.
 fn attribute_fields(attributes: &Struct) -> RouteMetadata<'_> {
-    let mut found = Keyed::<[Option<Field<'_>>; 2]>::default();
+    let mut levels = [RouteMetadata::default(); 2];
     for ValueEntry { key, value } in &attributes.fields {
         let known = ATTRIBUTES
             .iter()
             .flat_map(|(of, names)| names.iter().enumerate().map(move |(level, name)| (of, level, name)));
         if let Some((of, level, _)) = known.into_iter().find(|(.., name)| key == *name)
-            && let Some(slot) = found.get_mut(of).get_mut(level)
+            && let Some(level) = levels.get_mut(level)
         {
-            *slot = value.as_ref().and_then(field);
+            *level.get_mut(of) = value.as_ref().and_then(field);
         }
     }
-    Keyed::new(|key| {
-        let [route, virtual_host] = found.get(key);
-        route.or(*virtual_host)
-    })
+    let [route, virtual_host] = levels;
+    if route.get(Key::From).is_some() { route } else { virtual_host }
 }
 
 fn metadata_fields(metadata: &Metadata) -> RouteMetadata<'_> {
@@ -322,7 +321,6 @@ impl Drop for OpenStream {
 mod tests {
     use super::*;
     use crate::filter::request::Header;
-    use crate::model::route::Key;
 
     fn text(text: &'static [u8]) -> Value {
         Value { kind: Some(Kind::StringValue(Bytes::from_static(text))) }
@@ -394,6 +392,37 @@ mod tests {
                 (*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From), sources.user),
                 (None, None, Some(Claims::default()))
             );
+        }
+    }
+
+    /// The level that gives `from` gives all, whatever the other one has; a `from` that is no text is one.
+    #[test]
+    fn one_level_gives_all_keys() {
+        let [route_from, host_from] = ATTRIBUTES.get(Key::From).each_ref().map(String::as_str);
+        let [route_to, host_to] = ATTRIBUTES.get(Key::To).each_ref().map(String::as_str);
+        let number = Value { kind: Some(Kind::NumberValue(5.0)) };
+        let (ours, theirs) = (Some(text(b"https://ours.example")), Some(text(b"https://theirs.example")));
+        let is = |text| Some(Field::Text(text));
+        for (pairs, from, to) in [
+            (vec![(route_from, ours.clone()), (host_to, theirs.clone())], is("https://ours.example"), None),
+            (
+                vec![(route_from, ours.clone()), (host_from, theirs.clone()), (host_to, theirs.clone())],
+                is("https://ours.example"),
+                None,
+            ),
+            (
+                vec![(host_from, theirs.clone()), (route_to, ours.clone()), (host_to, theirs.clone())],
+                is("https://theirs.example"),
+                is("https://theirs.example"),
+            ),
+            (vec![(host_from, theirs.clone()), (route_to, ours.clone())], is("https://theirs.example"), None),
+            (vec![(route_from, Some(number)), (host_from, theirs.clone())], Some(Field::NotText), None),
+            (vec![(route_from, None), (host_from, theirs.clone())], is("https://theirs.example"), None),
+            (vec![(route_to, ours.clone()), (host_to, theirs.clone())], None, is("https://theirs.example")),
+        ] {
+            let attributes = fields(&pairs);
+            let found = attribute_fields(&attributes);
+            assert_eq!((*found.get(Key::From), *found.get(Key::To)), (from, to), "{pairs:?}");
         }
     }
 

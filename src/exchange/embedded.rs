@@ -23,7 +23,7 @@ use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, Cause, CompleteError, Label},
-        tokens::{TokenOwner, TokenTag},
+        tokens::{TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
         clock::UnixTime,
@@ -131,11 +131,23 @@ impl Choreographer for Embedded {
         let left = deadline.saturating_duration_since(Instant::now());
         match timeout(left, finishing).await {
             Ok(Ok(result)) => result.map(|()| return_to),
-            Ok(Err(_)) => {
-                Err(CallError::Failed("the exchange ended early: a fault of envoy-cimd itself".into()).into())
-            }
+            Ok(Err(_)) => Err(ENDED_EARLY.into()),
             // It is waited for further, and what it brings is stored.
             Err(_) => Err(late("the token endpoint did not answer").into()),
+        }
+    }
+
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError> {
+        let (tokens, trace) = (self.tokens.clone(), trace.clone());
+        // A task of its own: what was forgotten is to be revoked as well, whoever left.
+        let ending = self.tokens.calls.spawn(covered(async move { tokens.disconnect(owner, &trace).await }));
+        let patience = self.tokens.deadlines.patience;
+        match timeout(patience, ending).await {
+            Ok(Ok(result)) => {
+                result.map_err(|_| CallError::Unavailable("the store cannot be reached: nothing was forgotten".into()))
+            }
+            Ok(Err(_)) => Err(ENDED_EARLY),
+            Err(_) => Err(CallError::Timeout(format!("nothing was forgotten within {} s", patience.as_secs()).into())),
         }
     }
 }
@@ -345,6 +357,8 @@ fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: Pkc
     Some(url.into())
 }
 
+const ENDED_EARLY: CallError =
+    CallError::Failed(Cause::Borrowed("the exchange ended early: a fault of envoy-cimd itself"));
 const NOT_SEALED: CallError = CallError::Failed(Cause::Borrowed("the record cannot be sealed"));
 
 fn call_failed(error: impl Display) -> CallError {

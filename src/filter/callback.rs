@@ -36,14 +36,14 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     }
     let Query { answer, state, iss } = Query::read(query.unwrap_or_default(), tools.max_query_bytes)?;
     let state = tools.state_keys.load().authenticate(&state).map_err(Refusal::State)?;
-    let redirect_uri = tools.paths.redirect_uri(&route.origin);
+    let redirect_uri = tools.paths.redirect_uri(&route.from);
     let state = state.verify(&redirect_uri, (tools.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
     let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
-    let origin = route.origin.clone();
+    let origin = route.from.origin().clone();
     let iss = iss.map(Cow::into_owned);
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };
     let flow = Some(state.flow_id.tag());
@@ -79,7 +79,7 @@ struct Query<'a> {
 }
 
 impl<'a> Query<'a> {
-    fn read(query: &'a str, longest: usize) -> Result<Self, Refusal> {
+    fn read(query: &'a [u8], longest: usize) -> Result<Self, Refusal> {
         let names = ["code", "state", "iss", "error", "error_description"];
         let [code, state, iss, error, description] =
             query::parameters(query, longest, names).map_err(Refusal::BadRequest)?;

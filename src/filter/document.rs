@@ -15,6 +15,7 @@ use super::{
 use crate::model::{
     client::{ClientId, RedirectUri},
     paths::Paths,
+    public_url::PublicUrl,
     route::{MAX_DOCUMENT_BYTES, Route, RouteError},
 };
 
@@ -73,15 +74,15 @@ impl Document {
         let client_name = match route.client_name() {
             Some(name) => name,
             None => {
-                templated = names.name(route.origin.host());
+                templated = names.name(&route.from);
                 &templated
             }
         };
         let members = Members {
-            client_id: paths.client_id(&route.origin),
+            client_id: paths.client_id(&route.from),
             client_name,
-            client_uri: route.origin.as_str(),
-            redirect_uris: [paths.redirect_uri(&route.origin)],
+            client_uri: route.from.as_str(),
+            redirect_uris: [paths.redirect_uri(&route.from)],
             grant_types: ["authorization_code", "refresh_token"],
             response_types: ["code"],
             token_endpoint_auth_method: "none",
@@ -151,7 +152,8 @@ fn if_none_match(request: &Request<'_>, etag: &[u8]) -> bool {
     })
 }
 
-/// How a client is named whose route gives no `client_name`: a text in which `{hostname}` stands for the route's host.
+/// How a client is named whose route gives no `client_name`: a text in which `{hostname}` stands for the route's host,
+/// with the path behind it where the route has one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NameTemplate(String);
 
@@ -167,8 +169,8 @@ impl Default for NameTemplate {
 }
 
 impl NameTemplate {
-    fn name(&self, hostname: &str) -> String {
-        self.0.replace(HOSTNAME, hostname)
+    fn name(&self, from: &PublicUrl) -> String {
+        self.0.replace(HOSTNAME, &[from.origin().host(), from.path()].concat())
     }
 }
 
@@ -226,6 +228,11 @@ mod tests {
                 r#"{"client_id":"https://xn--bcher-kva.example/.well-known/mcp-client-metadata.json","client_name":"Pomerium MCP Proxy - xn--bcher-kva.example","client_uri":"https://xn--bcher-kva.example","redirect_uris":["https://xn--bcher-kva.example/.pomerium/oauth/callback"],"grant_types":["authorization_code","refresh_token"],"response_types":["code"],"token_endpoint_auth_method":"none"}"#,
             ),
             (
+                "https://mcp.example.com/Linear/v1",
+                None,
+                r#"{"client_id":"https://mcp.example.com/Linear/v1/.well-known/mcp-client-metadata.json","client_name":"Pomerium MCP Proxy - mcp.example.com/Linear/v1","client_uri":"https://mcp.example.com/Linear/v1","redirect_uris":["https://mcp.example.com/Linear/v1/.pomerium/oauth/callback"],"grant_types":["authorization_code","refresh_token"],"response_types":["code"],"token_endpoint_auth_method":"none"}"#,
+            ),
+            (
                 "https://mcp.example.com",
                 Some("Müller's \"MCP\" <b>"),
                 r#"{"client_id":"https://mcp.example.com/.well-known/mcp-client-metadata.json","client_name":"Müller's \"MCP\" <b>","client_uri":"https://mcp.example.com","redirect_uris":["https://mcp.example.com/.pomerium/oauth/callback"],"grant_types":["authorization_code","refresh_token"],"response_types":["code"],"token_endpoint_auth_method":"none"}"#,
@@ -246,6 +253,9 @@ mod tests {
             document("https://a.example", Some(&"x".repeat(MAX_DOCUMENT_BYTES - base + 1))),
             Err(RouteError::DocumentTooLarge(MAX_DOCUMENT_BYTES + 1))
         );
+        // The path is there four times.
+        let long = document(&format!("https://a.example/{}", "x".repeat(2000)), None);
+        assert!(matches!(long, Err(RouteError::DocumentTooLarge(8000..))), "{long:?}");
     }
 
     #[test]
@@ -279,6 +289,11 @@ mod tests {
             assert_eq!(text.parse::<NameTemplate>(), Err(error));
         }
         let template: NameTemplate = "{hostname} by {hostname}".parse().expect("a template");
-        assert_eq!(template.name("a.example"), "a.example by a.example");
+        for (from, name) in [
+            ("https://a.example:8443", "a.example by a.example"),
+            ("https://a.example:8443/linear", "a.example/linear by a.example/linear"),
+        ] {
+            assert_eq!(template.name(&from.parse().expect("a URL")), name);
+        }
     }
 }

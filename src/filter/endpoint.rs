@@ -8,7 +8,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    browser, callback,
+    browser, callback, disconnect,
     document::{self, Document, NameTemplate},
     outcome::Outcome,
     recent::Recent,
@@ -24,8 +24,8 @@ use crate::{
     contract::choreographer::Choreographer,
     model::{
         clock::UnixTime,
-        origin::Origin,
         paths::{Endpoint, Paths},
+        public_url::PublicUrl,
         route::{Key, Route, RouteError, RouteMetadata, RouteTable},
         user::Users,
     },
@@ -91,7 +91,7 @@ pub struct Endpoints {
 /// A document, and what of a route it follows from.
 #[derive(Debug)]
 pub struct KeptDocument {
-    origin: Origin,
+    from: PublicUrl,
     client_name: Option<String>,
     document: Document,
 }
@@ -99,7 +99,7 @@ pub struct KeptDocument {
 impl KeptDocument {
     fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, names)?;
-        Ok(Self { origin: route.origin.clone(), client_name: route.client_name().map(str::to_owned), document })
+        Ok(Self { from: route.from.clone(), client_name: route.client_name().map(str::to_owned), document })
     }
 }
 
@@ -154,11 +154,12 @@ impl Endpoints {
     /// Answers a request for one of our paths; counts and logs it.
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
         let (path, query) = request.path_and_query();
-        let Some(endpoint) = self.tools.paths.endpoint(path) else {
+        let ours =
+            self.tools.paths.find(path).and_then(|(of, endpoint)| Some((self.route(request, sources, of)?, endpoint)));
+        let Some((route, endpoint)) = ours else {
             self.metrics.passed_through.inc();
             return Answer::PassThrough;
         };
-        let route = self.route(request, sources);
         let visit = |route| Visit { tools: &self.tools, request, query, route, user: sources.user };
         let step = match &route {
             _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
@@ -173,9 +174,15 @@ impl Endpoints {
                 Endpoint::Callback => {
                     check(request, route, callback::METHODS).and_then(|()| callback::callback(visit(route)))
                 }
+                Endpoint::Disconnect => start::upstream(route).and_then(|upstream| {
+                    check(request, route, disconnect::METHODS)?;
+                    disconnect::disconnect(visit(route), upstream)
+                }),
             },
         };
-        let name = route.as_ref().map_or(request.authority(), |route| route.id.as_str());
+        let route = route.as_deref().ok();
+        let name = route.map_or(request.authority(), |route| route.id.as_str());
+        let audience = self.audience(request, route, endpoint);
         match step {
             Ok(Step::Reply(reply)) => {
                 self.metrics.answered(endpoint, reply.label);
@@ -186,50 +193,62 @@ impl Endpoints {
                 Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
             }
             Ok(Step::Call { .. }) if self.calls.len() >= self.limits.max_calls => {
-                self.refuse(request, endpoint, name, &Refusal::TooManyFlows)
+                self.refuse(&audience, endpoint, name, &Refusal::TooManyFlows)
             }
             Ok(Step::Call { flow, call }) => {
                 let report = Report {
                     endpoint,
                     route: name.to_owned(),
-                    audience: self.audience(request, endpoint).into_owned(),
+                    audience: audience.into_owned(),
                     metrics: Arc::clone(&self.metrics),
                     refusals: Arc::clone(&self.refusals),
                 };
                 Answer::Later(report.on(&self.calls, flow, call))
             }
-            Err(refusal) => self.refuse(request, endpoint, name, &refusal),
+            Err(refusal) => self.refuse(&audience, endpoint, name, &refusal),
         }
     }
 
-    fn refuse(&self, request: &Request<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Answer {
-        self.refusals.note(refusal, route, request.id());
-        let reply = refusal.reply(&self.audience(request, endpoint));
+    fn refuse(&self, audience: &Audience<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Answer {
+        self.refusals.note(refusal, route, audience.request_id.as_deref());
+        let reply = refusal.reply(audience);
         self.metrics.answered(endpoint, reply.label);
         Answer::Reply(reply)
     }
 
-    /// The first source that gives `from` wins whole.
-    fn route(&self, request: &Request<'_>, sources: &Sources<'_>) -> Result<Arc<Route>, RouteError> {
+    /// The route of a path of ours under `path`; none where no route has that path. The first source that gives `from`
+    /// wins whole.
+    fn route(
+        &self,
+        request: &Request<'_>,
+        sources: &Sources<'_>,
+        path: &str,
+    ) -> Option<Result<Arc<Route>, RouteError>> {
         let gives_from = |metadata: &RouteMetadata<'_>| metadata.get(Key::From).is_some();
+        // A route that is misconfigured answers for itself, since nobody knows what its path should be.
+        let has_path = |route: &Result<Arc<Route>, _>| route.as_ref().map_or(true, |route| route.from.path() == path);
         if gives_from(&sources.attributes) {
             let metadata = &sources.attributes;
-            return self.recent_routes.get(metadata, |route| route.is_of(metadata), || Route::new(metadata));
+            let route = self.recent_routes.get(metadata, |route| route.is_of(metadata), || Route::new(metadata));
+            return Some(route).filter(has_path);
         }
-        if let Some(route) = self.routes.load().find(request.authority()) {
-            return Ok(Arc::clone(route));
+        let table = self.routes.load();
+        let host = table.host(request.authority());
+        if let Some(route) = host.and_then(|host| host.at(path)) {
+            return Some(Ok(Arc::clone(route)));
         }
         if self.dynamic_metadata && gives_from(&sources.dynamic_metadata) {
-            return Route::new(&sources.dynamic_metadata).map(Arc::new);
+            return Some(Route::new(&sources.dynamic_metadata).map(Arc::new)).filter(has_path);
         }
-        Err(RouteError::NoFrom)
+        // Where nobody knows the host, Envoy was told to ask us and not of what: no reason to let a code pass.
+        host.is_none().then_some(Err(RouteError::NoFrom))
     }
 
-    fn document(&self, request: &Request<'_>, query: Option<&str>, route: &Route) -> Result<Step, Refusal> {
+    fn document(&self, request: &Request<'_>, query: Option<&[u8]>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
         let kept = self.recent_documents.get(
-            (route.origin.as_str(), route.client_name()),
-            |kept| kept.origin == route.origin && kept.client_name.as_deref() == route.client_name(),
+            (route.from.as_str(), route.client_name()),
+            |kept| kept.from == route.from && kept.client_name.as_deref() == route.client_name(),
             || KeptDocument::new(route, &self.tools.paths, &self.names),
         );
         let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
@@ -243,13 +262,18 @@ impl Endpoints {
         }))
     }
 
-    /// Programs fetch documents; people come to the other two.
-    fn audience<'a>(&'a self, request: &Request<'a>, endpoint: Endpoint) -> Audience<'a> {
+    /// Programs fetch documents; people come to the others.
+    fn audience<'a>(&'a self, request: &Request<'a>, route: Option<&Route>, endpoint: Endpoint) -> Audience<'a> {
         let for_people = endpoint != Endpoint::Document;
+        let start = || match route {
+            Some(route) => self.tools.paths.on(&route.from, Endpoint::Start).into(),
+            // Nothing leads there: a route that is misconfigured cannot be started again.
+            None => self.tools.paths.of(Endpoint::Start).as_str().into(),
+        };
         Audience {
             html: for_people && browser::wants_html(request),
             request_id: request.id().map(Cow::from),
-            start: for_people.then(|| self.tools.paths.start.as_str().into()),
+            start: for_people.then(start),
         }
     }
 }
@@ -259,7 +283,7 @@ fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<
     if !request.is_https() {
         return Err(Refusal::HttpsRequired);
     }
-    if !request.is_for(&route.origin) {
+    if !request.is_for(route.from.origin()) {
         return Err(Refusal::MisdirectedRequest);
     }
     if !methods.split(',').any(|method| method.trim_start() == request.method()) {

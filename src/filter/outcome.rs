@@ -1,9 +1,9 @@
 //! What becomes of a request: one list, from which come statuses, words, log lines and metrics.
 
-use crate::model::paths::Endpoint::{self, Callback, Document, Start};
+use crate::model::paths::Endpoint::{self, Callback, Disconnect, Document, Start};
 
-const EVERYWHERE: &[Endpoint] = &[Document, Start, Callback];
-const FOR_PEOPLE: &[Endpoint] = &[Start, Callback];
+const EVERYWHERE: &[Endpoint] = &Endpoint::ALL;
+const FOR_PEOPLE: &[Endpoint] = &[Start, Callback, Disconnect];
 
 /// What every 400 says: the same for each reason, which only the log has.
 pub const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
@@ -51,6 +51,7 @@ outcomes! {
     Shown = "shown", 200, &[Start], "";
     Begun = "begun", 303, &[Start], "";
     Completed = "completed", 303, &[Callback], "";
+    Disconnected = "disconnected", 303, &[Disconnect], "";
 
     HeadersTooLarge = "headers_too_large", 431, EVERYWHERE, "The headers of the request are too large.";
     MisconfiguredRoute = "misconfigured_route", 500, EVERYWHERE,
@@ -64,8 +65,8 @@ outcomes! {
         "Nobody told this service who you are. Its operator has to put an authentication filter before this address, \
          and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or to say \
          --single-user where only one person can get here.";
-    CrossSite = "cross_site", 403, &[Start],
-        "Another page tried to start this sign-in. It has to be started on its own page.";
+    CrossSite = "cross_site", 403, &[Start, Disconnect],
+        "Another page tried to start or end this sign-in. That has to be done on its own page.";
     Prefetch = "prefetch", 503, &[Callback], "This address is not for fetching ahead.";
 
     BadRequest = "bad_request", 400, FOR_PEOPLE, NOT_CONNECTED;

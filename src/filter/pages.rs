@@ -40,7 +40,7 @@ pub struct Link<'a> {
 #[derive(Template)]
 #[template(path = "connect.html")]
 pub struct Connect<'a> {
-    /// The route's host, and port where it has one of its own.
+    /// The route's authority, and path where it has one.
     pub route: &'a str,
     pub upstream: &'a str,
     pub authorization_server: Option<&'a str>,
@@ -58,7 +58,7 @@ pub fn page(reply: Reply, page: &impl Template) -> Reply {
         .body(body)
 }
 
-/// What every answer of start and callback carries: it is not kept, not framed, and tells nobody its address.
+/// What every answer but the document's carries: it is not kept, not framed, and tells nobody its address.
 pub fn guarded(reply: Reply) -> Reply {
     let has = |name| reply.headers.iter().any(|(header, _)| *header == name);
     let (policy, referrer) = (has("content-security-policy"), has("referrer-policy"));

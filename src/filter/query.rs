@@ -10,13 +10,14 @@ use percent_encoding::percent_decode_str;
 /// # Errors
 /// Where the query is longer, is no percent-encoded UTF-8, or repeats one of `names`.
 pub fn parameters<'a, const N: usize>(
-    query: &'a str,
+    query: &'a [u8],
     longest: usize,
     names: [&'static str; N],
 ) -> Result<[Option<Cow<'a, str>>; N], &'static str> {
     if query.len() > longest {
         return Err("the query is too long");
     }
+    let query = std::str::from_utf8(query).map_err(|_| "the query is not a text")?;
     if query.contains('%') {
         check_encoding(query)?;
     }
@@ -71,9 +72,10 @@ mod tests {
             ("a=%C3&b=%A4", Err("the query is not percent-encoded UTF-8")),
             (&long, Err("the query is too long")),
         ] {
-            let found = parameters(query, 101, ["a", "b"]);
+            let found = parameters(query.as_bytes(), 101, ["a", "b"]);
             let expected = expected.map(|values| values.map(|value: Option<&str>| value.map(Cow::from)));
             assert_eq!(found, expected, "{query}");
         }
+        assert_eq!(parameters(b"a=\xff", 101, ["a"]), Err("the query is not a text"));
     }
 }

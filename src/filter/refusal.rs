@@ -68,7 +68,7 @@ pub struct Audience<'a> {
     pub html: bool,
     /// Envoy's name for the request, so that the person can report it.
     pub request_id: Option<Cow<'a, str>>,
-    /// The path of the connect page, to start again; none at the document.
+    /// The path of the route's connect page, to start again; none at the document.
     pub start: Option<Cow<'a, str>>,
 }
 

@@ -62,7 +62,7 @@ pub struct Request<'a> {
 /// What the sources that travel with a request say of its route.
 #[derive(Debug, Default)]
 pub struct Sources<'a> {
-    /// Attributes of the route, each key falling back to the virtual host's.
+    /// Attributes of the route, or all of them of its virtual host.
     pub attributes: RouteMetadata<'a>,
     pub dynamic_metadata: RouteMetadata<'a>,
     /// Who is at the browser, where there is metadata of the filter that the operator trusts.
@@ -118,13 +118,13 @@ impl<'a> Request<'a> {
         self.text(Header::XRequestId).filter(|id| id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
-    /// The path without the query, and the query where there is a `?`.
-    pub fn path_and_query(&self) -> (&'a str, Option<&'a str>) {
-        let whole = self.text(Header::Path).unwrap_or_default();
-        match whole.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (whole, None),
-        }
+    /// The path without the query, and the query where there is a `?`. A path that is no text is none; the query may be
+    /// any bytes: whether a path is ours must not depend on what is behind it.
+    pub fn path_and_query(&self) -> (&'a str, Option<&'a [u8]>) {
+        let whole = self.values(Header::Path).next().unwrap_or_default();
+        let mut parts = whole.splitn(2, |byte| *byte == b'?');
+        let path = parts.next().and_then(|path| std::str::from_utf8(path).ok());
+        (path.unwrap_or_default(), parts.next())
     }
 
     /// Whether the person or server at the other end spoke https. Envoy says so in `x-forwarded-proto`; the scheme
@@ -191,15 +191,18 @@ mod tests {
 
     #[test]
     fn paths_and_queries() {
-        for (path, parts) in
-            [("/a", ("/a", None)), ("/a?", ("/a", Some(""))), ("/a?b?c", ("/a", Some("b?c"))), ("", ("", None))]
-        {
+        for (path, parts) in [
+            (&b"/a"[..], ("/a", None)),
+            (b"/a?", ("/a", Some(&b""[..]))),
+            (b"/a?b?c", ("/a", Some(b"b?c"))),
+            (b"/a?\xff", ("/a", Some(b"\xff"))),
+            (b"", ("", None)),
+            // No text, so none of ours.
+            (b"/\xff", ("", None)),
+        ] {
             let mut request = Request::default();
-            request.push(b":path", path.as_bytes());
+            request.push(b":path", path);
             assert_eq!(request.path_and_query(), parts);
         }
-        let mut request = Request::default();
-        request.push(b":path", b"/\xff");
-        assert_eq!(request.path_and_query(), ("", None), "no UTF-8, so none of ours");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
         choreographer::{Begin, Begun},
         error::BeginError,
     },
-    model::{loopback::is_loopback, return_to::ReturnTo, route::Route, upstream::Upstream},
+    model::{loopback::is_loopback, paths::Endpoint, return_to::ReturnTo, route::Route, upstream::Upstream},
 };
 
 /// What the endpoint answers to.
@@ -41,7 +41,7 @@ pub fn upstream(route: &Route) -> Result<Upstream, Refusal> {
 pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     let Visit { tools, request, query, route, user } = visit;
     let begins = request.method() == "POST";
-    if begins && !browser::is_same_origin(request, &route.origin) {
+    if begins && !browser::is_same_origin(request, route.from.origin()) {
         return Err(Refusal::CrossSite);
     }
     let [return_to, shown_issuer] =
@@ -49,16 +49,16 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
             .map_err(Refusal::BadRequest)?;
     let return_to = match return_to {
         None => ReturnTo::root(),
-        Some(text) => ReturnTo::parse(&text, &route.origin)
+        Some(text) => ReturnTo::parse(&text, route.from.origin())
             .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
     };
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
     let page = ConnectPage {
-        route: route.origin.authority().to_owned(),
+        route: route.from.label().to_owned(),
         upstream: upstream.url.clone(),
-        start: tools.paths.start.to_string(),
+        start: tools.paths.on(&route.from, Endpoint::Start),
         return_to,
     };
     if !begins {
@@ -72,9 +72,9 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         })));
     }
     let cookie = BrowserCookie::fresh().map_err(|error| Refusal::ChoreographerFailed(error.to_string().into()))?;
-    let redirect_uri = tools.paths.redirect_uri(&route.origin);
+    let redirect_uri = tools.paths.redirect_uri(&route.from);
     let begin = Begin {
-        client_id: tools.paths.client_id(&route.origin),
+        client_id: tools.paths.client_id(&route.from),
         redirect_uri: redirect_uri.clone(),
         upstream,
         user,

@@ -1,4 +1,4 @@
-//! A request on its way through the connect page or the redirect endpoint, and what they make of it.
+//! A request on its way through an endpoint that people come to, and what that makes of it.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// What the two endpoints work with.
+/// What the endpoints that people come to work with.
 pub struct Tools {
     pub paths: Paths,
     pub users: Users,
@@ -31,7 +31,7 @@ pub struct Tools {
 pub struct Visit<'a> {
     pub tools: &'a Tools,
     pub request: &'a Request<'a>,
-    pub query: Option<&'a str>,
+    pub query: Option<&'a [u8]>,
     pub route: &'a Route,
     /// Who is at the browser, where there is metadata of the filter that the operator trusts.
     pub user: Option<Claims<'a>>,

@@ -1,4 +1,4 @@
-//! The public origin of a route, which every URL of that route is built from.
+//! The public origin of a route: scheme, host and port of its `from`.
 
 use std::{cell::Cell, fmt, str::FromStr};
 
@@ -38,6 +38,9 @@ pub enum OriginError {
     #[error("must not have port 0")]
     PortZero,
 }
+
+/// The port of https (RFC 9110, section 4.2.2).
+pub const DEFAULT_PORT: u16 = 443;
 
 /// RFC 1035, section 2.3.4: the longest name, and the longest label, in bytes.
 const MAX_NAME: usize = 253;
@@ -95,11 +98,11 @@ impl FromStr for Origin {
         if url.fragment().is_some() {
             return Err(OriginError::Fragment);
         }
-        if url.path() != "/" {
-            return Err(OriginError::Path);
-        }
         if let Some(violation) = violation.get() {
             return Err(OriginError::Irregular(violation));
+        }
+        if url.path() != "/" {
+            return Err(OriginError::Path);
         }
         let host = match url.host() {
             Some(Host::Domain(name)) if is_dns_name(name) => name.to_owned(),
@@ -109,7 +112,7 @@ impl FromStr for Origin {
         let (text, port) = match url.port() {
             Some(0) => return Err(OriginError::PortZero),
             Some(port) => (format!("https://{host}:{port}"), port),
-            None => (["https://", &host].concat(), 443),
+            None => (["https://", &host].concat(), DEFAULT_PORT),
         };
         Ok(Self { text, host, port })
     }

@@ -4,7 +4,7 @@ use url::Url;
 
 use super::{
     client::{ClientId, RedirectUri},
-    origin::Origin,
+    public_url::PublicUrl,
 };
 
 /// The path of the document unless another one is set.
@@ -12,33 +12,38 @@ pub const DOCUMENT_PATH: &str = "/.well-known/mcp-client-metadata.json";
 /// The path of the redirect endpoint unless another one is set.
 pub const CALLBACK_PATH: &str = "/.pomerium/oauth/callback";
 
-/// The paths of our three endpoints, the same on every route.
+/// The paths of our endpoints under a route's `from`, the same on every route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Paths {
-    pub document: EndpointPath,
-    pub callback: EndpointPath,
-    pub start: EndpointPath,
+    document: EndpointPath,
+    callback: EndpointPath,
+    start: EndpointPath,
+    disconnect: EndpointPath,
 }
 
 /// An absolute URL path in the spelling that browsers and authorization servers send it in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EndpointPath(String);
 
-/// One of the three.
+/// One of our endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     Document,
     Start,
     Callback,
+    Disconnect,
 }
 
 impl Endpoint {
+    pub const ALL: [Self; 4] = [Self::Document, Self::Start, Self::Callback, Self::Disconnect];
+
     /// Its label in log lines and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Document => "document",
             Self::Start => "start",
             Self::Callback => "callback",
+            Self::Disconnect => "disconnect",
         }
     }
 }
@@ -75,39 +80,65 @@ impl std::fmt::Display for EndpointPath {
 impl Default for Paths {
     fn default() -> Self {
         let path = |text: &str| EndpointPath(text.to_owned());
-        Self { document: path(DOCUMENT_PATH), callback: path(CALLBACK_PATH), start: path("/.pomerium/oauth/start") }
+        Self {
+            document: path(DOCUMENT_PATH),
+            callback: path(CALLBACK_PATH),
+            start: path("/.pomerium/oauth/start"),
+            disconnect: path("/.pomerium/oauth/disconnect"),
+        }
     }
 }
 
 impl Paths {
-    /// Start is the callback's sibling `start`.
+    /// Start and disconnect are the callback's siblings of these names.
     ///
     /// # Errors
-    /// Where two of the three would be the same.
+    /// Where one of the paths ends in another one: a request could then be for two routes.
     pub fn new(document: EndpointPath, callback: EndpointPath) -> Result<Self, &'static str> {
         let parent = callback.0.rsplit_once('/').map_or("", |(parent, _)| parent);
-        let start = EndpointPath(format!("{parent}/start"));
-        if document == callback || document == start || callback == start {
-            return Err("the document's path, the callback's path and the callback's sibling `start` must differ");
+        let sibling = |name: &str| EndpointPath(format!("{parent}/{name}"));
+        let (start, disconnect) = (sibling("start"), sibling("disconnect"));
+        let paths = Self { document, callback, start, disconnect };
+        for one in Endpoint::ALL {
+            for other in Endpoint::ALL.into_iter().filter(|other| *other != one) {
+                if paths.of(one).0.ends_with(paths.of(other).as_str()) {
+                    return Err("of the document's path, the callback's path and the callback's siblings `start` and \
+                                `disconnect`, none may be or end in another one");
+                }
+            }
         }
-        Ok(Self { document, callback, start })
+        Ok(paths)
     }
 
-    /// Which endpoint a request's path (without its query) is, byte for byte.
-    pub fn endpoint(&self, path: &str) -> Option<Endpoint> {
-        [(&self.document, Endpoint::Document), (&self.callback, Endpoint::Callback), (&self.start, Endpoint::Start)]
-            .into_iter()
-            .find_map(|(ours, endpoint)| (ours.0 == path).then_some(endpoint))
+    /// The path of an endpoint under `from`.
+    pub fn of(&self, endpoint: Endpoint) -> &EndpointPath {
+        match endpoint {
+            Endpoint::Document => &self.document,
+            Endpoint::Start => &self.start,
+            Endpoint::Callback => &self.callback,
+            Endpoint::Disconnect => &self.disconnect,
+        }
+    }
+
+    /// Which endpoint a request's path (without its query) is, byte for byte, and the path of the route that it would be
+    /// of: what stands before the endpoint's own.
+    pub fn find<'a>(&self, path: &'a str) -> Option<(&'a str, Endpoint)> {
+        Endpoint::ALL.into_iter().find_map(|endpoint| Some((path.strip_suffix(self.of(endpoint).as_str())?, endpoint)))
+    }
+
+    /// The path of a route's endpoint on the route's origin.
+    pub fn on(&self, from: &PublicUrl, endpoint: Endpoint) -> String {
+        [from.path(), self.of(endpoint).as_str()].concat()
     }
 
     /// The URL of the document, which is the route's `client_id`.
-    pub fn client_id(&self, origin: &Origin) -> ClientId {
-        ClientId::new([origin.as_str(), &self.document.0].concat())
+    pub fn client_id(&self, from: &PublicUrl) -> ClientId {
+        ClientId::new([from.as_str(), &self.document.0].concat())
     }
 
     /// The route's redirect URI.
-    pub fn redirect_uri(&self, origin: &Origin) -> RedirectUri {
-        RedirectUri::new([origin.as_str(), &self.callback.0].concat())
+    pub fn redirect_uri(&self, from: &PublicUrl) -> RedirectUri {
+        RedirectUri::new([from.as_str(), &self.callback.0].concat())
     }
 }
 
@@ -142,14 +173,27 @@ mod tests {
         }
         let path = |text: &str| text.parse::<EndpointPath>().expect(text);
         let paths = Paths::new(path("/client.json"), path("/oauth/callback")).expect("differ");
-        assert_eq!(paths.endpoint("/client.json"), Some(Endpoint::Document));
-        assert_eq!(paths.endpoint("/oauth/callback"), Some(Endpoint::Callback));
-        assert_eq!(paths.endpoint("/oauth/start"), Some(Endpoint::Start));
-        for other in ["/client.json/", "/client%2Ejson", "/x/../client.json", "/Client.json", ""] {
-            assert_eq!(paths.endpoint(other), None, "{other}");
+        for (found, of, endpoint) in [
+            ("/client.json", "", Endpoint::Document),
+            ("/oauth/callback", "", Endpoint::Callback),
+            ("/linear/oauth/start", "/linear", Endpoint::Start),
+            ("/a/b/oauth/disconnect", "/a/b", Endpoint::Disconnect),
+            // The path of no route, which is for who looks for one to find out.
+            ("/x/../client.json", "/x/..", Endpoint::Document),
+        ] {
+            assert_eq!(paths.find(found), Some((of, endpoint)), "{found}");
         }
+        for other in ["/client.json/", "/client%2Ejson", "/Client.json", "/xclient.json", "/linear", ""] {
+            assert_eq!(paths.find(other), None, "{other}");
+        }
+        let linear: PublicUrl = "https://mcp.example.com/linear".parse().expect("a URL");
+        assert_eq!(paths.on(&linear, Endpoint::Start), "/linear/oauth/start");
+        assert_eq!(paths.client_id(&linear).as_str(), "https://mcp.example.com/linear/client.json");
+        assert_eq!(paths.redirect_uri(&linear).as_str(), "https://mcp.example.com/linear/oauth/callback");
         assert!(Paths::new(path("/a"), path("/a")).is_err());
         assert!(Paths::new(path("/a"), path("/start")).is_err());
         assert!(Paths::new(path("/o/start"), path("/o/callback")).is_err());
+        assert!(Paths::new(path("/o/disconnect"), path("/o/callback")).is_err());
+        assert!(Paths::new(path("/o/callback"), path("/callback")).is_err());
     }
 }

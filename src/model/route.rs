@@ -8,7 +8,11 @@ use serde::{
 };
 use url::Url;
 
-use super::origin::{Origin, OriginError};
+use super::{
+    origin::{DEFAULT_PORT, Origin},
+    paths::{Endpoint, Paths},
+    public_url::{PublicUrl, PublicUrlError},
+};
 
 /// The metadata namespace that a route's keys live in.
 pub const NAMESPACE: &str = "envoy_cimd";
@@ -40,7 +44,7 @@ macro_rules! keys {
 }
 
 keys! {
-    /// The route's public origin; required.
+    /// The route's public URL; required.
     From = "from",
     /// The URL of the upstream MCP server; needed to connect.
     To = "to",
@@ -88,8 +92,8 @@ pub enum Field<'a> {
 /// A route that can be served.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    pub origin: Origin,
-    /// A label for logs; the authority of `from` unless the operator gave one.
+    pub from: PublicUrl,
+    /// A label for logs; authority and path of `from` unless the operator gave one.
     pub id: String,
     /// What the operator wrote, none of it empty; `from` in its one spelling.
     texts: Keyed<Option<String>>,
@@ -108,7 +112,7 @@ pub enum RouteError {
     #[error("`{0}` is empty")]
     Empty(&'static str),
     #[error("`from` {0}")]
-    From(#[from] OriginError),
+    From(#[from] PublicUrlError),
     #[error("`{key}` {problem}")]
     Url { key: &'static str, problem: &'static str },
     #[error("the document would take {0} bytes, more than authorization servers accept ({max})", max = MAX_DOCUMENT_BYTES)]
@@ -123,21 +127,21 @@ impl Route {
     /// The first key that cannot be served, in the order of [`Key::ALL`].
     pub fn new(metadata: &RouteMetadata<'_>) -> Result<Self, RouteError> {
         let mut texts = Keyed::<Option<String>>::default();
-        let mut origin = None;
+        let mut from = None;
         for (key, field) in metadata.iter() {
             match field {
                 None => {}
                 Some(Field::Text("")) => return Err(RouteError::Empty(key.name())),
                 Some(Field::NotText) => return Err(RouteError::NotText(key.name())),
                 // Parsed last, so that a key of the wrong kind is named whatever `from` is.
-                Some(Field::Text(from)) if key == Key::From => origin = Some(*from),
+                Some(Field::Text(text)) if key == Key::From => from = Some(*text),
                 Some(Field::Text(text)) => *texts.get_mut(key) = Some((*text).to_owned()),
             }
         }
-        let origin: Origin = origin.ok_or(RouteError::NoFrom)?.parse()?;
-        *texts.get_mut(Key::From) = Some(origin.as_str().to_owned());
-        let id = texts.get(Key::RouteId).clone().unwrap_or_else(|| origin.authority().to_owned());
-        Ok(Self { origin, id, texts })
+        let from: PublicUrl = from.ok_or(RouteError::NoFrom)?.parse()?;
+        *texts.get_mut(Key::From) = Some(from.as_str().to_owned());
+        let id = texts.get(Key::RouteId).clone().unwrap_or_else(|| from.label().to_owned());
+        Ok(Self { from, id, texts })
     }
 
     /// Whether this is what a source says, in the one spelling of `from`.
@@ -165,6 +169,15 @@ impl Route {
         match http_url(to).map_err(error)?.query() {
             Some(_) => Err(error("must not have a query")),
             None => Ok(to),
+        }
+    }
+
+    /// The path of the route's MCP address on its origin: that of `from`, or of `to` where `from` has none. None where
+    /// `to` gives none.
+    pub fn mcp_path(&self) -> Option<String> {
+        match self.from.path() {
+            "" => Some(Url::parse(self.upstream().ok()?).ok()?.path().to_owned()),
+            path => Some(path.to_owned()),
         }
     }
 
@@ -278,11 +291,16 @@ impl<'de> Visitor<'de> for SpecVisitor {
     }
 }
 
-/// The routes of the config file, found by a request's authority.
+/// The routes of the config file, found by a request's authority and path.
 #[derive(Debug, Default)]
 pub struct RouteTable {
-    by_authority: HashMap<String, Arc<Route>>,
+    /// By `host:port`; and by `host`, for requests that name no port, or one that no route has.
+    hosts: HashMap<String, Arc<HostRoutes>>,
 }
+
+/// The routes of one host and port, by the path of their `from`.
+#[derive(Debug, Default)]
+pub struct HostRoutes(HashMap<String, Arc<Route>>);
 
 /// A `routes:` entry that cannot be used.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -290,14 +308,20 @@ pub enum RouteTableError {
     #[error("routes[{index}] ({from}): {error}")]
     Route { index: usize, from: String, error: RouteError },
     #[error("routes[{index}]: {from} is there twice")]
-    Twice { index: usize, from: Origin },
+    Twice { index: usize, from: PublicUrl },
+    #[error("routes[{index}] ({from}): {path} would be an address of routes[{other}] too")]
+    Meets { index: usize, from: PublicUrl, path: String, other: usize },
 }
 
 impl RouteTable {
     /// # Errors
-    /// The first entry that is wrong, or that names the origin of an earlier one.
-    pub fn new(specs: &[RouteSpec]) -> Result<Self, RouteTableError> {
-        let mut by_authority = HashMap::new();
+    /// The first entry that is wrong, has the `from` of an earlier one, or shares an address with one: an MCP address, or
+    /// a path of ours.
+    pub fn new(specs: &[RouteSpec], paths: &Paths) -> Result<Self, RouteTableError> {
+        let mut by_origin: HashMap<String, HostRoutes> = HashMap::new();
+        let mut default_ports: HashMap<String, u16> = HashMap::new();
+        // Which entry has an address, by origin and path.
+        let mut addresses: HashMap<String, usize> = HashMap::new();
         for (index, spec) in specs.iter().enumerate() {
             let route = spec.route().map_err(|error| RouteTableError::Route {
                 index,
@@ -310,21 +334,54 @@ impl RouteTable {
                 error,
             })?;
             let route = Arc::new(route);
-            let (host, port) = (route.origin.host(), route.origin.port());
-            if by_authority.insert(format!("{host}:{port}"), Arc::clone(&route)).is_some() {
-                return Err(RouteTableError::Twice { index, from: route.origin.clone() });
+            let (from, origin) = (&route.from, route.from.origin());
+            let routes = by_origin.entry(format!("{}:{}", origin.host(), origin.port())).or_default();
+            if routes.0.insert(from.path().to_owned(), Arc::clone(&route)).is_some() {
+                return Err(RouteTableError::Twice { index, from: from.clone() });
             }
-            // Where one host has several ports, a request that names no port means the first of them.
-            by_authority.entry(host.to_owned()).or_insert(route);
+            let ours = Endpoint::ALL.into_iter().map(|endpoint| paths.on(from, endpoint));
+            for path in ours.chain(route.mcp_path()) {
+                if let Some(other) = addresses.insert(format!("{origin}{path}"), index).filter(|other| *other != index)
+                {
+                    return Err(RouteTableError::Meets { index, from: from.clone(), path, other });
+                }
+            }
+            // What names no port means port 443, or where that has no route, the first that has one.
+            let default = default_ports.entry(origin.host().to_owned()).or_insert(origin.port());
+            if origin.port() == DEFAULT_PORT {
+                *default = DEFAULT_PORT;
+            }
         }
-        Ok(Self { by_authority })
+        let mut hosts: HashMap<String, Arc<HostRoutes>> =
+            by_origin.into_iter().map(|(authority, routes)| (authority, Arc::new(routes))).collect();
+        for (host, port) in default_ports {
+            if let Some(routes) = hosts.get(&format!("{host}:{port}")).cloned() {
+                hosts.insert(host, routes);
+            }
+        }
+        Ok(Self { hosts })
     }
 
-    /// The route of an authority; one with a port that no route has finds the host's, which then refuses it as
+    /// Whether a request that names this origin's host and no port means this origin.
+    pub fn is_default(&self, origin: &Origin) -> bool {
+        let [by_host, by_origin] =
+            [origin.host(), &format!("{}:{}", origin.host(), origin.port())].map(|authority| self.hosts.get(authority));
+        by_host.zip(by_origin).is_some_and(|(by_host, by_origin)| Arc::ptr_eq(by_host, by_origin))
+    }
+
+    /// The routes of an authority; one with a port that no route has finds those of the host, which then refuse it as
     /// misdirected.
-    pub fn find(&self, authority: &str) -> Option<&Arc<Route>> {
+    pub fn host(&self, authority: &str) -> Option<&HostRoutes> {
         let authority = authority.to_ascii_lowercase();
-        self.by_authority.get(&authority).or_else(|| self.by_authority.get(authority.rsplit_once(':')?.0))
+        let found = self.hosts.get(&authority).or_else(|| self.hosts.get(authority.rsplit_once(':')?.0));
+        found.map(Arc::as_ref)
+    }
+}
+
+impl HostRoutes {
+    /// The route whose `from` has this path.
+    pub fn at(&self, path: &str) -> Option<&Arc<Route>> {
+        self.0.get(path)
     }
 }
 
@@ -404,27 +461,88 @@ mod tests {
                 "`authorization_server` must not have a query",
             ),
         ] {
-            let table = RouteTable::new(&[change]).expect_err(error);
+            let table = RouteTable::new(&[change], &Paths::default()).expect_err(error);
             assert_eq!(table.to_string(), format!("routes[0] (https://a.example): {error}"));
         }
-        let twice = RouteTable::new(&[spec("https://a.example"), spec("https://A.example:443/")]);
-        assert_eq!(twice.expect_err("twice").to_string(), "routes[1]: https://a.example is there twice");
+        let refused = |specs: &[RouteSpec]| RouteTable::new(specs, &Paths::default()).expect_err("refused").to_string();
+        for from in ["https://a.example", "https://a.example/linear"] {
+            let twice = [spec(from), spec(&from.replace("https://a.example", "https://A.example:443"))];
+            assert_eq!(refused(&twice), format!("routes[1]: {from} is there twice"));
+        }
+        let to = |from: &str, path: &str| with(spec(from), Key::To, &format!("https://b.example{path}"));
+        for (one, other, path) in [
+            (to("https://a.example", "/linear"), spec("https://a.example/linear"), "/linear"),
+            (
+                to("https://a.example", "/linear/.pomerium/oauth/callback"),
+                spec("https://a.example/linear"),
+                "/linear/.pomerium/oauth/callback",
+            ),
+            (
+                spec("https://a.example/linear"),
+                spec("https://a.example/linear/.pomerium/oauth/disconnect"),
+                "/linear/.pomerium/oauth/disconnect",
+            ),
+            (spec("https://a.example"), spec("https://a.example/.pomerium/oauth/start"), "/.pomerium/oauth/start"),
+        ] {
+            for pair in [[one.clone(), other.clone()], [other, one]] {
+                let from = pair[1].get(Key::From).expect("a `from`").to_owned();
+                let error = format!("routes[1] ({from}): {path} would be an address of routes[0] too");
+                assert_eq!(refused(&pair), error);
+            }
+        }
+        let apart = [
+            to("https://a.example", "/mcp"),
+            to("https://a.example/linear", "/mcp"),
+            to("https://a.example/linear/x", "/mcp"),
+            to("https://a.example/Linear", "/mcp"),
+            to("https://a.example:8443", "/linear"),
+            to("https://b.example", "/linear"),
+        ];
+        assert!(RouteTable::new(&apart, &Paths::default()).is_ok());
     }
 
     #[test]
-    fn the_table_is_searched_by_authority() {
-        let table =
-            RouteTable::new(&[spec("https://a.example:8443"), spec("https://a.example"), spec("https://b.example")])
-                .expect("good routes");
-        for (authority, found) in [
-            ("a.example", Some("https://a.example:8443")),
-            ("A.example:8443", Some("https://a.example:8443")),
-            ("a.example:443", Some("https://a.example")),
-            ("b.example:9", Some("https://b.example")),
-            ("c.example", None),
-            ("", None),
-        ] {
-            assert_eq!(table.find(authority).map(|route| route.origin.as_str()), found, "{authority}");
+    fn the_table_is_searched_by_authority_and_path() {
+        let specs = [
+            "https://a.example:8443",
+            "https://a.example",
+            "https://a.example/linear",
+            "https://b.example/linear",
+            "https://c.example:9443",
+            "https://c.example:8443",
+            "https://[2001:db8::1]:8443",
+            "https://[2001:db8::1]",
+        ]
+        .map(spec);
+        let reversed: Vec<RouteSpec> = specs.iter().rev().cloned().collect();
+        let found = |table: &RouteTable, authority: &str, path: &str| {
+            table.host(authority).map(|host| host.at(path).map(|route| route.from.to_string()))
+        };
+        for specs in [&specs[..], &reversed] {
+            let table = RouteTable::new(specs, &Paths::default()).expect("good routes");
+            for (authority, path, expected) in [
+                ("a.example", "", Some(Some("https://a.example"))),
+                ("A.example:8443", "", Some(Some("https://a.example:8443"))),
+                ("a.example:443", "", Some(Some("https://a.example"))),
+                ("a.example", "/linear", Some(Some("https://a.example/linear"))),
+                ("a.example:9", "/linear", Some(Some("https://a.example/linear"))),
+                ("a.example", "/Linear", Some(None)),
+                ("a.example:8443", "/linear", Some(None)),
+                ("b.example:9", "/linear", Some(Some("https://b.example/linear"))),
+                ("b.example", "", Some(None)),
+                ("[2001:db8::1]", "", Some(Some("https://[2001:db8::1]"))),
+                ("[2001:DB8::1]:443", "", Some(Some("https://[2001:db8::1]"))),
+                ("[2001:db8::1]:8443", "", Some(Some("https://[2001:db8::1]:8443"))),
+                ("[2001:db8::2]", "", None),
+                ("d.example", "", None),
+                ("", "", None),
+            ] {
+                let expected = expected.map(|route| route.map(str::to_owned));
+                assert_eq!(found(&table, authority, path), expected, "{authority} {path}");
+            }
+            // Without port 443, the first one answers for whoever names no port.
+            let first = specs.iter().filter_map(|spec| spec.get(Key::From)).find(|from| from.contains("c.example"));
+            assert_eq!(found(&table, "c.example", ""), Some(first.map(str::to_owned)));
         }
     }
 }

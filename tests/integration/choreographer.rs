@@ -14,6 +14,7 @@ use std::{
 use envoy_cimd::contract::proto::{
     BeginAuthorizationRequest, BeginAuthorizationResponse, BeginRefusal, Begun, CompleteAuthorizationRequest,
     CompleteAuthorizationResponse, CompleteRefusal, Completed, DescribeUpstreamRequest, DescribeUpstreamResponse,
+    DisconnectRequest, DisconnectResponse,
     authorization_choreographer_server::{AuthorizationChoreographer, AuthorizationChoreographerServer},
     begin_authorization_response, begin_refusal,
     complete_authorization_request::Answer,
@@ -64,6 +65,7 @@ pub enum Call {
     Describe(DescribeUpstreamRequest),
     Begin(BeginAuthorizationRequest),
     Complete(CompleteAuthorizationRequest),
+    Disconnect(DisconnectRequest),
 }
 
 /// The issuer that it knows; an answer's `iss` must be this one.
@@ -211,6 +213,14 @@ impl Fake {
         self.calls().iter().filter(|call| matches!(call, Call::Complete(_))).count()
     }
 
+    pub fn disconnects(&self) -> Vec<DisconnectRequest> {
+        let disconnect = |call| match call {
+            Call::Disconnect(request) => Some(request),
+            _ => None,
+        };
+        self.calls().into_iter().filter_map(disconnect).collect()
+    }
+
     pub fn begins(&self) -> usize {
         self.calls().iter().filter(|call| matches!(call, Call::Begin(_))).count()
     }
@@ -356,5 +366,14 @@ impl AuthorizationChoreographer for Service {
             }
         };
         Ok(Response::new(CompleteAuthorizationResponse { outcome: Some(outcome) }))
+    }
+
+    async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<Response<DisconnectResponse>, Status> {
+        self.record(request, Call::Disconnect);
+        self.hang().await;
+        match self.mood() {
+            Mood::Fails => Err(Status::internal("it fails")),
+            _ => Ok(Response::new(DisconnectResponse::default())),
+        }
     }
 }

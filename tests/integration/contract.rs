@@ -10,6 +10,7 @@ use envoy_cimd::{
         error::{BeginError, CallError, Cause, CompleteError},
         proto::authorization_choreographer_server::AuthorizationChoreographerServer,
         service::Service,
+        tokens::TokenOwner,
     },
     filter::{
         browser::BrowserCookie,
@@ -33,7 +34,7 @@ use envoy_cimd::{
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 
-use crate::world::{CALLBACK, START};
+use crate::world::{CALLBACK, DISCONNECT, START};
 
 const FROM: &str = "https://mcp.example.com";
 const FLOW: FlowId = FlowId([7; 16]);
@@ -44,6 +45,7 @@ struct Refusing {
     describe: CallError,
     begin: BeginError,
     complete: CompleteError,
+    disconnect: CallError,
 }
 
 #[async_trait]
@@ -58,6 +60,10 @@ impl Choreographer for Refusing {
 
     async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
         Err(self.complete.clone())
+    }
+
+    async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), CallError> {
+        Err(self.disconnect.clone())
     }
 }
 
@@ -117,6 +123,7 @@ fn refusing() -> Refusing {
         describe: CallError::Failed(CAUSE),
         begin: BeginError::Call(CallError::Failed(CAUSE)),
         complete: CompleteError::Call(CallError::Failed(CAUSE)),
+        disconnect: CallError::Failed(CAUSE),
     }
 }
 
@@ -159,6 +166,13 @@ async fn a_completion_that_is_refused() {
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
     for (complete, expected) in all {
         refused_alike(Refusing { complete, ..refusing() }, "GET", &path, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_disconnect_that_is_refused() {
+    for (disconnect, expected) in CALLS {
+        refused_alike(Refusing { disconnect, ..refusing() }, "POST", DISCONNECT, expected).await;
     }
 }
 

@@ -113,6 +113,7 @@ async fn e2e_in_a_browser() {
                 assert!(known, "of a browser that began nothing: {complete:?}");
                 completions += 1;
             }
+            Call::Disconnect(disconnect) => panic!("nobody disconnects: {disconnect:?}"),
         }
     }
     // The sums of what the script's scenarios count.

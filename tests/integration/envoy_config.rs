@@ -31,7 +31,8 @@ const COMPOSE: &[&str] = &[
 
 pub fn printed(args: &[&str]) -> String {
     let (code, stdout, stderr) = run(args, &[]);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+    assert_eq!(code, Some(0), "{args:?} {stderr}");
+    assert!(stderr.lines().all(|line| line.starts_with("envoy-cimd: warning: ")), "{args:?} {stderr}");
     stdout
 }
 
@@ -86,6 +87,14 @@ fn envoy_takes_it() {
         &["--route", "from=https://bücher.example:8443,to=http://127.0.0.1:8000,client_name=a: \"b\" # c"],
         &["--route", "from=https://one.example,to=https://192.0.2.7/mcp", "--route", "from=https://one.example:8443"],
         &["--route", "from=https://[2001:db8::1],to=https://[2001:db8::2]:8443/mcp"],
+        &[
+            "--route",
+            "from=https://one.example/linear,to=https://one.internal/mcp",
+            "--route",
+            "from=https://one.example/Sentry,to=http://two.internal/",
+        ],
+        &["--static-cimd", "--route", "from=https://one.example/a", "--route", "from=https://one.example/a/b"],
+        &["--filter-name", "team.cimd/1: #"],
     ];
     for variant in variants {
         let args: Vec<&str> = SHIPPED.iter().chain(&files).chain(*variant).copied().collect();
@@ -166,7 +175,12 @@ fn a_file_whose_listener_envoy_could_not_reach() {
 fn a_wrong_route_is_refused_by_name() {
     for (route, error) in [
         ("from=http://a.example", "routes[0] (http://a.example): `from` must be https"),
-        ("from=https://a.example/mcp", "routes[0] (https://a.example/mcp): `from` must not have a path"),
+        ("from=https://a.example/mcp/", "routes[0] (https://a.example/mcp/): `from` must not end with a slash"),
+        ("from=https://a.example/a//b", "`from` must not have an empty segment in its path"),
+        ("from=https://a.example/a/../b", "`from` must not have a dot segment in its path"),
+        ("from=https://a.example/a%2fb", "`from` must not have a percent-encoded character in its path"),
+        ("from=https://a.example/a;b", "`from` must not have a character in its path but letters, digits and -._~"),
+        ("from=https://a.example/.well-known/x", "`from` must not have a path in /.well-known, which is reserved"),
         ("to=https://a.example", "no source gives `from`"),
         ("from=https://a.example,to=ftp://b.example", "`to` must be an http or https URL"),
         ("from=https://a.example,to=https://b.example/mcp?x", "`to` must not have a query"),
@@ -180,6 +194,16 @@ fn a_wrong_route_is_refused_by_name() {
         let (code, stdout, stderr) = run(&["envoy-config", "--route", route], &[]);
         assert!(code.is_some_and(|code| code != 0) && stdout.is_empty(), "{route}");
         assert!(stderr.contains(error), "{route}: {stderr}");
+    }
+    for (routes, error) in [
+        (["from=https://a.example/x", "from=https://A.example:443/x"], "routes[1]: https://a.example/x is there twice"),
+        (
+            ["from=https://a.example/linear", "from=https://a.example,to=https://b.example/linear"],
+            "routes[1] (https://a.example): /linear would be an address of routes[0] too",
+        ),
+    ] {
+        let (code, stdout, stderr) = run(&["envoy-config", "--route", routes[0], "--route", routes[1]], &[]);
+        assert!(code == Some(1) && stdout.is_empty() && stderr.contains(error), "{stderr}");
     }
     let (code, _, stderr) = run(&["envoy-config"], &[]);
     assert!(code == Some(1) && stderr.contains("no route was given"), "{stderr}");

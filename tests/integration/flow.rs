@@ -20,7 +20,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 use crate::{
     choreographer::{Call as Recorded, Fake, ISSUER, Mood, Place},
     stack::{Answered, Call, Certificates, Choreographer, Cimd, get, key_file},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
+    world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
 };
 
 const CODE: &str = "SECRET-the-code";
@@ -60,18 +60,36 @@ impl Flows {
         Self { world, fake, keys, _dir: dir, secrets: Mutex::default() }
     }
 
+    /// On other routes than usual.
+    pub async fn of(routes: &[&str], flags: &[&str]) -> Self {
+        Self::of_edited(routes, flags, &[], &|_| {}).await
+    }
+
+    /// On other routes than usual, with flags for `envoy-config` too.
+    pub async fn of_edited(
+        routes: &[&str],
+        flags: &[&str],
+        envoy_config: &[&str],
+        edit: &(dyn Fn(&mut Value) + Sync),
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (fake, keys) = (Fake::start(), key_file(dir.path()));
+        let wish = Wish { routes, envoy_config, edit, ..Wish::default() };
+        let world = Self::world_of(wish, &fake, &keys, flags).await;
+        Self { world, fake, keys, _dir: dir, secrets: Mutex::default() }
+    }
+
     async fn world(fake: &Fake, keys: &std::path::Path, flags: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> World {
+        let namespace: Vec<&str> = flags.iter().copied().filter(|flag| flag.starts_with("--user-namespace=")).collect();
+        let wish = Wish { routes: &Layout::Hosts.routes(), envoy_config: &namespace, edit, ..Wish::default() };
+        Self::world_of(wish, fake, keys, flags).await
+    }
+
+    async fn world_of(wish: Wish<'_>, fake: &Fake, keys: &std::path::Path, flags: &[&str]) -> World {
         let url = fake.url();
         let mut cimd = vec!["--choreographer", &url, "--state-keys", keys.to_str().expect("text")];
         cimd.extend(flags);
-        let namespace: Vec<&str> = flags.iter().copied().filter(|flag| flag.starts_with("--user-namespace=")).collect();
-        World::start(Wish {
-            routes: &["from=https://notes.localhost", "from=https://tickets.localhost"],
-            cimd: &cimd,
-            envoy_config: &namespace,
-            edit,
-        })
-        .await
+        World::start(Wish { cimd: &cimd, ..wish }).await
     }
 
     pub async fn send(&self, call: Call) -> Answered {
@@ -253,23 +271,62 @@ fn is_guarded(answer: &Answered, row: &str) {
     assert!(!policy.contains("form-action") && !policy.contains("unsafe"), "{row}");
 }
 
+/// Where the routes of the table are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layout {
+    /// Each on a host of its own.
+    Hosts,
+    /// Both on one host, each under a path of its own.
+    Paths,
+}
+
+impl Layout {
+    fn routes(self) -> [&'static str; 2] {
+        match self {
+            Self::Hosts => ["from=https://notes.localhost", "from=https://tickets.localhost"],
+            Self::Paths => ["from=https://notes.localhost/first", "from=https://notes.localhost/second"],
+        }
+    }
+
+    /// The same call, where the routes are here.
+    fn place(self, mut call: Call) -> Call {
+        if self == Self::Paths {
+            let path = if call.host == TICKETS { "/second" } else { "/first" };
+            call.path.insert_str(0, path);
+            call.authority = call.authority.replace(TICKETS, NOTES);
+            call.host = NOTES.to_owned();
+        }
+        call
+    }
+}
+
 #[tokio::test]
 async fn the_outcome_table() {
-    let flows = Flows::start().await;
+    outcome_table(Layout::Hosts).await;
+}
+
+#[tokio::test]
+async fn the_outcome_table_between_two_paths() {
+    outcome_table(Layout::Paths).await;
+}
+
+async fn outcome_table(layout: Layout) {
+    let flows = Flows::of(&layout.routes(), &["--single-user"]).await;
     let mut bodies_of_400 = Vec::new();
     for html in [false, true] {
         for Row { name, mood, callback, status, label, consumed, called } in rows() {
             flows.fake.set(Mood::Correct);
             flows.fake.forget_flows();
-            let begun = flows.begin(NOTES, "?return_to=/after%3Fa%3Db").await;
+            let begun = flows.begin_as(layout.place(press(NOTES, "?return_to=/after%3Fa%3Db"))).await;
             flows.fake.set(mood);
             let (labelled, completions) = (flows.labelled("callback", label).await, flows.fake.completions());
             let exchanges = flows.fake.exchanges().len();
-            let mut call = callback(&begun);
+            let mut call = layout.place(callback(&begun));
             if html {
                 call = call.header("accept", "text/html,*/*;q=0.8");
             }
             let method = call.method;
+            let start = format!("{}{START}", call.path.split("/.pomerium").next().unwrap_or_default());
             let answer = flows.send(call).await;
             let row = format!("{name}, html {html}: {answer:?}");
             assert_eq!(answer.status, status, "{row}");
@@ -296,7 +353,7 @@ async fn the_outcome_table() {
             if html {
                 assert_eq!(answer.all("content-type"), ["text/html; charset=utf-8"], "{row}");
                 assert!(answer.text().contains("<html lang=\"en\">") && answer.text().contains(id), "{row}");
-                let again = answer.text().contains(&format!("href=\"{START}\""));
+                let again = answer.text().contains(&format!("href=\"{start}\""));
                 assert_eq!(again, matches!(status, 400 | 502 | 503), "a way to start again; {row}");
             } else {
                 assert_eq!(answer.all("content-type"), ["application/json"], "{row}");
@@ -305,7 +362,8 @@ async fn the_outcome_table() {
                 assert_eq!(body["error"], shown, "{row}");
             }
             if status == 400 {
-                bodies_of_400.push((html, answer.text().replace(id, "ID")));
+                // But for the way to start again, which is the route's own.
+                bodies_of_400.push((html, answer.text().replace(id, "ID").replace(&start, START)));
             }
         }
     }
@@ -496,6 +554,64 @@ async fn the_button_leads_where_its_page_said() {
     assert_eq!(flows.fake.flows(), 1);
     let answer = flows.send(bare(&format!("?issuer={OTHER}&issuer={OTHER}"))).await;
     assert_eq!(answer.status, 400);
+    flows.finish().await;
+}
+
+/// What the button of disconnect refuses, and whose token it forgets.
+#[tokio::test]
+async fn disconnect() {
+    let flows = Flows::of(&Layout::Paths.routes(), &["--single-user"]).await;
+    let button = |headers: &[(&'static str, &str)]| {
+        let call = Call::get(NOTES, &format!("/first{DISCONNECT}")).method("POST");
+        headers.iter().fold(call, |call, (name, value)| call.header(name, *value))
+    };
+    let ours = [("sec-fetch-site", "same-origin"), ("accept", "text/html")];
+    let mut to_get = button(&ours);
+    to_get.method = "GET";
+    let mut long = button(&ours);
+    long.path.push_str(&format!("?{}", "x".repeat(8193)));
+    for (name, mood, call, status, label) in [
+        ("GET", Mood::Correct, to_get, 405, "method_not_allowed"),
+        ("another site", Mood::Correct, button(&[("sec-fetch-site", "cross-site")]), 403, "cross_site"),
+        ("neither header", Mood::Correct, button(&[]), 403, "cross_site"),
+        ("another origin", Mood::Correct, button(&[("origin", "https://tickets.localhost")]), 403, "cross_site"),
+        (
+            "an origin with a path",
+            Mood::Correct,
+            button(&[("origin", "https://notes.localhost/first")]),
+            403,
+            "cross_site",
+        ),
+        ("a long query", Mood::Correct, long, 400, "bad_request"),
+        ("another port", Mood::Correct, button(&ours).authority("notes.localhost:8443"), 421, "misdirected_request"),
+        ("it fails", Mood::Fails, button(&ours), 502, "choreographer_failed"),
+        ("done", Mood::Correct, button(&ours), 303, "disconnected"),
+        (
+            "done, without Fetch Metadata",
+            Mood::Correct,
+            button(&[("origin", "https://notes.localhost")]),
+            303,
+            "disconnected",
+        ),
+    ] {
+        flows.fake.set(mood);
+        let (labelled, called) = (flows.labelled("disconnect", label).await, flows.fake.disconnects().len());
+        let answer = flows.send(call).await;
+        let row = format!("{name}: {answer:?}");
+        assert_eq!((answer.status, flows.labelled("disconnect", label).await), (status, labelled + 1), "{row}");
+        assert_eq!(flows.fake.disconnects().len(), called + usize::from(status == 303 || status == 502), "{row}");
+        let there = if status == 303 { vec!["/first/.pomerium/oauth/start"] } else { vec![] };
+        assert_eq!((answer.all("location"), answer.all("set-cookie").len()), (there, 0), "{row}");
+        is_guarded(&answer, &row);
+    }
+    // The other route's own, and nothing of this one's.
+    for request in flows.fake.disconnects() {
+        assert_eq!(request.client_id, format!("https://{NOTES}/first{DOCUMENT}"));
+        assert_eq!(request.upstream, flows.world.upstream.url);
+    }
+    let flows_before = flows.fake.calls().len();
+    assert_eq!(flows.send(button(&[("cookie", "x=y"), ("sec-fetch-site", "none")])).await.status, 403);
+    assert_eq!(flows.fake.calls().len(), flows_before);
     flows.finish().await;
 }
 

@@ -16,10 +16,13 @@ use crate::{
     flow::{Flows, honest, press},
     recipes::{ISSUER, keys, signed},
     stack::{Call, Certificates},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, http_filters, run, shell, virtual_hosts, without_metadata},
+    world::{
+        CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, http_filters, run, shell, virtual_hosts, without_metadata,
+    },
 };
 
-const FILTER: &str = "envoy.filters.http.ext_proc";
+/// What the filter is called in what we print.
+const OURS: &str = "envoy-cimd";
 const NOTES: &str = "notes.localhost";
 /// What `envoy-cimd` is told of people, with Envoy Gateway and with Istio.
 const USER: [&str; 3] =
@@ -78,8 +81,8 @@ async fn istio() {
         let configs = route.get_mut("typed_per_filter_config")?.as_object_mut()?;
         configs.remove(people["name"].as_str()?).map(|_| route["match"]["path"].clone())
     });
-    assert_eq!(with_people.collect::<Vec<_>>(), [START, CALLBACK]);
-    assert_eq!(ours, hosts[0]["routes"].as_array().expect("routes")[..4]);
+    assert_eq!(with_people.collect::<Vec<_>>(), [START, CALLBACK, DISCONNECT]);
+    assert_eq!(ours, hosts[0]["routes"].as_array().expect("routes")[..5]);
 
     // As Istio would merge it; its name for the cluster is one that no `:authority` may be.
     let (key, jwks) = keys();
@@ -91,7 +94,7 @@ async fn istio() {
     let world = World::start(Wish {
         edit: &|config| {
             let filters = http_filters(config);
-            let ours = filters.iter().position(|filter| filter["name"] == FILTER).expect("our filter");
+            let ours = filters.iter().position(|filter| filter["name"] == OURS).expect("our filter");
             filters[ours] = filter.clone();
             filters.insert(ours, people.clone());
             let routes: Vec<&Value> = routes.iter().chain([&mcp]).collect();
@@ -120,9 +123,13 @@ async fn istio() {
         format!("session={}", signed(&key, &claims))
     };
     let (good, old) = (session(4_000_000_000), session(1));
-    for (path, statuses) in
-        [(START, [200, 401, 401]), (CALLBACK, [400, 401, 401]), (DOCUMENT, [200; 3]), ("/mcp", [204; 3])]
-    {
+    for (path, statuses) in [
+        (START, [200, 401, 401]),
+        (CALLBACK, [400, 401, 401]),
+        (DISCONNECT, [405, 401, 401]),
+        (DOCUMENT, [200; 3]),
+        ("/mcp", [204; 3]),
+    ] {
         for (cookie, status) in [&good, &old, "none=1"].into_iter().zip(statuses) {
             let answer = send(path, ("cookie", cookie)).await;
             assert!(answer.status == status && answer.all("location").is_empty(), "{path} {cookie} {answer:?}");
@@ -139,7 +146,7 @@ fn envoy_gateways_filter() -> Value {
     let (namespace, name) = (&policy["metadata"]["namespace"], &policy["metadata"]["name"]);
     let part = |value: &Value| value.as_str().expect("text").to_owned();
     json!({
-        "name": format!("{FILTER}/envoyextensionpolicy/{}/{}/extproc/0", part(namespace), part(name)),
+        "name": format!("envoy.filters.http.ext_proc/envoyextensionpolicy/{}/{}/extproc/0", part(namespace), part(name)),
         "disabled": true,
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
@@ -191,12 +198,12 @@ async fn envoy_gateway() {
         let edit = |config: &mut Value| {
             without_metadata(config);
             let filters = http_filters(config);
-            let ours = filters.iter().position(|filter| filter["name"] == FILTER).expect("our filter");
+            let ours = filters.iter().position(|filter| filter["name"] == OURS).expect("our filter");
             filters[ours] = filter.clone();
             for route in
                 virtual_hosts(config).iter_mut().flat_map(|host| host["routes"].as_array_mut().expect("routes"))
             {
-                if !route["typed_per_filter_config"][FILTER].is_null() {
+                if !route["typed_per_filter_config"][OURS].is_null() {
                     route["typed_per_filter_config"] = json!({name: {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "config": {}}});
                 }
             }

@@ -92,7 +92,7 @@ impl Liar {
             let document = document.clone();
             request.extensions_mut().insert(Document(document.clone()));
             async move {
-                if request.uri().path() == "/pending" {
+                if request.uri().path() == "/pending.json" {
                     std::future::pending::<()>().await;
                 }
                 lie(&request, honest(request.method(), document))
@@ -215,6 +215,10 @@ async fn every_lie_is_found() {
             Ok(HOST_NAME) => status(reply, 421),
             _ => reply,
         }),
+        ("etag_gzip", 0, |asked, reply| match asked.headers().get("accept-encoding") {
+            Some(_) => without(reply, "etag"),
+            None => reply,
+        }),
         ("head", 0, |asked, reply| if asked.method() == Method::HEAD { status(reply, 405) } else { reply }),
         ("preflight", 0, |asked, reply| if asked.method() == Method::OPTIONS { status(reply, 405) } else { reply }),
         ("preflight", 0, |_, reply| without(reply, "access-control-allow-origin")),
@@ -234,7 +238,7 @@ async fn every_lie_is_found() {
     let elsewhere = format!("{}/elsewhere.json", honest.origin);
     let (code, _, codes) = probe(&[&elsewhere, "--extra-ca", &honest.ca]).await;
     assert_eq!((code, codes), (Some(1), vec!["special_use_address".into(), "client_id_mismatch".into()]));
-    let pending = format!("{}/pending", honest.origin);
+    let pending = format!("{}/pending.json", honest.origin);
     let (code, _, codes) = probe(&[&pending, "--extra-ca", &honest.ca, "--timeout=1"]).await;
     assert_eq!((code, codes), (Some(1), vec!["special_use_address".into(), "timeout".into()]));
 }

@@ -17,7 +17,7 @@ use crate::{
     envoy_config::{printed, validate},
     flow::{Begun, Flows, honest, press, without_cookie},
     stack::{Call, Certificates, Client},
-    world::{CALLBACK, DOCUMENT, START, Wish, World, list, manager, shell, virtual_hosts},
+    world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, list, manager, shell, virtual_hosts},
 };
 
 const NOTES: &str = "notes.localhost";
@@ -83,16 +83,16 @@ impl Recipe {
                     merge(&mut resources["listeners"][0]["filter_chains"][0], piece);
                 }
                 "the connection manager of the listener https" => merge(manager(&mut resources["listeners"][0]), piece),
-                "http_filters, before envoy.filters.http.ext_proc" => {
+                "http_filters, before envoy-cimd" => {
                     for listener in list(&mut resources["listeners"]) {
                         let filters = list(&mut manager(listener)["http_filters"]);
-                        let ours = filters.iter().position(|filter| filter["name"] == "envoy.filters.http.ext_proc");
+                        let ours = filters.iter().position(|filter| filter["name"] == "envoy-cimd");
                         filters.insert(ours.expect("our filter"), piece.clone());
                     }
                 }
-                "typed_per_filter_config of /.pomerium/oauth/start and /.pomerium/oauth/callback" => {
+                "typed_per_filter_config of /.pomerium/oauth/start, callback and disconnect" => {
                     for route in virtual_hosts(config).iter_mut().flat_map(|host| list(&mut host["routes"])) {
-                        if [START, CALLBACK].iter().any(|path| route["match"]["path"] == **path) {
+                        if [START, CALLBACK, DISCONNECT].iter().any(|path| route["match"]["path"] == **path) {
                             merge(&mut route["typed_per_filter_config"], piece);
                         }
                     }
@@ -151,7 +151,7 @@ fn envoy_takes_each() {
         ("/etc/envoy/jwks.json", path(&jwks)),
     ];
     let recipes = recipes();
-    assert!(recipes.len() >= 7);
+    assert!(recipes.len() >= 8);
     for recipe in recipes {
         let title = &recipe.title;
         let serve = ["envoy-cimd".to_owned()].into_iter().chain(recipe.serve.clone());

@@ -61,7 +61,10 @@ fn bad_settings_are_named() {
         ("listen: ['a:1', 'b:2']\n", "`listen` takes one value, not a list"),
         ("client_name: '{host}'\n", "`client_name`: bad value \"{host}\": knows no placeholder but {hostname}"),
         ("document_path: x\n", "`document_path`: bad value \"x\""),
-        ("document_path: /a/callback\ncallback_path: /a/callback\n", "must differ"),
+        (
+            "document_path: /a/callback\ncallback_path: /a/callback\n",
+            "--document-path, --callback-path: of the document's path",
+        ),
         ("log: a=b=c\n", "`log`: bad value \"a=b=c\""),
         ("user_subject: a..b\n", "`user_subject`: bad value \"a..b\""),
         ("user_namespace: who\n", "--user-namespace, --user-issuer and --user-subject go together"),
@@ -180,10 +183,46 @@ fn check_says_what_would_be_served() {
         assert!(stdout.contains(expected), "{stdout}");
     }
     assert_eq!(stdout.matches("warning").count(), 2, "the first route has none: {stdout}");
-    let bad = file("routes: [{from: 'https://a.example/x'}]\n");
-    let (code, stdout, stderr) = run(&["check", "--config", path_of(&bad)], &[]);
-    assert_eq!((code, stdout.as_str()), (Some(1), ""));
-    assert!(stderr.contains("routes[0] (https://a.example/x): `from` must not have a path"), "{stderr}");
+    for (routes, error) in [
+        ("[{from: 'https://a.example/x/'}]", "routes[0] (https://a.example/x/): `from` must not end with a slash"),
+        (
+            "[{from: 'https://a.example', to: 'https://b.example/x'}, {from: 'https://a.example/x'}]",
+            "routes[1] (https://a.example/x): /x would be an address of routes[0] too",
+        ),
+    ] {
+        let bad = file(&format!("routes: {routes}\n"));
+        let (code, stdout, stderr) = run(&["check", "--config", path_of(&bad)], &[]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""));
+        assert!(stderr.contains(error), "{stderr}");
+    }
+}
+
+/// What depends on how Envoy is configured is said, and nothing where nothing does.
+#[test]
+fn hosts_that_routes_share_are_named() {
+    let ports = "a.example has routes on the ports 443, 8443: an Envoy that sets strip_any_host_port";
+    let site = "2 routes share https://a.example, which is one site to a browser";
+    for (froms, expected) in [
+        (&["https://a.example", "https://b.example:8443"][..], &[][..]),
+        (&["https://a.example:8443", "https://a.example"], &[ports]),
+        (&["https://a.example/x", "https://a.example/y"], &[site]),
+        (&["https://a.example/x", "https://a.example:8443/y", "https://a.example"], &[ports, site]),
+    ] {
+        let to = |from: &&str| format!("- {{from: '{from}', to: 'https://up.example/mcp'}}\n");
+        let routes: String = froms.iter().map(to).collect();
+        let file = file(&format!("routes:\n{routes}"));
+        let (code, stdout, _) = run(&["check", "--config", path_of(&file)], &[]);
+        assert_eq!((code, stdout.matches("warning").count()), (Some(0), expected.len()), "{stdout}");
+        assert!(expected.iter().all(|warning| stdout.contains(&format!("\nwarning: {warning}"))), "{stdout}");
+        // The printed configuration has the rules of the second, and not all that is around it.
+        let (code, stdout, stderr) = run(&["envoy-config", "--config", path_of(&file)], &[]);
+        let warned = if expected.contains(&ports) { format!("envoy-cimd: warning: {ports}") } else { String::new() };
+        assert!(code == Some(0) && stderr.starts_with(&warned) && stderr.is_empty() == warned.is_empty(), "{stderr}");
+        assert!(!stdout.contains("strip_"), "the port stays");
+    }
+    let none = file("document_max_age: 60\n");
+    let (_, stdout, _) = run(&["check", "--config", path_of(&none)], &[]);
+    assert!(stdout.contains("all keys of a route from the level that sets `from`"), "{stdout}");
 }
 
 pub fn readme() -> String {

@@ -2,9 +2,13 @@
 
 use std::path::Path;
 
+use http::Version;
 use serde_json::{Value, json};
 
-use crate::world::{DOCUMENT, Wish, World, http_filters, metadata, virtual_hosts, without_metadata};
+use crate::{
+    stack::Call,
+    world::{DISCONNECT, DOCUMENT, START, Wish, World, http_filters, list, metadata, virtual_hosts, without_metadata},
+};
 
 const NOTES: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
 const OTHER: &str = "https://other.localhost/.well-known/mcp-client-metadata.json";
@@ -20,7 +24,7 @@ fn document_route(host: &mut Value) -> &mut Value {
 }
 
 #[tokio::test]
-async fn attributes_of_the_route_and_the_virtual_host() {
+async fn the_level_that_sets_from_gives_all_keys() {
     let edit = |config: &mut Value| {
         for host in virtual_hosts(config) {
             match host["name"].as_str() {
@@ -30,17 +34,20 @@ async fn attributes_of_the_route_and_the_virtual_host() {
                         "from": "https://notes.localhost", "client_name": "Of the route"}}});
                     host.as_object_mut().expect("a virtual host").remove("metadata");
                 }
-                // Key by key: the name on the route, the rest on the virtual host.
+                // The virtual host gives `from`, so it gives all: what the route says of the name counts for nothing.
                 Some("tickets.localhost") => {
                     document_route(host)["metadata"] =
                         json!({"filter_metadata": {"envoy_cimd": {"client_name": "Of the route"}}});
                     metadata(host)["client_name"] = "Of the virtual host".into();
                 }
-                // The route's `from` before the virtual host's.
+                // The route gives `from`, so it gives all: the virtual host's `to` and name are its neighbour's.
                 Some("other.localhost") => {
                     metadata(host)["from"] = "https://wrong.localhost".into();
-                    document_route(host)["metadata"] =
-                        json!({"filter_metadata": {"envoy_cimd": {"from": "https://other.localhost"}}});
+                    metadata(host)["client_name"] = "Of the virtual host".into();
+                    for route in list(&mut host["routes"]) {
+                        route["metadata"] =
+                            json!({"filter_metadata": {"envoy_cimd": {"from": "https://other.localhost"}}});
+                    }
                 }
                 // A value of the wrong type is an error, not a reason to look elsewhere.
                 Some("broken.localhost") => {
@@ -56,11 +63,23 @@ async fn attributes_of_the_route_and_the_virtual_host() {
     assert_eq!(world.document("notes.localhost").await, found(NOTES));
     assert_eq!(world.document("other.localhost").await, found(OTHER));
     assert_eq!(world.document("broken.localhost").await, (500, None));
-    for host in ["notes.localhost", "tickets.localhost"] {
-        let answer = world.https().send(http::Version::HTTP_2, crate::stack::Call::get(host, DOCUMENT)).await;
+    for (host, name) in [
+        ("notes.localhost", "Of the route"),
+        ("tickets.localhost", "Of the virtual host"),
+        ("other.localhost", "Pomerium MCP Proxy - other.localhost"),
+    ] {
+        let answer = world.https().send(Version::HTTP_2, Call::get(host, DOCUMENT)).await;
         let body: Value = serde_json::from_slice(&answer.expect("an answer").body).expect("JSON");
-        assert_eq!(body["client_name"], "Of the route", "{host}");
+        assert_eq!(body["client_name"], name, "{host}");
     }
+    // Without a `to` of its own it leads nowhere, and never to its neighbour's.
+    for call in [Call::get("other.localhost", START), Call::get("other.localhost", DISCONNECT).method("POST")] {
+        let answer = world.https().send(Version::HTTP_2, call.header("sec-fetch-site", "same-origin")).await;
+        let body: Value = serde_json::from_slice(&answer.expect("an answer").body).expect("JSON");
+        assert_eq!(body["error"], "misconfigured_route");
+    }
+    let said = world.cimd.process.output();
+    assert!(said.contains("`to` is missing"), "{said}");
 }
 
 /// Replaces a file as Kubernetes does: the name is a symbolic link that flips to another folder.

@@ -8,6 +8,7 @@ use envoy_cimd::{
         proto::external_processor_server::ExternalProcessorServer,
     },
     filter::endpoint::Endpoints,
+    model::public_url::PublicUrl,
 };
 use envoy_types::pb::{
     envoy::{
@@ -27,8 +28,9 @@ use prost::Message;
 use prost_types::FieldDescriptorProto;
 use tonic::{Code, Status, transport::Channel};
 use tonic_prost::ProstCodec;
+use url::{Position, Url};
 
-use crate::stack::in_process::{DOCUMENT, document_of, endpoints, headers, message, read};
+use crate::stack::in_process::{CALLBACK, DOCUMENT, attribute, document_of, endpoints, headers, message, read};
 
 /// A connection to a real server, over memory.
 async fn channel(endpoints: Arc<Endpoints>) -> Channel {
@@ -243,12 +245,23 @@ fn the_client_id_is_the_url_of_a_request_for_it() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let client = runtime.block_on(client(endpoints()));
     let origins = "https://[a-z]([a-z0-9-]{0,10}\\.){0,3}[a-z]{2,5}(:[1-9][0-9]{0,3})?";
-    proptest!(ProptestConfig::with_cases(200), |(from in origins)| {
-        let Ok(origin) = from.parse::<envoy_cimd::model::origin::Origin>() else { return Ok(()) };
-        let (responses, _) = runtime.block_on(exchange(&mut client.clone(), vec![document_of(&from)]));
-        let response = immediate(&responses);
-        let body: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
-        prop_assert_eq!(&body["client_id"], &format!("{origin}{DOCUMENT}"));
+    let paths = "(/[A-Za-z0-9._~-]{1,12}){0,4}";
+    let members = |message| {
+        let (responses, _) = runtime.block_on(exchange(&mut client.clone(), vec![message]));
+        serde_json::from_slice::<serde_json::Value>(&immediate(&responses).body).expect("JSON")
+    };
+    proptest!(ProptestConfig::with_cases(500), |(origin in origins, path in paths)| {
+        let from = format!("{origin}{path}");
+        let Ok(read) = from.parse::<PublicUrl>() else { return Ok(()) };
+        let document = members(document_of(&from));
+        prop_assert_eq!(&document["client_id"], &format!("{read}{DOCUMENT}"));
+        prop_assert_eq!(&document["client_uri"], read.as_str());
+        prop_assert_eq!(&document["redirect_uris"][0], &format!("{read}{CALLBACK}"));
+        // The URL as everybody else reads it, and the request that they make of it.
+        let url = Url::parse(document["client_id"].as_str().expect("a text")).expect("a URL");
+        let authority = &url[Position::BeforeHost..Position::AfterPort];
+        let pairs = [(":method", "GET"), (":path", url.path()), (":authority", authority), (":scheme", "https")];
+        prop_assert_eq!(members(message(&pairs, &[(attribute("virtual_host", "from"), &from)])), document);
     });
 }
 

@@ -496,7 +496,11 @@ async fn redis_nothing_of_one_is_reachable_from_another() {
 /// Users, clients, issuers and upstreams: whatever differs, there is nothing.
 async fn isolation(flags: &[&str]) {
     let (party, client) = party(vec![Lie::none("one"), Lie::none("two")], flags).await;
-    let clients = [CLIENT, "https://tickets.localhost/.well-known/mcp-client-metadata.json"];
+    let clients = [
+        CLIENT,
+        "https://tickets.localhost/.well-known/mcp-client-metadata.json",
+        "https://notes.localhost/linear/.well-known/mcp-client-metadata.json",
+    ];
     let users = [person("i", "s"), person("j", "s"), person("i", "t"), person("", "i s"), single()];
     let mut combinations = Vec::new();
     for user in &users {

@@ -81,9 +81,11 @@ pub fn message(pairs: &[(&str, &str)], attributes: &[(String, &str)]) -> Process
 
 /// A request for the document of a route, with nothing wrong.
 pub fn document_of(from: &str) -> ProcessingRequest {
-    let authority = from.trim_start_matches("https://");
+    let rest = from.trim_start_matches("https://");
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let path = format!("{path}{DOCUMENT}");
     message(
-        &[(":method", "GET"), (":path", DOCUMENT), (":authority", authority), (":scheme", "https")],
+        &[(":method", "GET"), (":path", &path), (":authority", authority), (":scheme", "https")],
         &[(attribute("route", "from"), from)],
     )
 }

@@ -14,7 +14,7 @@ use crate::{
         reply::Reply,
     },
     model::{
-        paths::Paths,
+        paths::{Endpoint, Paths},
         route::{Route, RouteError},
     },
 };
@@ -41,7 +41,7 @@ impl StaticDocument {
     pub fn new(route: &Route, paths: &Paths, settings: &RouteArgs) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, &settings.client_name)?;
         let cache_control = document::cache_control(settings.document_max_age);
-        let origin = &route.origin;
+        let origin = route.from.origin();
         let authority = format!("(?i){}(:{})?", literally(origin.host()), origin.port());
         let methods = document::METHODS.replace(", ", "|");
         let tag = literally(&text(&document.etag));
@@ -59,7 +59,7 @@ impl StaticDocument {
             Answer::new(Some(when("if-none-match", &has_tag)), document.not_modified(&cache_control)),
             Answer::new(None, document.served(&cache_control)),
         ];
-        Ok(Self { path: quoted(&paths.document.to_string()), answers })
+        Ok(Self { path: quoted(&paths.on(&route.from, Endpoint::Document)), answers })
     }
 }
 

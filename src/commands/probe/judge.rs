@@ -24,6 +24,9 @@ pub const TOO_LARGE: &str = "the document is larger than the 5 kB (5,120 bytes) 
 /// The findings after which there is no document to look at more closely.
 pub const NO_DOCUMENT: [&str; 4] = ["redirect", "blocked", "status", "not_json"];
 
+/// Headers that every document of ours has, besides its `content-type`, which Envoy would fill in.
+const OUR_HEADERS: [&str; 3] = ["etag", "cache-control", "access-control-allow-origin"];
+
 /// What is wrong with the URL itself.
 pub fn client_id(client_id: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -46,7 +49,9 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
         findings.push(finding);
         return findings;
     }
-    findings.extend(content_type(answer));
+    let content_type = content_type(answer);
+    let bare = content_type.is_some() && !OUR_HEADERS.iter().any(|name| answer.headers.contains_key(*name));
+    findings.extend(content_type);
     if answer.headers.contains_key("content-encoding") {
         findings.push(Finding::error("content_encoding", "the document is compressed, though nobody asked for that"));
     }
@@ -71,6 +76,11 @@ pub fn answer(client_id: &str, answer: &Answer) -> Vec<Finding> {
                 Finding::error("duplicate_member", text)
             }));
             members(client_id, &document.members, &mut findings);
+            if bare {
+                let text = "the document came without any of its headers: an Envoy whose filter has `mutation_rules` that \
+                            disallow them takes them away";
+                findings.push(Finding::error("mutation_rules", text));
+            }
         }
         Err(error) => {
             let text = format!("the body is not a JSON object: {}", said(&error.to_string()));
@@ -178,6 +188,14 @@ fn caching(headers: &HeaderMap) -> Vec<Finding> {
 fn members(client_id: &str, document: &Map<String, Value>, findings: &mut Vec<Finding>) {
     match document.get("client_id") {
         Some(Value::String(found)) if found == client_id => {}
+        Some(Value::String(found)) if differ_in_port(found, client_id) => findings.push(Finding::error(
+            "other_port",
+            format!(
+                "client_id is \"{}\", of another port of this host: an Envoy that sets strip_any_host_port (or \
+                 strip_matching_host_port) serves the routes of several ports as one",
+                said(found)
+            ),
+        )),
         Some(Value::String(found)) => findings.push(Finding::error(
             "client_id_mismatch",
             format!("client_id is \"{}\"; it must be the URL of the document, byte by byte", said(found)),
@@ -288,6 +306,17 @@ fn other_origin(member: &str, uri: &str) -> Finding {
     )
 }
 
+/// Whether two URLs are the same but for their ports.
+fn differ_in_port(one: &str, other: &str) -> bool {
+    let without_port = |text: &str| {
+        let mut url = Url::parse(text).ok()?;
+        let port = url.port_or_known_default();
+        url.set_port(None).ok()?;
+        Some((url, port))
+    };
+    matches!((without_port(one), without_port(other)), (Some(one), Some(other)) if one.0 == other.0 && one.1 != other.1)
+}
+
 fn same_origin(uri: &str, client_id: &str) -> bool {
     match (Url::parse(uri), Url::parse(client_id)) {
         (Ok(uri), Ok(client_id)) => uri.origin() == client_id.origin(),
@@ -329,6 +358,11 @@ mod tests {
                 r#""client_id":"https://a.example/c.json""#,
                 r#""client_id":"https://a.example/c.json/""#,
                 "client_id_mismatch",
+            ),
+            (
+                r#""client_id":"https://a.example/c.json""#,
+                r#""client_id":"https://a.example:8443/c.json""#,
+                "other_port",
             ),
             (r#""client_id":"https://a.example/c.json","#, "", "client_id_missing"),
             (r#""client_name":"A","#, "", "client_name_missing"),

@@ -4,11 +4,21 @@ use std::str::FromStr;
 
 use crate::model::{origin::Origin, paths::EndpointPath};
 
-/// What is asked for: an origin, whose document is at the usual path, or a document.
+/// What is asked for: a route's `from`, whose document is at the usual path under it, or a document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     pub origin: Origin,
     pub path: Option<EndpointPath>,
+}
+
+impl Target {
+    /// The path of the document. There are two where the path of the target may be either: first as that of a `from`.
+    pub fn documents(&self, document_path: &EndpointPath) -> Vec<EndpointPath> {
+        let Some(path) = &self.path else { return vec![document_path.clone()] };
+        let is_document = path.as_str().ends_with(document_path.as_str()) || path.as_str().ends_with(".json");
+        let under = (!is_document).then(|| format!("{path}{document_path}").parse().ok()).flatten();
+        under.into_iter().chain([path.clone()]).collect()
+    }
 }
 
 impl FromStr for Target {
@@ -39,15 +49,22 @@ mod tests {
 
     #[test]
     fn targets() {
-        for (text, url) in [
-            ("https://mcp.example.com", "https://mcp.example.com/default"),
-            ("https://mcp.example.com/", "https://mcp.example.com/default"),
-            ("https://MCP.example.com:443", "https://mcp.example.com/default"),
-            ("https://mcp.example.com:8443/a/b.json", "https://mcp.example.com:8443/a/b.json"),
+        let default = "/default".parse().expect("a path");
+        for (text, urls) in [
+            ("https://mcp.example.com", &["https://mcp.example.com/default"][..]),
+            ("https://mcp.example.com/", &["https://mcp.example.com/default"]),
+            ("https://MCP.example.com:443", &["https://mcp.example.com/default"]),
+            ("https://mcp.example.com:8443/a/b.json", &["https://mcp.example.com:8443/a/b.json"]),
+            ("https://mcp.example.com/linear/default", &["https://mcp.example.com/linear/default"]),
+            (
+                "https://mcp.example.com/linear",
+                &["https://mcp.example.com/linear/default", "https://mcp.example.com/linear"],
+            ),
         ] {
             let target: Target = text.parse().expect(text);
-            let path = target.path.map_or_else(|| "/default".to_owned(), |path| path.to_string());
-            assert_eq!(format!("{}{path}", target.origin), url);
+            let documents = target.documents(&default);
+            let found: Vec<String> = documents.iter().map(|path| format!("{}{path}", target.origin)).collect();
+            assert_eq!(found, urls);
         }
         for (text, error) in [
             ("http://mcp.example.com", "must be https"),

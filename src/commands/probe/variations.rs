@@ -36,6 +36,14 @@ pub async fn all(fetcher: &Fetcher, origin: &Origin, first: &Answer) -> Vec<Find
             findings.push(Finding { severity, code, message: format!("{how} the document is not the same") });
         }
     }
+    let compressed = fetcher.get(&[("accept-encoding", "gzip")]).await;
+    if first.headers.contains_key("etag") && !compressed.is_ok_and(|again| again.headers.contains_key("etag")) {
+        findings.push(Finding::warning(
+            "etag_gzip",
+            "with `accept-encoding: gzip` the etag is gone, as where Envoy's compressor stands before the document: who \
+             sends that fetches the whole document each time",
+        ));
+    }
     if !fetcher.send(Method::HEAD, &[]).await.is_ok_and(|answer| answer.status == 200) {
         findings.push(Finding::warning("head", "HEAD is not answered as GET is, which some servers try first"));
     }

@@ -1,6 +1,6 @@
 //! The flags of `envoy-config`.
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
 use super::shared::{FileArg, RouteArgs};
 use crate::{
@@ -17,7 +17,7 @@ pub struct EnvoyConfig {
     /// Repeatable; the config file's routes come first.
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route)]
     pub route: Vec<RouteSpec>,
-    /// Let Envoy serve the documents by itself: print it anew when a route changes. Start and callback stay with the filter.
+    /// Let Envoy serve the documents by itself: print it anew when a route changes. The other paths stay with the filter.
     #[arg(long)]
     pub static_cimd: bool,
     /// Print only a piece, to paste into a configuration of your own.
@@ -38,6 +38,9 @@ pub struct EnvoyConfig {
     /// The name that envoy-cimd's certificate must have; the host of --processor unless given.
     #[arg(long, value_name = "SAN", requires = "processor_ca")]
     pub processor_san: Option<PeerName>,
+    /// What the filter is called in Envoy's chain, and in the routes that switch it on.
+    #[arg(long, value_name = "NAME", default_value = "envoy-cimd", value_parser = NonEmptyStringValueParser::new())]
+    pub filter_name: String,
     /// What envoy-cimd's cluster is called, such as the `outbound|9001||host` of a mesh.
     #[arg(long, value_name = "NAME", default_value = "envoy-cimd")]
     pub cluster: String,

@@ -15,14 +15,14 @@ use crate::{
 /// `envoy-cimd probe`.
 #[derive(Args, Debug)]
 pub struct Probe {
-    /// What to fetch: an origin such as `https://mcp.example.com`, or the URL of a document.
+    /// What to fetch: a route's `from`, such as `https://mcp.example.com/linear`, or the URL of a document.
     #[arg(value_name = "URL", required_unless_present = "ready", conflicts_with = "ready")]
     pub url: Option<Target>,
     /// Ask only whether a process is ready, for a container's health check: the `http://host:port` of its admin
     /// listener, with or without /readyz, or `unix:/path`. Exit code 0: it is. 1: it is not.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_READY)]
     pub ready: Option<ReadyUrl>,
-    /// The path of the document, where URL is an origin.
+    /// The path of the document under a `from`.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
     pub document_path: EndpointPath,
     /// Authorities to trust besides the system's, a PEM file. No server outside knows them.

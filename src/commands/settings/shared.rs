@@ -31,16 +31,17 @@ pub struct FileArg {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Routes")]
 pub struct RouteArgs {
-    /// The path of the document on every route.
+    /// The path of the document under every route's `from`.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
     document_path: EndpointPath,
-    /// The path of the redirect endpoint on every route; the connect page is its sibling `start`.
+    /// The path of the redirect endpoint under every route's `from`; its siblings `start` and `disconnect` are the connect
+    /// page and what ends a connection.
     #[arg(long, env = "ENVOY_CIMD_CALLBACK_PATH", value_name = "PATH", default_value = CALLBACK_PATH)]
     callback_path: EndpointPath,
     /// How long a document may be cached, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_MAX_AGE", value_name = "SECONDS", default_value = "3600")]
     pub document_max_age: u32,
-    /// The name of a client whose route gives no `client_name`; {hostname} stands for the route's host.
+    /// The name of a client whose route gives no `client_name`; {hostname} stands for the route's host, with its path.
     #[arg(
         long,
         env = "ENVOY_CIMD_CLIENT_NAME",
