@@ -33,7 +33,7 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(NEEDS_ENVOY) ## two MCP routes, and authorization servers to connect them to; ARGS=--once connects, checks and ends
+demo: $(NEEDS_ENVOY) ## three MCP routes, and authorization servers to connect them to; ARGS=--once connects, checks and ends
 	@cargo build --quiet --bin envoy-cimd --example demo
 	@exec $(BUILD)/debug/examples/demo $(ARGS)
 

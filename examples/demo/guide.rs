@@ -10,12 +10,12 @@ use crate::running::{Route, Running};
 pub fn introduce(running: &Running) {
     let row = |what: &str, is: &str| println!("  {what:<38}  {is}");
     println!(
-        "Two MCP routes behind Envoy {}. envoy-cimd makes each an OAuth client of its own.",
+        "Three MCP routes behind Envoy {}, two of them on one host. envoy-cimd makes each an OAuth client of its own.",
         running.envoy_version
     );
     println!("\nRunning, all on this machine\n");
-    for Route { name, origin, upstream, .. } in &running.routes {
-        row(origin.as_str(), &format!("a route of Envoy, to the {name} MCP server at {upstream}"));
+    for Route { name, from, upstream, .. } in &running.routes {
+        row(from.as_str(), &format!("a route of Envoy, to the {name} MCP server at {upstream}"));
     }
     for Route { name, issuer, .. } in &running.routes {
         row(issuer, &format!("the authorization server of the {name} MCP server"));
@@ -34,8 +34,8 @@ pub fn suggest(running: &Running, etag: &str) -> anyhow::Result<()> {
     let curl = format!("curl -K {}", options.display());
     let [notes, ..] = &running.routes;
     let client_id = notes.client_id();
-    let plain = client_id
-        .replace(notes.origin.as_str(), &format!("http://{}:{}", notes.origin.host(), running.envoy.http.port()));
+    let origin = notes.from.origin();
+    let plain = client_id.replace(origin.as_str(), &format!("http://{}:{}", origin.host(), running.envoy.http.port()));
     println!("\nTry in another terminal (with -K, curl reads our CA and the hosts' addresses from a file)");
     for (what, command) in [
         ("the document", format!("{curl} {client_id}")),
@@ -64,7 +64,7 @@ pub fn invite(running: &Running) {
     }
     println!(
         "\n  Chromium and Firefox find *.localhost by themselves. They do not know who made the demo's certificates: \
-         accept\n  the warning, once for each of the four hosts, or trust this authority while the demo runs:\n  {}",
+         accept\n  the warning, once for each of the five hosts, or trust this authority while the demo runs:\n  {}",
         running.certificates.ca.display()
     );
 }
@@ -74,9 +74,9 @@ fn curl_options(running: &Running) -> anyhow::Result<PathBuf> {
     let mut text = format!("cacert = {:?}\nnoproxy = \"*\"\nsilent\nshow-error\n", running.certificates.ca);
     // A document has no newline at its end; the terminal's next prompt wants one.
     text += "write-out = \"\\n\"\n";
-    for Route { origin, issuer, .. } in &running.routes {
+    for Route { from, issuer, .. } in &running.routes {
         for port in [running.envoy.https.port(), running.envoy.http.port()] {
-            text += &format!("resolve = \"{}:{port}:127.0.0.1\"\n", origin.host());
+            text += &format!("resolve = \"{}:{port}:127.0.0.1\"\n", from.origin().host());
         }
         text += &format!("resolve = \"{}:127.0.0.1\"\n", issuer.trim_start_matches("https://"));
     }

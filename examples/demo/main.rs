@@ -1,4 +1,4 @@
-//! Two MCP routes behind a real Envoy on this machine, each with an authorization server of its own to connect to.
+//! Three MCP routes behind a real Envoy on this machine, two of them on one host, each with an authorization server of its own to connect to.
 
 #![forbid(unsafe_code)]
 
@@ -23,18 +23,18 @@ mod running;
 mod stack;
 mod upstream;
 
-/// Two MCP routes behind a real Envoy on this machine, each an OAuth client of its own.
+/// Three MCP routes behind a real Envoy on this machine, each an OAuth client of its own.
 ///
-/// It starts two small MCP servers, an authorization server for each, envoy-cimd and Envoy on loopback, fetches both
+/// It starts three small MCP servers, an authorization server for each, envoy-cimd and Envoy on loopback, fetches the
 /// client metadata documents through Envoy as an authorization server would, and says how to connect the routes in a
 /// browser and what else to try. When it ends, so does all that it started, and its files are removed.
 #[derive(Parser)]
 #[command(name = "demo", max_term_width = 110, after_help = AFTER_HELP)]
 struct Options {
-    /// Connect both routes as a browser would, check what came of it, and end.
+    /// Connect the routes as a browser would, check what came of it, and end.
     #[arg(long)]
     once: bool,
-    /// The port of both routes, on 127.0.0.1; 0 takes a free one.
+    /// The port of the routes, on 127.0.0.1; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 8443)]
     port: u16,
 }
@@ -106,13 +106,13 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
     Ok(well)
 }
 
-/// A look at both routes from outside; the entity tag of a document.
+/// A look at the routes from outside; the entity tag of a document.
 async fn look(running: &Running, checks: &mut Checks) -> Option<String> {
     println!("\nChecked, as an authorization server would");
     checks::documents::check(checks, &running.web, &running.routes).await
 }
 
-/// Connects both routes, asks for their tokens, then looks at what envoy-cimd has kept.
+/// Connects the routes, asks for their tokens, then looks at what envoy-cimd has kept.
 async fn connect(running: &mut Running, checks: &mut Checks) {
     println!("\nConnected, as a person with a browser would");
     checks::connecting::check(checks, &running.web, &running.routes).await;

@@ -1,9 +1,12 @@
 //! All that runs: how it starts, what a route of it is, how it ends.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
-use envoy_cimd::model::origin::Origin;
+use envoy_cimd::model::public_url::PublicUrl;
 use tempfile::TempDir;
 use tokio::{process::Command, task::JoinSet};
 
@@ -17,10 +20,10 @@ use crate::{
 const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 const CALLBACK: &str = "/.pomerium/oauth/callback";
 const START: &str = "/.pomerium/oauth/start";
-/// Where people go on to once they are connected: the MCP server has a page for them at its own address.
-pub const RETURN_TO: &str = "/mcp";
 
-const NAMES: [&str; 2] = ["notes", "tickets"];
+/// The MCP servers, each with where its route is: two share a host, and one has its own.
+const SERVERS: [(&str, &str, &str); 3] =
+    [("notes", "mcp.localhost", "/notes"), ("tickets", "mcp.localhost", "/tickets"), ("wiki", "wiki.localhost", "")];
 
 /// What is dropped without [`Running::stop`] is killed, and its folder removed.
 pub struct Running {
@@ -28,7 +31,7 @@ pub struct Running {
     pub cimd: Cimd,
     /// Where envoy-cimd hands out tokens: a socket in the folder, which is this user's alone.
     pub tokens: String,
-    pub routes: [Route; 2],
+    pub routes: [Route; 3],
     pub certificates: Certificates,
     pub web: Web,
     pub envoy_version: String,
@@ -40,7 +43,7 @@ pub struct Running {
 /// A route of Envoy's: where the world finds it, the MCP server behind it, and that one's authorization server.
 pub struct Route {
     pub name: &'static str,
-    pub origin: Origin,
+    pub from: PublicUrl,
     pub upstream: String,
     pub issuer: String,
 }
@@ -54,13 +57,15 @@ impl Running {
         let port = needs::free_port(port)?;
 
         let folder = tempfile::Builder::new().prefix("envoy-cimd-demo-").tempdir().context("a folder for its files")?;
-        let hosts: Vec<String> = NAMES.iter().flat_map(|name| [host(name), authorization_server::host(name)]).collect();
+        let hosts = SERVERS.iter().flat_map(|(name, host, _)| [(*host).to_owned(), authorization_server::host(name)]);
+        let hosts = BTreeSet::from_iter(hosts);
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let certificates = Certificates::make(folder.path(), &hosts);
         let web = Web::new(&certificates.ca);
         let mut servers = JoinSet::new();
-        let mut route = async |name| Route::start(name, port, &certificates, &web, &mut servers).await;
-        let routes = [route(NAMES[0]).await?, route(NAMES[1]).await?];
+        let mut route = async |server| Route::start(server, port, &certificates, &web, &mut servers).await;
+        let [notes, tickets, wiki] = SERVERS;
+        let routes = [route(notes).await?, route(tickets).await?, route(wiki).await?];
         let tokens = format!("unix:{}", folder.path().join("tokens.sock").display());
         let cimd = start_cimd(&executable, &state_dir(folder.path()), &tokens, &certificates.ca).await?;
         let config = envoy_config(&executable, port, &routes, &certificates, &cimd.ext_proc).await?;
@@ -107,42 +112,48 @@ impl Running {
 
 impl Route {
     async fn start(
-        name: &'static str,
+        (name, host, path): (&'static str, &str, &str),
         port: u16,
         certificates: &Certificates,
         web: &Web,
         servers: &mut JoinSet<String>,
     ) -> anyhow::Result<Self> {
-        let origin = format!("https://{}:{port}", host(name)).parse()?;
+        let from = format!("https://{host}:{port}{path}").parse()?;
         let upstream = Upstream::bind(name).await.with_context(|| format!("the {name} MCP server"))?;
         let server = AuthorizationServer::bind(name, upstream.url(), port, certificates, web).await;
         let server = server.with_context(|| format!("the authorization server of {name}"))?;
-        let route = Self { name, origin, upstream: upstream.url().to_owned(), issuer: server.issuer().to_owned() };
+        let route = Self { name, from, upstream: upstream.url().to_owned(), issuer: server.issuer().to_owned() };
         upstream.serve(&server, servers);
         server.serve(servers);
         Ok(route)
     }
 
     pub fn client_id(&self) -> String {
-        format!("{}{DOCUMENT}", self.origin)
+        format!("{}{DOCUMENT}", self.from)
     }
 
     pub fn redirect_uri(&self) -> String {
-        format!("{}{CALLBACK}", self.origin)
+        format!("{}{CALLBACK}", self.from)
     }
 
     pub fn connect_page(&self) -> String {
-        format!("{}{START}?return_to={RETURN_TO}", self.origin)
+        format!("{}{START}?return_to={}", self.from, self.mcp_path())
     }
 
     /// The MCP server, through Envoy.
     pub fn mcp(&self) -> String {
-        format!("{}/mcp", self.origin)
+        format!("{}{}", self.from.origin(), self.mcp_path())
+    }
+
+    /// The path of that, where people also go on to once they are connected: the MCP server has a page for them.
+    pub fn mcp_path(&self) -> &str {
+        if self.from.path().is_empty() { "/mcp" } else { self.from.path() }
     }
 }
 
-fn host(name: &str) -> String {
-    format!("{name}.localhost")
+/// Each route with another one.
+pub fn pairs([one, two, three]: &[Route; 3]) -> [(&Route, &Route); 3] {
+    [(one, two), (two, three), (three, one)]
 }
 
 fn state_dir(folder: &Path) -> PathBuf {
@@ -154,7 +165,7 @@ fn state_dir(folder: &Path) -> PathBuf {
 async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path) -> anyhow::Result<Cimd> {
     let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()));
     let (state_dir, ca) = (text(state_dir)?, text(ca)?);
-    let hosts = NAMES.map(authorization_server::host);
+    let hosts = SERVERS.map(|(name, ..)| authorization_server::host(name));
     let mut flags = vec!["--single-user", "--state-dir", &state_dir, "--tokens-listen", tokens, "--extra-ca", &ca];
     for host in &hosts {
         flags.extend(["--allow-host", host]);
@@ -175,8 +186,8 @@ async fn envoy_config(
     command.args(["--https-listen", &format!("127.0.0.1:{port}")]);
     command.args(["--http-listen", "127.0.0.1:0", "--envoy-admin", "127.0.0.1:0"]);
     command.arg("--downstream-cert").arg(&certificates.cert).arg("--downstream-key").arg(&certificates.key);
-    for Route { origin, upstream, .. } in routes {
-        command.arg("--route").arg(format!("from={origin},to={upstream}"));
+    for Route { from, upstream, .. } in routes {
+        command.arg("--route").arg(format!("from={from},to={upstream}"));
     }
     let output = command.output().await.with_context(|| executable.display().to_string())?;
     if !output.status.success() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
     contract::proto::{
-        self, BeginAuthorizationRequest, CompleteAuthorizationRequest,
+        self, BeginAuthorizationRequest, CompleteAuthorizationRequest, DisconnectRequest, DisconnectResponse,
         authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
         complete_refusal::Reason,
@@ -81,6 +81,11 @@ impl Party {
             return_to: "/after".to_owned(),
             shown_issuer: format!("{}/{name}", self.servers.issuer),
         }
+    }
+
+    /// As the filter does, over the choreographer's own service.
+    pub async fn disconnect(&self, request: DisconnectRequest) -> DisconnectResponse {
+        self.client.clone().disconnect(request).await.expect("an answer").into_inner()
     }
 
     pub async fn begin_with(&self, request: BeginAuthorizationRequest) -> begin_authorization_response::Outcome {

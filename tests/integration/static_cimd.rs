@@ -26,6 +26,8 @@ async fn world(envoy_config: &[&str]) -> World {
     World::start(Wish {
         routes: &[
             "from=https://notes.localhost",
+            "from=https://notes.localhost/linear",
+            "from=https://notes.localhost/Linear/v1,client_name=Linear",
             "from=https://tickets.localhost:8443,client_name=Tickets",
             "from=https://tickets.localhost",
             "from=https://bücher.localhost",
@@ -148,6 +150,16 @@ fn calls(etag: &str) -> Vec<(String, Call)> {
         for value in ["http", "https", "bytes=0-1", "/other"] {
             calls.push((format!("{header}: {value}"), notes().header(header, value)));
         }
+    }
+    for path in ["/linear", "/Linear/v1", "/Linear", "/linear/v1", "/linear/", "//linear", "/x/../linear", "/%6cinear"]
+    {
+        let at = |of: &str| Call::get("notes.localhost", &format!("{path}{of}"));
+        for method in ["GET", "HEAD", "OPTIONS", "POST"] {
+            calls.push((format!("{method} under {path}"), at(DOCUMENT).method(method)));
+        }
+        calls.push((format!("a query under {path}"), at(&format!("{DOCUMENT}?x"))));
+        calls.push((format!("another port under {path}"), at(DOCUMENT).authority("notes.localhost:1")));
+        calls.push((format!("any tag under {path}"), at(DOCUMENT).header("if-none-match", "*")));
     }
     calls.push(("a service worker".to_owned(), notes().header("service-worker", "script")));
     calls.push(("a body".to_owned(), notes().method("POST").body("x".repeat(100_000))));

@@ -4,8 +4,8 @@ use envoy_cimd::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete},
         proto::{
-            self, DisconnectRequest, GetUpstreamTokenRequest, Subject, User, begin_authorization_response::Outcome,
-            upstream_tokens_client::UpstreamTokensClient, user::Kind,
+            self, DisconnectRequest, DisconnectResponse, GetUpstreamTokenRequest, Subject, User,
+            begin_authorization_response::Outcome, upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
         tokens::{Renewal, TokenError, UpstreamTokens as _},
     },
@@ -476,6 +476,30 @@ async fn disconnecting_revokes_and_forgets() {
     }
     assert_eq!(party.servers.revoked(), ["SECRET-refresh-of-SECRET-code-0"]);
     assert_eq!(audited(&party, "revoked"), ["ok", "not_offered"]);
+}
+
+/// The filter's own way to disconnect does the same, to this person and this route alone: not to another path of its host.
+#[tokio::test]
+async fn the_choreographer_disconnects_one_route() {
+    let (party, client) = party(vec![Lie::none("good")], &[]).await;
+    let linear = "https://notes.localhost/linear/.well-known/mcp-client-metadata.json";
+    let owners = [(single(), linear), (single(), CLIENT), (person("i", "ann"), linear)];
+    for (user, client_id) in &owners {
+        connect(&party, "good", user.clone(), client_id).await;
+    }
+    let request = DisconnectRequest {
+        user: Some(single()),
+        client_id: linear.to_owned(),
+        upstream: party.servers.upstream_of("good"),
+    };
+    for _ in 0..2 {
+        assert_eq!(party.disconnect(request.clone()).await, DisconnectResponse::default());
+        for (index, (user, client_id)) in owners.iter().enumerate() {
+            let token = token(&client, &party, "good", user.clone(), client_id).await;
+            assert_eq!(token.is_ok(), index > 0, "{user:?} {client_id} {token:?}");
+        }
+    }
+    assert_eq!(party.servers.revoked(), ["SECRET-refresh-of-SECRET-code-0"]);
 }
 
 #[tokio::test]

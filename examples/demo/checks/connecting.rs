@@ -5,18 +5,19 @@ use url::Url;
 use super::Checks;
 use crate::{
     client_document::same,
-    running::{RETURN_TO, Route},
+    running::{Route, pairs},
     stack::{
         browser::{Browser, CameFrom, Page, parameter, with_parameter},
         web::{Web, parse},
     },
 };
 
-/// Both routes, each in a browser of its own.
-pub async fn check(checks: &mut Checks, web: &Web, [one, other]: &[Route; 2]) {
-    // Where a check fails, those that build on it are not made.
-    let _ = connect(checks, web, one, other).await;
-    let _ = connect(checks, web, other, one).await;
+/// All routes, each in a browser of its own.
+pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 3]) {
+    for (route, other) in pairs(routes) {
+        // Where a check fails, those that build on it are not made.
+        let _ = connect(checks, web, route, other).await;
+    }
 }
 
 async fn connect(checks: &mut Checks, web: &Web, route: &Route, other: &Route) -> Option<()> {
@@ -42,8 +43,8 @@ async fn connect(checks: &mut Checks, web: &Web, route: &Route, other: &Route) -
     let stranger = answered(Browser::new(web).open(&callback, CameFrom::AnotherSite).await, 400);
     checks.note("refuses a browser that did not press the button, and uses nothing up (400)", stranger);
     let arrived = complete(&mut browser, &callback, route).await;
-    let arrived = checks.note(&format!("takes the code, and goes on to {RETURN_TO} (303)"), arrived)?;
-    let replay = replay(&mut browser, &callback).await;
+    let arrived = checks.note(&format!("takes the code, and goes on to {} (303)", route.mcp_path()), arrived)?;
+    let replay = replay(&mut browser, &callback, route).await;
     checks.note("says of the same once more that it can be used only once, and links on (409)", replay);
     let denied = deny(&mut browser, route).await;
     checks.note("says that nothing was connected, where the person denies (400)", denied);
@@ -59,7 +60,7 @@ const DENY: (&str, &str) = ("decision", "deny");
 async fn connect_page(browser: &mut Browser, route: &Route) -> Result<Page, String> {
     let page = browser.open(&parse(&route.connect_page())?, CameFrom::AnotherSite).await?;
     page.shows(200)?;
-    page.says(&[route.origin.authority(), &route.upstream])?;
+    page.says(&[route.from.label(), &route.upstream])?;
     Ok(page)
 }
 
@@ -90,7 +91,8 @@ async fn refuses_redirect_uri(browser: &mut Browser, request: &Url, other: &Rout
 async fn consent_page(browser: &mut Browser, request: &Url, route: &Route) -> Result<Page, String> {
     let page = browser.open(request, CameFrom::AnotherSite).await?;
     page.shows(200)?;
-    page.says(&[&format!("Pomerium MCP Proxy - {}", route.origin.host()), route.origin.authority()])?;
+    let origin = route.from.origin();
+    page.says(&[&format!("Pomerium MCP Proxy - {}{}", origin.host(), route.from.path()), origin.authority()])?;
     Ok(page)
 }
 
@@ -109,15 +111,15 @@ async fn allow(browser: &mut Browser, asks: &Page, request: &Url, route: &Route)
 
 async fn complete(browser: &mut Browser, callback: &Url, route: &Route) -> Result<Url, String> {
     let target = browser.open(callback, CameFrom::AnotherSite).await?.redirects()?;
-    same(target.as_str(), &format!("{}{RETURN_TO}", route.origin))?;
+    same(target.as_str(), &route.mcp())?;
     Ok(target)
 }
 
 /// A reload of the browser's, or somebody who read its history.
-async fn replay(browser: &mut Browser, callback: &Url) -> Result<(), String> {
+async fn replay(browser: &mut Browser, callback: &Url, route: &Route) -> Result<(), String> {
     let page = browser.open(callback, CameFrom::AnotherSite).await?;
     page.shows(409)?;
-    page.says(&[&format!("href=\"{RETURN_TO}\"")])
+    page.says(&[&format!("href=\"{}\"", route.mcp_path())])
 }
 
 /// The whole way once more, with the other button.

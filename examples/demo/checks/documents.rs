@@ -8,16 +8,19 @@ use crate::{
     stack::web::{Web, parse},
 };
 
-/// All about both routes; the entity tag of the first document.
-pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2]) -> Option<String> {
-    let [one, other] = routes;
-    let documents = [document(checks, web, one).await, document(checks, web, other).await];
-    checks.about("both routes");
+/// All about the routes; the entity tag of the first document.
+pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 3]) -> Option<String> {
+    let [one, two, three] = routes;
+    let documents =
+        [document(checks, web, one).await, document(checks, web, two).await, document(checks, web, three).await];
+    checks.about("all routes");
     let differ = match &documents {
-        [Some(one), Some(other)] => one.differs_from(other),
-        _ => Err("there are not two documents".to_owned()),
+        [Some(one), Some(two), Some(three)] => {
+            [(one, two), (two, three), (three, one)].into_iter().try_for_each(|(one, other)| one.differs_from(other))
+        }
+        _ => Err("there are not three documents".to_owned()),
     };
-    checks.note("are two clients, with no client_id or redirect_uris in common", differ);
+    checks.note("are three clients, with no client_id or redirect_uris in common", differ);
     documents.iter().flatten().find_map(etag)
 }
 

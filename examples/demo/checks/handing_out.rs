@@ -9,13 +9,16 @@ use tonic::{
 };
 
 use super::{Checks, mcp};
-use crate::{running::Route, stack::web::Web};
+use crate::{
+    running::{Route, pairs},
+    stack::web::Web,
+};
 
 /// Asks for each route's own token, and for what must not be had.
-pub async fn check(checks: &mut Checks, web: &Web, [one, other]: &[Route; 2], address: &str) {
+pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 3], address: &str) {
     checks.about(address);
     let Some(client) = checks.note("takes a connection", connect(address).await) else { return };
-    for (route, other) in [(one, other), (other, one)] {
+    for (route, other) in pairs(routes) {
         checks.about(&route.client_id());
         let own = own(&client, web, route).await;
         checks.note(&format!("has a token, to which the {} MCP server answers initialize (200)", route.name), own);

@@ -19,21 +19,23 @@ use crate::{
 };
 
 /// Looks into the store, which no process may have open, and calls each MCP server with what is there.
-pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 2], state_dir: &Path) {
-    let [one, other] = routes;
+pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 3], state_dir: &Path) {
+    let [one, two, three] = routes;
     checks.about(&state_dir.display().to_string());
     let opened = checks.note("opens with its keys", store(state_dir).await.map_err(|error| format!("{error:#}")));
     let Some(store) = opened else { return };
-    let [one_token, other_token] = [token(checks, &store, one).await, token(checks, &store, other).await];
-    let (Some(one_token), Some(other_token)) = (one_token, other_token) else { return };
-    let differ = one_token.access_token != other_token.access_token;
-    checks.note("has two tokens that differ", if differ { Ok(()) } else { Err("they are the same".to_owned()) });
-    for (route, own, foreign) in [(one, &one_token, &other_token), (other, &other_token, &one_token)] {
+    let tokens =
+        [token(checks, &store, one).await, token(checks, &store, two).await, token(checks, &store, three).await];
+    let [Some(first), Some(second), Some(third)] = &tokens else { return };
+    let of_two = [(one, first, second), (two, second, third), (three, third, first)];
+    let differ = of_two.iter().all(|(_, own, foreign)| own.access_token != foreign.access_token);
+    checks.note("has three tokens that differ", if differ { Ok(()) } else { Err("two are the same".to_owned()) });
+    for (route, own, foreign) in of_two {
         checks.about(&route.mcp());
         let initialized = mcp::initialized(web, route, own.access_token.expose()).await;
         checks.note("answers initialize to the route's own token (200)", initialized);
         let refused = mcp::refused(web, route, foreign.access_token.expose()).await;
-        checks.note("refuses the other route's token (401)", refused);
+        checks.note("refuses another route's token (401)", refused);
     }
 }
 
@@ -45,7 +47,7 @@ async fn token(checks: &mut Checks, store: &Embedded, route: &Route) -> Option<T
         same(&token.resource, &route.upstream)?;
         Ok(token)
     });
-    checks.note(&format!("has a token for {}, of its own authorization server", route.origin.host()), checked)
+    checks.note(&format!("has a token for {}, of its own authorization server", route.from.label()), checked)
 }
 
 /// The store as envoy-cimd itself would open it.
