@@ -1,6 +1,7 @@
-//! What operators see: metrics, the log, traces, the audit log; and the files that are read again.
+//! What operators see: metrics, the log, traces, the audit log; the files that are read again, and those that are secret.
 
 pub mod audit;
+pub mod exposure;
 pub mod log;
 pub mod metrics;
 pub mod reload;

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     filter::document::{Document, LONGEST_SAFE_CLIENT_ID},
     model::route::Key,
+    telemetry::exposure,
 };
 
 /// What `serve` would make of the file, as text.
@@ -32,6 +33,9 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     let mut public_urls = Vec::new();
+    for exposure in serve::secret_files(&settings, &exchange).iter().flat_map(|path| exposure::exposures(path)) {
+        writeln!(text, "warning: {exposure}")?;
+    }
     for spec in &file.routes {
         let route = spec.route()?;
         let document =

@@ -21,7 +21,7 @@ use crate::{
     filter::outcome::Outcome,
     net::grpc::GrpcListener,
     process::tasks::Tasks,
-    telemetry::{log::LogFilter, traces::Exporter},
+    telemetry::{exposure, log::LogFilter, traces::Exporter},
 };
 
 /// Serves until SIGTERM or SIGINT.
@@ -34,6 +34,8 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let tokens = TokensListener::new(&settings.exchange, &settings.process)?;
     settings.process.warn_of_short_drain(&settings.exchange);
     embedded.check().await?;
+    let secret_files = settings.process.tls.tls_key.iter().cloned().chain(embedded.tokens.vault.files());
+    secret_files.for_each(|path| exposure::warn(&path));
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;

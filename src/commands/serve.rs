@@ -43,6 +43,7 @@ use crate::{
     process::tasks::Tasks,
     store::url::StoreUrl,
     telemetry::{
+        exposure,
         log::LogFilter,
         metrics::Metrics,
         reload::{Watched, fingerprint, watch},
@@ -143,6 +144,16 @@ pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchang
     ))
 }
 
+/// The files that hold secrets: those that the settings name, and the store's.
+pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
+    let named = [&settings.state_keys, &settings.choreographer_key, &settings.process.tls.tls_key];
+    let kept = match &exchange.side {
+        Side::Here(embedded, _) => embedded.tokens.vault.files(),
+        Side::There(_) => Vec::new(),
+    };
+    named.into_iter().flatten().cloned().chain(kept).collect()
+}
+
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -159,6 +170,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     exchange.choreographer = traced(&traces, kind, exchange.choreographer);
     let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
     warn_of(&settings);
+    secret_files(&settings, &exchange).iter().for_each(|path| exposure::warn(path));
     let mut tasks = Tasks::default();
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
     if let Some(file) = file {
@@ -262,8 +274,9 @@ async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::R
         }
         Err(_) => [0; 32],
     };
-    let watched = Watched { name: "state_keys", paths: vec![path], seen };
+    let watched = Watched { name: "state_keys", paths: vec![path.clone()], seen };
     watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
+        exposure::warn(&path);
         endpoints.tools.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
         Ok(())
     })

@@ -68,6 +68,12 @@ impl Key {
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Whether it is one byte over and over: zeros above all, which a placeholder or a wiped file leaves.
+    fn is_guessable(&self) -> bool {
+        let [first, rest @ ..] = &self.0;
+        rest.iter().all(|byte| byte == first)
+    }
 }
 
 impl fmt::Debug for Key {
@@ -93,6 +99,8 @@ pub enum KeyFileError {
     Line(usize),
     #[error("line {0} has the key of an earlier line")]
     Twice(usize),
+    #[error("line {0} is one byte over and over, which anybody can guess: make a key with `envoy-cimd keygen`")]
+    Guessable(usize),
 }
 
 /// Reads the keys of a file, one a line; empty lines do not count.
@@ -111,6 +119,9 @@ pub fn parse_keys(text: &str) -> Result<Vec<Key>, KeyFileError> {
         let key = <[u8; 32]>::try_from(&bytes[..]).map(Key::new);
         bytes.zeroize();
         let key = key.map_err(|_| KeyFileError::Line(number))?;
+        if key.is_guessable() {
+            return Err(KeyFileError::Guessable(number));
+        }
         if keys.iter().any(|other| other.bytes() == key.bytes()) {
             return Err(KeyFileError::Twice(number));
         }
@@ -136,6 +147,7 @@ mod tests {
         assert_eq!(keys.len(), 2);
         assert_eq!(format!("{keys:?}"), "[Key(…), Key(…)]");
         let short = BASE64_URL_SAFE_NO_PAD.encode([0; 31]);
+        let [zeros, sevens] = [0, 7].map(|byte| BASE64_URL_SAFE_NO_PAD.encode([byte; 32]));
         let padded = format!("{one}=");
         let standard = "+/".repeat(21) + "A";
         for (text, error) in [
@@ -146,6 +158,8 @@ mod tests {
             (standard, KeyFileError::Line(1)),
             (format!("{one} {two}"), KeyFileError::Line(1)),
             (format!("{one}\n{two}\n{one}"), KeyFileError::Twice(3)),
+            (zeros, KeyFileError::Guessable(1)),
+            (format!("{one}\n\n{sevens}"), KeyFileError::Guessable(3)),
         ] {
             let found = parse_keys(&text).expect_err("a bad file");
             assert!(!found.to_string().contains(&one), "nothing is repeated");

@@ -7,8 +7,10 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::{Mutex, PoisonError},
 };
 
+use rustix::{fs::Mode, process::umask};
 use tokio::net::{TcpListener, UnixListener, UnixStream, lookup_host};
 
 /// `host:port` or `unix:/path`.
@@ -64,13 +66,26 @@ impl ListenAddr {
             Self::Tcp { host, port } => TcpListener::bind(format!("{host}:{port}")).await.map(Listener::Tcp),
             Self::Unix(path) => {
                 remove_stale_socket(path).await?;
-                let listener = Listener::Unix(UnixListener::bind(path)?, SocketFile(path.clone()));
-                // Until here the umask holds, which lets in nobody that it did not let in before.
+                let listener = Listener::Unix(bind_for_us_alone(path)?, SocketFile(path.clone()));
                 std::fs::set_permissions(path, Permissions::from_mode(mode.0))?;
                 Ok(listener)
             }
         }
     }
+}
+
+/// Binds a socket that nobody but this process's user can connect to until it is given another mode: who connects
+/// before is waiting in its queue, whatever mode comes then.
+///
+/// The umask is the whole process's. One that lets the owner do everything does no harm to what another thread makes
+/// meanwhile, but two threads here at once would each put back the other's.
+fn bind_for_us_alone(path: &Path) -> io::Result<UnixListener> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let usual = umask(Mode::RWXG | Mode::RWXO);
+    let bound = UnixListener::bind(path);
+    umask(usual);
+    bound
 }
 
 /// The path of `unix:/path`; none where the text is no Unix socket's.
@@ -169,8 +184,26 @@ mod tests {
         }
     }
 
+    /// The umask is the whole process's.
+    static UMASK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+    /// Under a umask that lets everybody in, as a container or a unit may set it.
+    #[tokio::test]
+    async fn nobody_is_let_in_before_the_mode_is_set() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let _alone = UMASK.lock().await;
+        let usual = umask(Mode::empty());
+        let path = dir.path().join("s");
+        let bound = bind_for_us_alone(&path);
+        let after = umask(usual);
+        let mode = std::fs::metadata(&path).expect("the socket").permissions().mode() & 0o777;
+        assert_eq!((bound.is_ok(), mode), (true, 0o700));
+        assert_eq!(after, Mode::empty(), "the umask is as it was");
+    }
+
     #[tokio::test]
     async fn only_a_stale_socket_is_replaced() {
+        let _alone = UMASK.lock().await;
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("s");
         let address = ListenAddr::Unix(path.clone());

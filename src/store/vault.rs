@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{
     error::OpenError,
+    key_file,
     keys::{FlowKey, TokenKey},
     open::Opened,
     seal::UnsealError,
@@ -45,7 +46,7 @@ pub struct Vault {
 
 impl Vault {
     /// # Errors
-    /// Where no setting and no variable says where the store is.
+    /// Where no setting and no variable says where the store is, or the file of the encryption keys is none.
     pub fn new(config: Config) -> anyhow::Result<Self> {
         let url = match config.url {
             Some(url) => url,
@@ -54,7 +55,23 @@ impl Vault {
         if url.is_shared() && config.encryption_keys.is_none() {
             bail!("{}", OpenError::NoKeys);
         }
+        if let Some(keys) = &config.encryption_keys {
+            // At start, whenever the store is opened.
+            key_file::read(keys).with_context(|| format!("--encryption-keys {}", keys.display()))?;
+        }
         Ok(Self { url, encryption_keys: config.encryption_keys, extra_ca: config.extra_ca, opened: OnceCell::new() })
+    }
+
+    /// The files that hold secrets: the store's, and that of its keys. They need not be there yet.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let beside = match &self.url {
+            StoreUrl::File(path) => vec![path.clone(), key_file::beside(path)],
+            StoreUrl::Redis(_) => Vec::new(),
+        };
+        match &self.encryption_keys {
+            Some(keys) => beside.into_iter().take(1).chain([keys.clone()]).collect(),
+            None => beside,
+        }
     }
 
     /// Opens what is there already, so that a wrong key or a store in use shows at start. A store that does not exist

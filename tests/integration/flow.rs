@@ -849,6 +849,7 @@ async fn keys_rotate_and_a_bad_file_changes_nothing() {
         (format!("{new}\n{old}\n"), "read again"),
         (String::new(), "has no key"),
         (format!("{new}\n{new}\n"), "line 2 has the key of an earlier line"),
+        ("A".repeat(43), "line 1 is one byte over and over"),
         (format!("{new}\n{}", &old[1..]), "line 2 is not a base64url key"),
     ] {
         let reloads = |ok: bool| {

@@ -2,7 +2,9 @@
 //! sends exactly what it is told to.
 
 use std::{
+    fs::Permissions,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -91,7 +93,13 @@ impl Certificates {
 pub fn key_file(dir: &Path) -> PathBuf {
     let path = dir.join("keys");
     std::fs::write(&path, envoy_cimd::model::secret::generate_key_line().expect("a key")).expect("a key file");
+    set_mode(&path, 0o600);
     path
+}
+
+/// Gives a file these permissions.
+pub fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("permissions");
 }
 
 /// A process whose output is kept, line by line. It is killed when this is dropped.

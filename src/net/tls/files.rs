@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::pem;
 use crate::telemetry::{
+    exposure,
     metrics::Metrics,
     reload::{Watched, fingerprint, watch},
 };
@@ -85,6 +86,9 @@ impl<C: Send + Sync> Following<C> {
         let Self { files, seen, build, current } = self;
         let paths = files.all().map(|file| file.path.clone()).collect();
         watch(Watched { name: files.name, paths, seen }, metrics, move |contents| {
+            if let Some([_, key]) = &files.identity {
+                exposure::warn(&key.path);
+            }
             current.store(Arc::new(build(files.load(contents)?)?));
             Ok(())
         })
