@@ -7,7 +7,9 @@ use std::sync::LazyLock;
 
 use envoy_cimd::{
     exchange::discovery::{
-        documents::{Challenge, ResourceMetadata, ServerMetadata, server_addresses},
+        documents::{
+            Challenge, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses, server_addresses,
+        },
         error::{MAX_SCOPE, MAX_URL},
     },
     net::outgoing::{Config, Outgoing},
@@ -38,11 +40,14 @@ fn check(text: &str) {
 fn upstream(challenge: &str, metadata: &str) -> (String, String, Option<String>) {
     let unnamed = ("https://as.example".to_owned(), UPSTREAM.to_string(), None);
     let challenge = Challenge::read(&challenges(challenge));
-    match challenge.addresses(&UPSTREAM) {
-        Ok(addresses) => {
-            assert!((1..=2).contains(&addresses.len()));
-            assert!(addresses.iter().all(|url| url.as_str().len() <= MAX_URL + 50 && url.username().is_empty()));
+    match challenge.address() {
+        Ok(Some(url)) => {
+            assert!(url.as_str().len() <= MAX_URL + 50 && url.username().is_empty());
+            // What is exempt on the upstream's own origin.
+            let below = url.path().starts_with("/.well-known/oauth-protected-resource");
+            assert!(!asks_for_metadata(&url) || below && !url.as_str().contains(['%', ';', '?']), "{url}");
         }
+        Ok(None) => assert!(resource_addresses(&UPSTREAM).iter().all(asks_for_metadata)),
         Err(problem) => is_short(&problem),
     }
     let Ok(metadata) = serde_json::from_str::<ResourceMetadata>(metadata) else { return unnamed };

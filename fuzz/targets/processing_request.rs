@@ -37,7 +37,7 @@ use envoy_cimd::{
         state::StateKeys,
     },
     model::{
-        client::RedirectUri,
+        client::{ClientId, RedirectUri},
         clock::UnixTime,
         flow::FlowId,
         paths::{Endpoint, Paths},
@@ -340,7 +340,7 @@ const CAUSE: Cause = Cause::Borrowed("a cause");
 
 #[async_trait]
 impl Choreographer for Fake {
-    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+    async fn describe(&self, _: ClientId, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
         self.answer(["https://as.example", "<script>"], &[CallError::Timeout(CAUSE)]).map(Some)
     }
 

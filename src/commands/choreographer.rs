@@ -19,6 +19,7 @@ use crate::{
     },
     exchange::embedded::Embedded,
     filter::outcome::Outcome,
+    model::paths::Paths,
     net::grpc::GrpcListener,
     process::tasks::Tasks,
     telemetry::{exposure, log::LogFilter, traces::Exporter},
@@ -30,7 +31,8 @@ use crate::{
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
-    let embedded = Embedded::new(settings.exchange.config())?;
+    let paths = Paths::default().with_document(settings.document_path);
+    let embedded = Embedded::new(settings.exchange.config(paths))?;
     let tokens = TokensListener::new(&settings.exchange, &settings.process)?;
     settings.process.warn_of_short_drain(&settings.exchange);
     embedded.check().await?;

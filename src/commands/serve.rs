@@ -79,7 +79,7 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         );
     }
     let Some((url, tls)) = settings.client()? else {
-        let embedded = Embedded::new(settings.exchange.config())?;
+        let embedded = Embedded::new(settings.exchange.config(settings.routes.paths()?))?;
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
             metrics: Arc::clone(&embedded.tokens.metrics),
@@ -301,7 +301,7 @@ mod tests {
         let endpoints = settings.endpoints().expect("good settings");
         assert_eq!(shown(&endpoints), shown(&endpoint::Config::default()));
         assert_eq!(settings.streams(), ext_proc::Config::default());
-        let mut exchange = settings.exchange.config();
+        let mut exchange = settings.exchange.config(settings.routes.paths().expect("paths"));
         exchange.store.state_dir = None;
         assert_eq!(shown(&exchange), shown(&embedded::Config::default()));
     }

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::net::listen::ListenAddr;
+use crate::{
+    model::paths::{DOCUMENT_PATH, EndpointPath},
+    net::listen::ListenAddr,
+};
 
 pub(crate) mod envoy_config;
 pub mod parse;
@@ -80,6 +83,9 @@ pub struct ChoreographerCommand {
     /// Where /healthz, /readyz, /metrics and /log are served: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9004")]
     pub admin_listen: ListenAddr,
+    /// The path of the document on every route.
+    #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
+    pub document_path: EndpointPath,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
     #[command(flatten)]

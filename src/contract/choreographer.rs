@@ -19,11 +19,16 @@ use crate::model::{
 /// Runs the OAuth exchange. One trait for the one in this process and the one that is called.
 #[async_trait]
 pub trait Choreographer: Send + Sync {
-    /// The issuer of an upstream's authorization server, where it is known or soon found.
+    /// The issuer of the authorization server of a route's upstream, where it is known or soon found.
     ///
     /// # Errors
     /// What became of the call.
-    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, CallError>;
+    async fn describe(
+        &self,
+        client_id: ClientId,
+        upstream: Upstream,
+        trace: &Trace,
+    ) -> Result<Option<String>, CallError>;
 
     /// Begins a flow.
     ///

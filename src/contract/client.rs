@@ -16,7 +16,7 @@ use super::{
     tokens::TokenOwner,
     wire::{set_trace, time},
 };
-use crate::model::{flow::FlowId, trace::Trace, upstream::Upstream};
+use crate::model::{client::ClientId, flow::FlowId, trace::Trace, upstream::Upstream};
 
 /// The longest a call may take in all. The choreographer's own limit (`--patience`) is less, Envoy's 15 s.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -61,10 +61,16 @@ impl Client {
 
 #[async_trait]
 impl Choreographer for Client {
-    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, CallError> {
+    async fn describe(
+        &self,
+        client_id: ClientId,
+        upstream: Upstream,
+        trace: &Trace,
+    ) -> Result<Option<String>, CallError> {
         let request = proto::DescribeUpstreamRequest {
             upstream: upstream.url,
             authorization_server: upstream.authorization_server.unwrap_or_default(),
+            client_id: client_id.into_string(),
         };
         let answer = self
             .call(DESCRIBE_DEADLINE, request, trace, |mut client, request| async move {

@@ -41,7 +41,9 @@ impl AuthorizationChoreographer for Service {
     ) -> Result<Response<proto::DescribeUpstreamResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let known = self.choreographer.describe(upstream(request.upstream, request.authorization_server), &trace).await;
+        let (client_id, upstream) =
+            (ClientId::new(request.client_id), upstream(request.upstream, request.authorization_server));
+        let known = self.choreographer.describe(client_id, upstream, &trace).await;
         let authorization_server = known.map_err(status)?.unwrap_or_default();
         Ok(Response::new(proto::DescribeUpstreamResponse { authorization_server }))
     }

@@ -11,7 +11,7 @@ use super::{
     tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
 };
 use crate::{
-    model::{trace::Trace, upstream::Upstream},
+    model::{client::ClientId, trace::Trace, upstream::Upstream},
     telemetry::traces::Span,
 };
 
@@ -36,9 +36,14 @@ impl<T: ?Sized> Traced<T> {
 
 #[async_trait]
 impl Choreographer for Traced<dyn Choreographer> {
-    async fn describe(&self, upstream: Upstream, trace: &Trace) -> Result<Option<String>, CallError> {
+    async fn describe(
+        &self,
+        client_id: ClientId,
+        upstream: Upstream,
+        trace: &Trace,
+    ) -> Result<Option<String>, CallError> {
         let (span, trace) = self.span(trace, "DescribeUpstream");
-        note(&span, span.cover(self.inner.describe(upstream, &trace)).await)
+        note(&span, span.cover(self.inner.describe(client_id, upstream, &trace)).await)
     }
 
     async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, BeginError> {

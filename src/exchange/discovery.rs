@@ -16,13 +16,16 @@ pub mod documents;
 pub mod error;
 
 use crate::{
-    model::upstream::Upstream,
+    model::{client::ClientId, upstream::Upstream},
     net::outgoing::{
-        Outgoing,
+        Outgoing, Reach,
         error::{FetchError, redacted, truncate},
     },
 };
-use documents::{AuthorizationServer, Challenge, ResourceMetadata, ServerMetadata, server_addresses};
+use documents::{
+    AuthorizationServer, Challenge, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses,
+    server_addresses,
+};
 use error::{DiscoveryError, Problem};
 
 /// How long what was found is used, and how long a failure is not tried again.
@@ -37,11 +40,18 @@ const REMEMBERED: u64 = 10_000;
 #[derive(Clone, Debug)]
 pub struct Discovery {
     outgoing: Outgoing,
-    found: Cache<Upstream, Found>,
+    found: Cache<Sought, Found>,
     /// The look-ups that nobody waits for, begun a short while ago.
-    begun: Cache<Upstream, ()>,
+    begun: Cache<Sought, ()>,
     /// One for each look-up that may be under way.
     lookups: Arc<Semaphore>,
+}
+
+/// What is looked up. What may be reached on the way is a part of it: no route is given what another's exemption found.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Sought {
+    upstream: Upstream,
+    reach: Reach,
 }
 
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
@@ -55,29 +65,39 @@ impl Discovery {
         Self { outgoing, found, begun, lookups }
     }
 
-    /// The authorization server of an upstream. Look-ups of one upstream at the same time are one look-up.
+    /// The authorization server of a route's upstream. Look-ups of one upstream at the same time are one look-up.
     ///
     /// # Errors
     /// Why there is none that can be used; remembered briefly.
-    pub async fn find(&self, upstream: &Upstream) -> Found {
-        self.found.get_with(upstream.clone(), async { self.look_up(upstream).await.map(Arc::new) }).await
+    pub async fn find(&self, client_id: &ClientId, upstream: &Upstream) -> Found {
+        let (this, sought) = self.for_route(client_id, upstream);
+        this.found.get_with(sought, async { this.look_up(upstream).await.map(Arc::new) }).await
     }
 
     /// The issuer, where it is pinned or was found before.
-    pub async fn known(&self, upstream: &Upstream) -> Option<String> {
-        match self.found.get(upstream).await {
+    pub async fn known(&self, client_id: &ClientId, upstream: &Upstream) -> Option<String> {
+        let (this, sought) = self.for_route(client_id, upstream);
+        match this.found.get(&sought).await {
             Some(Ok(server)) => Some(server.issuer.clone()),
             Some(Err(_)) | None => upstream.authorization_server.clone(),
         }
     }
 
     /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
-    pub async fn begin(&self, upstream: &Upstream) {
-        let (discovery, sought) = (self.clone(), upstream.clone());
+    pub async fn begin(&self, client_id: &ClientId, upstream: &Upstream) {
+        let (this, sought) = self.for_route(client_id, upstream);
+        let (discovery, client_id, upstream) = (self.clone(), client_id.clone(), upstream.clone());
         let begun = async move {
-            tokio::spawn(async move { discovery.find(&sought).await.map(drop) });
+            tokio::spawn(async move { discovery.find(&client_id, &upstream).await.map(drop) });
         };
-        self.begun.get_with(upstream.clone(), begun).await;
+        this.begun.get_with(sought, begun).await;
+    }
+
+    /// The same look-ups, within the reach of a route.
+    fn for_route(&self, client_id: &ClientId, upstream: &Upstream) -> (Self, Sought) {
+        let this = Self { outgoing: self.outgoing.for_route(client_id), ..self.clone() };
+        let sought = Sought { upstream: upstream.clone(), reach: this.outgoing.reach().clone() };
+        (this, sought)
     }
 
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
@@ -111,10 +131,28 @@ impl Discovery {
         Ok(Challenge::read(answer.headers()))
     }
 
+    /// At the challenge's address where there is one, else at the well-known ones.
     async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
-        let metadata: ResourceMetadata = self.metadata(&challenge.addresses(upstream)?, Some(upstream)).await?;
+        let metadata = match challenge.address()? {
+            Some(address) => {
+                // The upstream may be one of our own network, where its word must not have us ask for whatever it likes.
+                let trusted = asks_for_metadata(&address).then_some(upstream);
+                match self.metadata(&[address], trusted).await {
+                    // Nobody was asked: an http address behind a proxy that ends TLS, most of the time.
+                    Err(Problem::Fetch(error)) if error.is_forbidden() => {
+                        self.well_known(upstream).await.map_err(|_| Problem::Fetch(error))
+                    }
+                    found => found,
+                }
+            }
+            None => self.well_known(upstream).await,
+        }?;
         metadata.check(upstream)?;
         Ok(metadata)
+    }
+
+    async fn well_known(&self, upstream: &Url) -> Result<ResourceMetadata, Problem> {
+        self.metadata(&resource_addresses(upstream), Some(upstream)).await
     }
 
     async fn server(
@@ -156,8 +194,8 @@ fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
 
 struct BriefErrors;
 
-impl Expiry<Upstream, Found> for BriefErrors {
-    fn expire_after_create(&self, _: &Upstream, found: &Found, _: Instant) -> Option<Duration> {
+impl Expiry<Sought, Found> for BriefErrors {
+    fn expire_after_create(&self, _: &Sought, found: &Found, _: Instant) -> Option<Duration> {
         Some(match found {
             Ok(_) => FRESH,
             Err(DiscoveryError::Busy) => Duration::ZERO,

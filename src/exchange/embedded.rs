@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use oauth2::{
-    AuthUrl, AuthorizationCode, ClientId, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenUrl,
+    AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenUrl,
 };
 use tokio::time::timeout;
 
@@ -26,6 +26,7 @@ use crate::{
         tokens::{TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
+        client::ClientId,
         clock::UnixTime,
         flow::{FlowId, MAX_LIFETIME},
         secret::{Secret, random},
@@ -89,14 +90,14 @@ pub struct Embedded {
 
 #[async_trait]
 impl Choreographer for Embedded {
-    async fn describe(&self, upstream: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+    async fn describe(&self, client_id: ClientId, upstream: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
         let discovery = &self.tokens.discovery;
-        if let Some(known) = discovery.known(&upstream).await {
+        if let Some(known) = discovery.known(&client_id, &upstream).await {
             return Ok(Some(known));
         }
-        discovery.begin(&upstream).await;
+        discovery.begin(&client_id, &upstream).await;
         // What takes longer goes on, and whoever presses the button meanwhile is shown the page again.
-        let found = timeout(SHOWN_WITHIN, discovery.find(&upstream)).await;
+        let found = timeout(SHOWN_WITHIN, discovery.find(&client_id, &upstream)).await;
         Ok(found.ok().and_then(Result::ok).map(|server| server.issuer.clone()))
     }
 
@@ -182,7 +183,7 @@ impl Embedded {
     }
 
     async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), BeginError> {
-        let found = self.tokens.discovery.find(&begin.upstream).await;
+        let found = self.tokens.discovery.find(&begin.client_id, &begin.upstream).await;
         let server = found.map_err(|error| match error {
             DiscoveryError::Busy => BeginError::TooManyFlows,
             error => BeginError::AuthorizationServerUnusable(error.to_string().into()),
@@ -299,12 +300,12 @@ impl Embedded {
             tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
             CompleteError::ExchangeFailed(reason.into())
         };
-        let client = OAuthClient::new(ClientId::new(record.client_id.to_string()))
+        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string()))
             .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
             .set_redirect_uri(
                 RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
             );
-        let http = self.tokens.http(self.tokens.deadlines.token_endpoint);
+        let http = self.tokens.http(&record.client_id, self.tokens.deadlines.token_endpoint);
         let answer: TokenAnswer = client
             .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
             .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.expose().to_owned()))
@@ -334,7 +335,7 @@ impl Embedded {
 
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
 fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: PkceCodeChallenge) -> Option<String> {
-    let client = OAuthClient::new(ClientId::new(begin.client_id.to_string()))
+    let client = OAuthClient::new(oauth2::ClientId::new(begin.client_id.to_string()))
         .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
         .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.to_string()).ok()?);
     let mut request = client

@@ -11,7 +11,7 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 use moka::future::Cache;
-use oauth2::{ClientId, RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl};
+use oauth2::{RefreshToken, RevocationUrl, StandardRevocableToken, TokenUrl};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     contract::tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     model::{
+        client::ClientId,
         clock::{Clock, UnixTime},
         secret::random,
         trace::Trace,
@@ -167,7 +168,12 @@ impl TokenRecord {
 impl UpstreamTokens for Tokens {
     async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
         let mut stored = self.stored(&owner).await?;
-        if self.discovery.known(&owner.upstream).await.is_some_and(|issuer| issuer != stored.record.issuer) {
+        if self
+            .discovery
+            .known(&owner.client_id, &owner.upstream)
+            .await
+            .is_some_and(|issuer| issuer != stored.record.issuer)
+        {
             return Err(TokenError::NotFound);
         }
         let now = (self.clock)();
@@ -282,7 +288,7 @@ impl Tokens {
     /// Whether the authorization server took it; none where it does not offer that.
     async fn revoke(&self, record: &TokenRecord) -> Option<bool> {
         let url = RevocationUrl::new(record.revocation_endpoint.clone()?).ok()?;
-        let client = OAuthClient::new(ClientId::new(record.client_id.to_string())).set_revocation_url(url);
+        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_revocation_url(url);
         // With the refresh token, the access tokens end too (RFC 7009, section 2.1).
         let token = match &record.refresh_token {
             Some(token) => StandardRevocableToken::RefreshToken(RefreshToken::new(token.expose().to_owned())),
@@ -291,11 +297,11 @@ impl Tokens {
             }
         };
         let request = client.revoke_token(token).ok()?;
-        Some(request.request_async(&self.http(REVOCATION)).await.is_ok())
+        Some(request.request_async(&self.http(&record.client_id, REVOCATION)).await.is_ok())
     }
 
-    pub(super) fn http(&self, deadline: Duration) -> OAuthHttp {
-        OAuthHttp { outgoing: self.outgoing.clone(), deadline }
+    pub(super) fn http(&self, client_id: &ClientId, deadline: Duration) -> OAuthHttp {
+        OAuthHttp { outgoing: self.outgoing.for_route(client_id), deadline }
     }
 
     /// Refreshes a token once, however many ask for it in this process and in others. Whoever asks waits only so long;
@@ -389,8 +395,8 @@ impl Tokens {
             return self.stored(owner).await.map(drop);
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
-        let client = OAuthClient::new(ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
-        let http = self.http(self.deadlines.token_endpoint);
+        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
+        let http = self.http(&record.client_id, self.deadlines.token_endpoint);
         let answer: Result<TokenAnswer, _> = client
             .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
             .add_extra_param("resource", &record.resource)

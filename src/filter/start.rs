@@ -61,10 +61,11 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
         start: tools.paths.on(&route.from, Endpoint::Start),
         return_to,
     };
+    let client_id = tools.paths.client_id(&route.from);
     if !begins {
         return Ok(Step::Show(Box::pin(async move {
             // A name that cannot be had is no reason to keep the page back.
-            let known = choreographer.describe(upstream.clone(), &trace).await.unwrap_or_else(|error| {
+            let known = choreographer.describe(client_id, upstream.clone(), &trace).await.unwrap_or_else(|error| {
                 tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
                 None
             });
@@ -74,7 +75,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     let cookie = BrowserCookie::fresh().map_err(|error| Refusal::ChoreographerFailed(error.to_string().into()))?;
     let redirect_uri = tools.paths.redirect_uri(&route.from);
     let begin = Begin {
-        client_id: tools.paths.client_id(&route.from),
+        client_id,
         redirect_uri: redirect_uri.clone(),
         upstream,
         user,

@@ -110,6 +110,12 @@ impl Paths {
         Ok(paths)
     }
 
+    /// The same with another path of the document, for who serves none and only tells routes by their documents.
+    #[must_use]
+    pub fn with_document(self, document: EndpointPath) -> Self {
+        Self { document, ..self }
+    }
+
     /// The path of an endpoint under `from`.
     pub fn of(&self, endpoint: Endpoint) -> &EndpointPath {
         match endpoint {

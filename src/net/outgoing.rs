@@ -26,7 +26,10 @@ pub mod error;
 pub mod resolver;
 mod tls;
 
-use crate::{model::loopback::is_loopback, telemetry::traces::Span};
+use crate::{
+    model::{client::ClientId, loopback::is_loopback, paths::Paths},
+    telemetry::traces::Span,
+};
 
 use allow_host::AllowHost;
 use error::{DEADLINE, FetchError, MAX_BODY, UrlFault, redacted, truncate};
@@ -40,11 +43,14 @@ const USER_AGENT: &str = concat!("envoy-cimd/", env!("CARGO_PKG_VERSION"));
 pub struct Config {
     /// Hosts that may have a special-use address.
     pub allow_hosts: Vec<AllowHost>,
+    /// Where the documents of routes are, which tells a route by its `client_id`.
+    pub paths: Paths,
     /// A PEM file of certificate authorities to trust besides the system's.
     pub extra_ca: Option<PathBuf>,
 }
 
-/// The one way out. A clone is another handle on the same.
+/// The one way out. A clone is another handle on the same. It is nobody's, so that what is exempt for one route alone is
+/// not exempt, until it is made [one route's](Self::for_route).
 ///
 /// A fetch resolves the host's name once, checks every address, and connects to nothing but these addresses. It asks
 /// no proxy, follows no redirect, sends nothing twice, unpacks nothing, and keeps no cookie and no connection: a
@@ -53,10 +59,16 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     inner: Arc<Inner>,
+    reach: Reach,
 }
+
+/// The hosts that are exempt from the address rules.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Reach(Arc<[AllowHost]>);
 
 struct Inner {
     allow_hosts: Vec<AllowHost>,
+    paths: Paths,
     resolver: Arc<dyn Resolver>,
     tls: rustls::ClientConfig,
 }
@@ -74,10 +86,26 @@ impl Outgoing {
     /// As [`Outgoing::new`].
     pub fn with_resolver(settings: &Config, resolver: Arc<dyn Resolver>) -> anyhow::Result<Self> {
         let tls = tls::client_config(settings.extra_ca.as_deref())?;
-        let inner = Inner { allow_hosts: settings.allow_hosts.clone(), resolver, tls };
+        let Config { allow_hosts, paths, .. } = settings.clone();
+        let reach = Reach(allow_hosts.iter().filter(|allowed| allowed.from().is_none()).cloned().collect());
+        let inner = Inner { allow_hosts, paths, resolver, tls };
         // What is wrong with the client shows now, not at the first fetch.
         client(&inner.tls, Vec::new(), Arc::default()).build().context("the HTTP client")?;
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), reach })
+    }
+
+    /// The way out on behalf of a route, with what is exempt for it besides what is for every route.
+    #[must_use]
+    pub fn for_route(&self, client_id: &ClientId) -> Self {
+        let Inner { allow_hosts, paths, .. } = &*self.inner;
+        let is_for = |allowed: &&AllowHost| allowed.from().is_none_or(|from| paths.client_id(from) == *client_id);
+        let reach = Reach(allow_hosts.iter().filter(is_for).cloned().collect());
+        Self { inner: Arc::clone(&self.inner), reach }
+    }
+
+    /// What tells this from the way out of another route: what one finds may be out of another's reach.
+    pub fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// Fetches once, within [`DEADLINE`]. An answer of whatever status is an answer, a redirect too.
@@ -152,7 +180,7 @@ impl Outgoing {
     /// One bad address spoils them all. To go on with the others would leave it to the name's owner which one is
     /// tried, and hide from the operator what the name says.
     fn check_addresses(&self, url: &Url, trusted: Option<&Url>, addresses: &[IpAddr]) -> Result<(), FetchError> {
-        let exempt = is_origin_of(url, trusted) || self.inner.allow_hosts.iter().any(|allowed| allowed.covers(url));
+        let exempt = is_origin_of(url, trusted) || self.reach.0.iter().any(|allowed| allowed.covers(url));
         for address in addresses {
             match address::special_use(*address) {
                 Some(special_use) if special_use.is_link_local() || !exempt => {
@@ -273,7 +301,7 @@ mod tests {
 
     fn outgoing(allow_hosts: &[&str]) -> Outgoing {
         let allow_hosts = allow_hosts.iter().map(|host| host.parse().expect(host)).collect();
-        Outgoing::new(&Config { allow_hosts, extra_ca: None }).expect("settings")
+        Outgoing::new(&Config { allow_hosts, ..Config::default() }).expect("settings")
     }
 
     fn check(outgoing: &Outgoing, url: &str, trusted: Option<&str>) -> String {
@@ -392,6 +420,42 @@ mod tests {
         ] {
             assert_eq!(check(&outgoing, url, None) == "allowed", allowed, "{url}");
         }
+    }
+
+    /// What is exempt for one route is for none but that, whatever the others of its host are called.
+    #[test]
+    fn hosts_of_one_route() {
+        let allowed = [
+            "10.0.0.5=https://a.example",
+            "10.0.0.6=https://b.example:8443",
+            "10.0.0.7",
+            "10.0.0.5:1=https://b.example:8443",
+        ];
+        let outgoing = outgoing(&allowed);
+        let a = "https://a.example/.well-known/mcp-client-metadata.json";
+        let b = "https://b.example:8443/.well-known/mcp-client-metadata.json";
+        for (client_id, url, expected) in [
+            (Some(a), "https://10.0.0.5/", true),
+            (Some(a), "https://10.0.0.5:1/", true),
+            (Some(a), "https://10.0.0.6/", false),
+            (Some(a), "https://10.0.0.7/", true),
+            (Some(a), "http://10.0.0.5/", false),
+            (Some(b), "https://10.0.0.5/", false),
+            (Some(b), "https://10.0.0.5:1/", true),
+            (Some(b), "https://10.0.0.6/", true),
+            (Some("https://b.example/.well-known/mcp-client-metadata.json"), "https://10.0.0.6/", false),
+            (Some("https://a.example/x/.well-known/mcp-client-metadata.json"), "https://10.0.0.5/", false),
+            (Some("https://a.example.evil.example/.well-known/mcp-client-metadata.json"), "https://10.0.0.5/", false),
+            (Some("https://a.example"), "https://10.0.0.5/", false),
+            (None, "https://10.0.0.5/", false),
+            (None, "https://10.0.0.7/", true),
+        ] {
+            let way = client_id.map_or(outgoing.clone(), |client_id| outgoing.for_route(&ClientId::new(client_id)));
+            assert_eq!(check(&way, url, None) == "allowed", expected, "{url} for {client_id:?}");
+        }
+        let reach = |client_id| outgoing.for_route(&ClientId::new(client_id)).reach().clone();
+        assert_ne!(reach(a), reach(b));
+        assert_eq!(&reach("https://c.example/.well-known/mcp-client-metadata.json"), outgoing.reach());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path as UrlPath, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post},
     serve::Listener,
@@ -40,6 +40,8 @@ pub struct Lie {
     pub metadata: fn(&mut Value),
     /// The protected resource metadata of its upstream, changed.
     pub resource: fn(&mut Value),
+    /// Where its upstream says that this is, on its own origin; where it is, unless it says so.
+    pub named: Option<&'static str>,
     pub token: Token,
     pub refresh: Refresh,
 }
@@ -88,7 +90,7 @@ pub enum Token {
 
 impl Lie {
     pub fn none(name: &'static str) -> Self {
-        Self { name, metadata: |_| {}, resource: |_| {}, token: Token::Honest, refresh: Refresh::Rotates }
+        Self { name, metadata: |_| {}, resource: |_| {}, named: None, token: Token::Honest, refresh: Refresh::Rotates }
     }
 }
 
@@ -161,6 +163,7 @@ impl Servers {
         let upstream = Router::new()
             .route("/{name}/mcp", get(challenge))
             .route("/.well-known/oauth-protected-resource/{name}/mcp", get(resource))
+            .fallback(unserved)
             .with_state(Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
@@ -225,7 +228,7 @@ impl Servers {
         self.shared.good.lock().expect("grants").clear();
     }
 
-    /// The metadata addresses that were asked for.
+    /// The metadata addresses that were asked for, and what else was asked of the upstream.
     pub fn fetches(&self) -> Vec<String> {
         self.shared.fetches.lock().expect("fetches").clone()
     }
@@ -233,7 +236,10 @@ impl Servers {
 
 async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
     let upstream = shared.upstream.lock().expect("upstream").clone();
-    let address = format!("{upstream}/.well-known/oauth-protected-resource/{name}/mcp");
+    let address = match shared.lies.get(name.as_str()).and_then(|lie| lie.named) {
+        Some(path) => format!("{upstream}{path}"),
+        None => format!("{upstream}/.well-known/oauth-protected-resource/{name}/mcp"),
+    };
     let challenge = format!("Bearer realm=\"mcp\", scope=\"read write\", resource_metadata=\"{address}\"");
     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
 }
@@ -248,7 +254,13 @@ async fn resource(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Stri
         "scopes_supported": ["other"],
     });
     (shared.lies[name.as_str()].resource)(&mut document);
-    axum_json(&document)
+    if document.is_null() { StatusCode::NOT_FOUND.into_response() } else { axum_json(&document) }
+}
+
+/// What the upstream has besides: it is asked for nothing of it.
+async fn unserved(State(shared): State<Arc<Shared>>, uri: Uri) -> StatusCode {
+    shared.fetches.lock().expect("fetches").push(format!("unserved {uri}"));
+    StatusCode::NOT_FOUND
 }
 
 async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {

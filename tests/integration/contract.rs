@@ -20,7 +20,7 @@ use envoy_cimd::{
         state::StateKeys,
     },
     model::{
-        client::RedirectUri,
+        client::{ClientId, RedirectUri},
         clock::UnixTime,
         flow::FlowId,
         route::{Field, Key, Keyed, RouteTable},
@@ -50,7 +50,7 @@ struct Refusing {
 
 #[async_trait]
 impl Choreographer for Refusing {
-    async fn describe(&self, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+    async fn describe(&self, _: ClientId, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
         Err(self.describe.clone())
     }
 

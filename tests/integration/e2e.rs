@@ -20,7 +20,7 @@ use envoy_cimd::{
     commands::settings,
     contract::proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
     exchange::embedded::Embedded,
-    model::{secret::Secret, user::User},
+    model::{paths::Paths, secret::Secret, user::User},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -367,7 +367,7 @@ async fn kept(flags: &[&str], hosts: &[&str], upstream: &str) -> Vec<Option<(Str
     let settings::Task::Serve(settings) = settings::parse::parse(args).expect("good flags").task else {
         panic!("serve")
     };
-    let embedded = Embedded::new(settings.exchange.config()).expect("good settings");
+    let embedded = Embedded::new(settings.exchange.config(Paths::default())).expect("good settings");
     let mut kept = Vec::new();
     for host in hosts {
         let owner = owner(User::Single, &format!("{host}{DOCUMENT}"), upstream);

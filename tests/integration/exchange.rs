@@ -6,10 +6,10 @@ use std::time::Duration;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
     contract::proto::{
-        self, BeginAuthorizationRequest, CompleteAuthorizationRequest, DisconnectRequest, DisconnectResponse,
-        authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
-        begin_refusal, complete_authorization_request::Answer, complete_authorization_response,
-        complete_refusal::Reason,
+        self, BeginAuthorizationRequest, CompleteAuthorizationRequest, DescribeUpstreamRequest, DisconnectRequest,
+        DisconnectResponse, authorization_choreographer_client::AuthorizationChoreographerClient,
+        begin_authorization_response, begin_refusal, complete_authorization_request::Answer,
+        complete_authorization_response, complete_refusal::Reason,
     },
     exchange::embedded::{Config, Embedded},
     model::{
@@ -56,7 +56,10 @@ impl Party {
         let servers = Servers::start(&certificates, lies).await;
         let ca = certificates.ca.to_str().expect("text").to_owned();
         let state = dir.path().join("state");
-        let mut all = vec!["--extra-ca", &ca, "--allow-host", HOST, "--state-dir", state.to_str().expect("text")];
+        let mut all = vec!["--extra-ca", &ca, "--state-dir", state.to_str().expect("text")];
+        if !flags.contains(&"--allow-host") {
+            all.extend(["--allow-host", HOST]);
+        }
         // All that the libraries below can say, so that the scan for secrets at the end means something.
         all.push("--log=trace");
         all.extend(flags);
@@ -342,6 +345,88 @@ async fn metadata_that_lies() {
     assert!(refused(&outcome).1.contains("no metadata was found"), "{outcome:?}");
     assert!(party.servers.exchanges().is_empty());
     assert_eq!(party.stored(&["other-issuer"]).await, [None]);
+}
+
+/// An upstream of our own network names an address of its own, which is anything but metadata. Nobody asks for it: what
+/// is exempt is the upstream's metadata alone, and that is found where it belongs.
+#[tokio::test]
+async fn an_upstream_has_us_ask_for_its_metadata_alone() {
+    let named = [
+        ("admin", "/admin/delete"),
+        ("dots", "/.well-known/oauth-protected-resource/../../admin/delete"),
+        ("encoded", "/.well-known/oauth-protected-resource/..%2f..%2fadmin/delete"),
+        ("parameters", "/.well-known/oauth-protected-resource/..;/..;/admin/delete"),
+        ("query", "/.well-known/oauth-protected-resource?then=/admin/delete"),
+        ("sibling", "/.well-known/oauth-protected-resource-admin"),
+    ];
+    let mut lies: Vec<Lie> = named.map(|(name, path)| Lie { named: Some(path), ..Lie::none(name) }).into();
+    lies.push(Lie { named: Some("/admin/delete"), resource: |d| *d = Value::Null, ..Lie::none("nowhere") });
+    // Below the well-known name it may be where it likes.
+    let elsewhere = "/.well-known/oauth-protected-resource/apart/mcp";
+    lies.push(Lie { named: Some(elsewhere), ..Lie::none("elsewhere") });
+    lies.push(Lie {
+        resource: |d| {
+            let moved = d["resource"].as_str().expect("text").replace("/apart/", "/elsewhere/");
+            d["resource"] = json!(moved);
+        },
+        ..Lie::none("apart")
+    });
+    let party = Party::start(lies, &[]).await;
+    let mut asked = Vec::new();
+    for (name, _) in named {
+        party.begun(name).await;
+        asked.extend([format!("resource {name}"), format!("server {name}")]);
+        assert_eq!(party.servers.fetches(), asked, "{name}");
+    }
+    let issuer = format!("{}/apart", party.servers.issuer);
+    let request = BeginAuthorizationRequest { shown_issuer: issuer, ..party.request("elsewhere") };
+    let begun = party.begin_with(request).await;
+    assert!(matches!(begun, begin_authorization_response::Outcome::Begun(_)), "{begun:?}");
+    asked.extend(["resource apart".to_owned(), "server apart".to_owned()]);
+    assert_eq!(party.servers.fetches(), asked);
+    let outcome = party.begin("nowhere").await;
+    assert!(refused(&outcome).1.contains("/admin/delete: must be https"), "{outcome:?}");
+    asked.extend(["resource nowhere".to_owned(), "unserved /.well-known/oauth-protected-resource".to_owned()]);
+    assert_eq!(party.servers.fetches(), asked);
+}
+
+/// A host that is exempt for one route is out of another's reach, also when what is there is known already.
+#[tokio::test]
+async fn a_host_is_exempt_for_one_route() {
+    const OTHER: &str = "https://tickets.localhost/.well-known/mcp-client-metadata.json";
+    let exempt = format!("{HOST}=https://notes.localhost");
+    let mut party = Party::start(vec![Lie::none("honest")], &["--allow-host", &exempt]).await;
+    let others = BeginAuthorizationRequest { client_id: OTHER.to_owned(), ..party.request("honest") };
+    let described = async |client_id: &str| {
+        let request = DescribeUpstreamRequest {
+            upstream: party.servers.upstream_of("honest"),
+            authorization_server: String::new(),
+            client_id: client_id.to_owned(),
+        };
+        party.client.clone().describe_upstream(request).await.expect("an answer").into_inner().authorization_server
+    };
+    let begun = party.begun("honest").await;
+    for _ in 0..2 {
+        let outcome = party.begin_with(others.clone()).await;
+        let (reason, message) = refused(&outcome);
+        assert_eq!(reason, begin_refusal::Reason::AuthorizationServerUnusable);
+        assert!(message.contains("is a loopback address; --allow-host as.localhost:"), "{message}");
+    }
+    assert_eq!(described(CLIENT).await, format!("{}/honest", party.servers.issuer));
+    assert_eq!(described(OTHER).await, "");
+    assert_eq!(described("").await, "");
+    assert_eq!(party.complete(party.answer("honest", &begun)).await, Ok("/after".to_owned()));
+    let servers = party.servers.fetches().into_iter().filter(|fetch| fetch == "server honest").count();
+    assert_eq!((servers, party.servers.exchanges().len()), (1, 1), "nobody else went there");
+    assert!(party.stored(&["honest"]).await[0].is_some());
+
+    // A route is told by its document, wherever documents are.
+    let flags = ["--allow-host", &exempt, "--document-path", "/client.json"];
+    let party = Party::start(vec![Lie::none("honest")], &flags).await;
+    let at = |client_id: &str| BeginAuthorizationRequest { client_id: client_id.to_owned(), ..party.request("honest") };
+    refused(&party.begin_with(at(CLIENT)).await);
+    let outcome = party.begin_with(at("https://notes.localhost/client.json")).await;
+    assert!(matches!(outcome, begin_authorization_response::Outcome::Begun(_)), "{outcome:?}");
 }
 
 /// Each lie of the token endpoint, and what an operator reads: refused, consumed, and nothing stored.

@@ -331,7 +331,7 @@ async fn who_cannot_prove_its_name_gets_no_request() {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind((LOOPBACK, 0).into()).expect("a port");
     let closed = Server::unused(socket.local_addr().expect("an address"));
-    let none = Config { allow_hosts: vec!["as.example".parse().expect("a host")], extra_ca: None };
+    let none = Config { allow_hosts: vec!["as.example".parse().expect("a host")], ..Config::default() };
     let distrustful = Outgoing::with_resolver(&none, Names::fixed(&[LOOPBACK])).expect("settings");
     let trusting = world.outgoing(&["as.example", "unnamed.example"], Names::fixed(&[LOOPBACK]));
     for (server, outgoing, host, message) in [
@@ -402,7 +402,7 @@ impl World {
     fn outgoing(&self, allow_hosts: &[&str], resolver: Arc<dyn Resolver>) -> Outgoing {
         assert!(self.certificates.ca.starts_with(self.dir.path()));
         let allow_hosts = allow_hosts.iter().map(|host| host.parse().expect(host)).collect();
-        let settings = Config { allow_hosts, extra_ca: Some(self.certificates.ca.clone()) };
+        let settings = Config { allow_hosts, extra_ca: Some(self.certificates.ca.clone()), ..Config::default() };
         Outgoing::with_resolver(&settings, resolver).expect("settings")
     }
 

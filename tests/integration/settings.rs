@@ -79,6 +79,10 @@ fn bad_settings_are_named() {
         ("store: 'http://user:secret@127.0.0.1:1'\n", "invalid value for '--store <URL>': "),
         ("extra_ca: /nowhere\n", "--extra-ca /nowhere"),
         ("allow_host: ['a b']\n", "`allow_host`"),
+        (
+            "allow_host: ['a=http://b.example']\n",
+            "`allow_host`: bad value \"a=http://b.example\": names the route of a",
+        ),
         ("state_keys: /nowhere\n", "--state-keys /nowhere: No such file"),
         ("state_keys: /\n", "--state-keys /: Is a directory"),
         ("state_keys: /dev/null\n", "--state-keys /dev/null: has no key"),

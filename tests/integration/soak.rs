@@ -24,7 +24,7 @@ use envoy_cimd::{
         complete_refusal::Reason, upstream_tokens_client::UpstreamTokensClient,
     },
     exchange::embedded::Embedded,
-    model::user::User,
+    model::{paths::Paths, user::User},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -351,7 +351,7 @@ impl Bed {
         }));
         let task = envoy_cimd::commands::settings::parse::parse(args).expect("good flags").task;
         let envoy_cimd::commands::settings::Task::Choreographer(settings) = task else { panic!("choreographer") };
-        let embedded = Embedded::new(settings.exchange.config()).expect("good settings");
+        let embedded = Embedded::new(settings.exchange.config(Paths::default())).expect("good settings");
         let servers = &self.shared.servers;
         for (subject, Account { codes, since }) in owed {
             let Some(since) = since else { continue };

@@ -196,6 +196,7 @@ async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
         outgoing: outgoing::Config {
             allow_hosts: vec![HOST.parse().expect("a host")],
             extra_ca: Some(certificates.ca.clone()),
+            ..outgoing::Config::default()
         },
         store: vault::Config { state_dir: Some(dir.path().join("state")), ..vault::Config::default() },
         ..embedded::Config::default()
@@ -457,6 +458,18 @@ async fn disconnect(client: &UpstreamTokensClient<Channel>, party: &Party, name:
         upstream: party.servers.upstream_of(name),
     };
     client.clone().disconnect(request).await.expect("disconnected");
+}
+
+/// Refreshes and revocations are within the reach of the token's own route.
+#[tokio::test]
+async fn a_host_that_is_exempt_for_one_route_renews_its_tokens() {
+    let exempt = format!("{HOST}=https://notes.localhost");
+    let (party, client) = party(vec![over("rotates", Refresh::Rotates)], &["--allow-host", &exempt]).await;
+    connect(&party, "rotates", single(), CLIENT).await;
+    token(&client, &party, "rotates", single(), CLIENT).await.expect("refreshed");
+    assert_eq!(party.servers.refreshes().len(), 1);
+    disconnect(&client, &party, "rotates", single(), CLIENT).await;
+    assert_eq!((party.servers.revoked().len(), audited(&party, "revoked")), (1, vec!["ok".to_owned()]));
 }
 
 #[tokio::test]

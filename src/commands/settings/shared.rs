@@ -89,8 +89,9 @@ pub struct ExchangeArgs {
     /// Whom --tokens-listen lets in over TCP, as --allow-peer says for --listen, and instead of it. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_ALLOW_PEER", value_name = "SAN", value_delimiter = ',')]
     pub tokens_allow_peer: Vec<PeerName>,
-    /// A host that discovered URLs may name though its address is special-use; never link-local. Repeatable.
-    #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    /// A host that discovered URLs may name though its address is special-use, on behalf of every route, or of the one of
+    /// this `from`; never link-local. Repeatable.
+    #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT][=FROM]", value_delimiter = ',')]
     pub allow_host: Vec<AllowHost>,
     /// Authorities to trust for outgoing https besides the system's, a PEM file.
     #[arg(long, env = "ENVOY_CIMD_EXTRA_CA", value_name = "FILE")]
@@ -122,9 +123,10 @@ pub struct ExchangeArgs {
 }
 
 impl ExchangeArgs {
-    pub fn config(&self) -> exchange::embedded::Config {
+    /// `paths` tell a route by its `client_id`.
+    pub fn config(&self, paths: Paths) -> exchange::embedded::Config {
         exchange::embedded::Config {
-            outgoing: outgoing::Config { allow_hosts: self.allow_host.clone(), extra_ca: self.extra_ca.clone() },
+            outgoing: outgoing::Config { allow_hosts: self.allow_host.clone(), paths, extra_ca: self.extra_ca.clone() },
             store: vault::Config {
                 url: self.store.clone(),
                 state_dir: self.state_dir.clone(),

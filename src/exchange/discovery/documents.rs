@@ -59,18 +59,31 @@ impl Challenge {
         challenge
     }
 
-    /// Where the upstream's metadata may be: at the challenge's address where there is one, else at the path's, else
-    /// at the root's (RFC 9728, section 3.1).
+    /// Where the upstream says that its metadata is.
     ///
     /// # Errors
-    /// Where the challenge's address is none.
-    pub fn addresses(&self, upstream: &Url) -> Result<Vec<Url>, Problem> {
-        match &self.resource_metadata {
-            Some(address) => Ok(vec![strangers_url("resource_metadata", address)?]),
-            None => Ok(well_known(upstream, "oauth-protected-resource")),
-        }
+    /// Where that is no URL.
+    pub fn address(&self) -> Result<Option<Url>, Problem> {
+        self.resource_metadata.as_deref().map(|address| strangers_url("resource_metadata", address)).transpose()
     }
 }
+
+/// Where an upstream's metadata is unless it says otherwise: at the path's address, else at the root's (RFC 9728,
+/// section 3.1).
+pub fn resource_addresses(upstream: &Url) -> Vec<Url> {
+    well_known(upstream, RESOURCE)
+}
+
+/// Whether a URL is below the well-known name, so that its server takes it for nothing but a question for metadata. What
+/// some servers read otherwise than the URL standard does (an encoded slash, `..;`) is not.
+pub fn asks_for_metadata(url: &Url) -> bool {
+    let below = url.path().strip_prefix("/.well-known/").and_then(|path| path.strip_prefix(RESOURCE));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    url.query().is_none()
+        && below.is_some_and(|rest| (rest.is_empty() || rest.starts_with('/')) && rest.bytes().all(plain))
+}
+
+const RESOURCE: &str = "oauth-protected-resource";
 
 /// Protected resource metadata, as far as it is read (RFC 9728, section 2).
 #[derive(Debug, Deserialize)]
@@ -280,6 +293,36 @@ mod tests {
             ("https://u.example/mcp//", "https://u.example/mcp", false),
         ] {
             assert_eq!(is_prefix(&url(resource), &url(upstream)), good, "{resource} {upstream}");
+        }
+    }
+
+    /// What an upstream may have us ask for on its own origin, which may be one of our own network.
+    #[test]
+    fn metadata_is_below_its_well_known_name() {
+        for (path, good) in [
+            ("/.well-known/oauth-protected-resource", true),
+            ("/.well-known/oauth-protected-resource/", true),
+            ("/.well-known/oauth-protected-resource/a/mcp", true),
+            ("/.well-known/oauth-protected-resource/a.b-c_d~e", true),
+            ("/", false),
+            ("/admin/delete", false),
+            ("/.well-known/oauth-protected-resource-admin", false),
+            ("/.well-known/oauth-protected-resource/../../admin", false),
+            ("/.well-known/oauth-protected-resource/%2e%2e/%2E%2E/admin", false),
+            ("/.well-known/oauth-protected-resource/..%2f..%2fadmin", false),
+            ("/.well-known/oauth-protected-resource/..\\..\\admin", false),
+            ("/.well-known/oauth-protected-resource/..%5c..%5cadmin", false),
+            ("/.well-known/oauth-protected-resource/..;/..;/admin", false),
+            ("/.well-known/oauth-protected-resource?admin", false),
+            ("/.well-known%2foauth-protected-resource/admin", false),
+            ("/.Well-Known/oauth-protected-resource", false),
+            ("/admin/.well-known/oauth-protected-resource", false),
+            ("/.well-known/openid-configuration", false),
+        ] {
+            assert_eq!(asks_for_metadata(&url(&format!("http://10.0.0.7{path}"))), good, "{path}");
+        }
+        for upstream in ["http://10.0.0.7", "http://10.0.0.7/a/mcp"] {
+            assert!(resource_addresses(&url(upstream)).iter().all(asks_for_metadata), "{upstream}");
         }
     }
 

@@ -4,17 +4,36 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use url::{Host, Url};
 
-use crate::net::outgoing::address;
+use crate::{
+    model::public_url::{PublicUrl, PublicUrlError},
+    net::outgoing::address,
+};
 
-/// `--allow-host HOST[:PORT]`: a URL may name this host though its address is special-use. One host, as a URL names
-/// it: neither what is below it nor another name for its address. Without a port, any port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `--allow-host HOST[:PORT][=FROM]`: a URL may name this host though its address is special-use. One host, as a URL
+/// names it: neither what is below it nor another name for its address. Without a port, any port. With a `from`, only
+/// what is fetched on behalf of that route may.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AllowHost {
     host: Host,
     port: Option<u16>,
+    from: Option<PublicUrl>,
+}
+
+/// Why a text is no [`AllowHost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AllowHostError {
+    #[error("{0}")]
+    Host(&'static str),
+    #[error("names the route of a `from`, which {0}")]
+    From(PublicUrlError),
 }
 
 impl AllowHost {
+    /// The one route that it is for; none where it is for every route.
+    pub fn from(&self) -> Option<&PublicUrl> {
+        self.from.as_ref()
+    }
+
     /// Whether a URL names this host, and this port if there is one.
     pub fn covers(&self, url: &Url) -> bool {
         let named = match (url.host(), &self.host) {
@@ -28,51 +47,64 @@ impl AllowHost {
 }
 
 impl FromStr for AllowHost {
-    type Err = &'static str;
+    type Err = AllowHostError;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.contains('/') {
-            return Err("names a host, `HOST` or `HOST:PORT`, not a URL or a network");
-        }
-        if text.contains('*') {
-            return Err("names one host, without a wildcard");
-        }
-        if !text.starts_with('[') && text.matches(':').count() > 1 {
-            return Err("has an IPv6 address that is not in brackets, as in `[fd00::1]`");
-        }
-        let (host, port) = match text.rsplit_once(':') {
-            // A colon within the brackets is the address's.
-            Some((host, port)) if !port.ends_with(']') => {
-                let port = port.parse().ok().filter(|port| *port != 0);
-                (host, Some(port.ok_or("has a port that is not a number from 1 to 65535")?))
-            }
-            _ => (text, None),
+    fn from_str(text: &str) -> Result<Self, AllowHostError> {
+        let (host, from) = match text.split_once('=') {
+            Some((host, from)) => (host, Some(from.parse().map_err(AllowHostError::From)?)),
+            None => (text, None),
         };
-        if host.is_empty() {
-            return Err("has no host");
-        }
-        let host = match Host::parse(host).map_err(|_| "has a host that is neither a DNS name nor an address")? {
-            Host::Domain(name) => Host::Domain(relative(&name).to_owned()),
-            address => address,
-        };
-        let literal: Option<IpAddr> = match &host {
-            Host::Domain(_) => None,
-            Host::Ipv4(address) => Some((*address).into()),
-            Host::Ipv6(address) => Some((*address).into()),
-        };
-        if literal.and_then(address::special_use).is_some_and(address::SpecialUse::is_link_local) {
-            return Err("is a link-local address, which is never allowed");
-        }
-        Ok(Self { host, port })
+        let (host, port) = host_and_port(host).map_err(AllowHostError::Host)?;
+        Ok(Self { host, port, from })
     }
+}
+
+fn host_and_port(text: &str) -> Result<(Host, Option<u16>), &'static str> {
+    if text.contains('/') {
+        return Err("names a host, `HOST`, `HOST:PORT` or either with `=FROM`, not a URL or a network");
+    }
+    if text.contains('*') {
+        return Err("names one host, without a wildcard");
+    }
+    if !text.starts_with('[') && text.matches(':').count() > 1 {
+        return Err("has an IPv6 address that is not in brackets, as in `[fd00::1]`");
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        // A colon within the brackets is the address's.
+        Some((host, port)) if !port.ends_with(']') => {
+            let port = port.parse().ok().filter(|port| *port != 0);
+            (host, Some(port.ok_or("has a port that is not a number from 1 to 65535")?))
+        }
+        _ => (text, None),
+    };
+    if host.is_empty() {
+        return Err("has no host");
+    }
+    let host = match Host::parse(host).map_err(|_| "has a host that is neither a DNS name nor an address")? {
+        Host::Domain(name) => Host::Domain(relative(&name).to_owned()),
+        address => address,
+    };
+    let literal: Option<IpAddr> = match &host {
+        Host::Domain(_) => None,
+        Host::Ipv4(address) => Some((*address).into()),
+        Host::Ipv6(address) => Some((*address).into()),
+    };
+    if literal.and_then(address::special_use).is_some_and(address::SpecialUse::is_link_local) {
+        return Err("is a link-local address, which is never allowed");
+    }
+    Ok((host, port))
 }
 
 impl fmt::Display for AllowHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{}:{port}", self.host),
-            None => write!(f, "{}", self.host),
+        write!(f, "{}", self.host)?;
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
         }
+        if let Some(from) = &self.from {
+            write!(f, "={from}")?;
+        }
+        Ok(())
     }
 }
 
@@ -97,6 +129,8 @@ mod tests {
             ("0x0a.5:443", "10.0.0.5:443"),
             ("[fd00::1]", "[fd00::1]"),
             ("[FD00:0::1]:8443", "[fd00::1]:8443"),
+            ("as.example=https://MCP.example.com:443", "as.example=https://mcp.example.com"),
+            ("[fd00::1]:8443=https://mcp.example.com:8443/", "[fd00::1]:8443=https://mcp.example.com:8443"),
         ] {
             let allowed: AllowHost = text.parse().expect(text);
             assert_eq!(allowed.to_string(), canonical);
@@ -106,7 +140,7 @@ mod tests {
 
     #[test]
     fn bad_ones_are_named() {
-        const URL: &str = "names a host, `HOST` or `HOST:PORT`, not a URL or a network";
+        const URL: &str = "names a host, `HOST`, `HOST:PORT` or either with `=FROM`, not a URL or a network";
         const PORT: &str = "has a port that is not a number from 1 to 65535";
         const HOST: &str = "has a host that is neither a DNS name nor an address";
         const BRACKETS: &str = "has an IPv6 address that is not in brackets, as in `[fd00::1]`";
@@ -135,8 +169,18 @@ mod tests {
             ("[fe80::1]:443", LINK_LOCAL),
             ("[::ffff:169.254.169.254]", LINK_LOCAL),
             ("[64:ff9b::a9fe:a9fe]", LINK_LOCAL),
+            ("169.254.169.254=https://mcp.example.com", LINK_LOCAL),
+            ("=https://mcp.example.com", "has no host"),
+            ("https://as.example=https://mcp.example.com", URL),
+            (
+                "as.example=mcp.example.com",
+                "names the route of a `from`, which is not a URL: relative URL without a base",
+            ),
+            ("as.example=http://mcp.example.com", "names the route of a `from`, which must be https"),
+            ("as.example=", "names the route of a `from`, which is not a URL: relative URL without a base"),
         ] {
-            assert_eq!(text.parse::<AllowHost>(), Err(error), "{text}");
+            let found = text.parse::<AllowHost>().expect_err(text).to_string();
+            assert_eq!(found, error, "{text}");
         }
     }
 }
