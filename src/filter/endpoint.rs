@@ -182,7 +182,7 @@ impl Endpoints {
         };
         let route = route.as_deref().ok();
         let name = route.map_or(request.authority(), |route| route.id.as_str());
-        let audience = self.audience(request, route, endpoint);
+        let audience = || self.audience(request, route, endpoint);
         match step {
             Ok(Step::Reply(reply)) => {
                 self.metrics.answered(endpoint, reply.label);
@@ -193,19 +193,19 @@ impl Endpoints {
                 Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
             }
             Ok(Step::Call { .. }) if self.calls.len() >= self.limits.max_calls => {
-                self.refuse(&audience, endpoint, name, &Refusal::TooManyFlows)
+                self.refuse(&audience(), endpoint, name, &Refusal::TooManyFlows)
             }
             Ok(Step::Call { flow, call }) => {
                 let report = Report {
                     endpoint,
                     route: name.to_owned(),
-                    audience: audience.into_owned(),
+                    audience: audience().into_owned(),
                     metrics: Arc::clone(&self.metrics),
                     refusals: Arc::clone(&self.refusals),
                 };
                 Answer::Later(report.on(&self.calls, flow, call))
             }
-            Err(refusal) => self.refuse(&audience, endpoint, name, &refusal),
+            Err(refusal) => self.refuse(&audience(), endpoint, name, &refusal),
         }
     }
 

@@ -315,7 +315,6 @@ async fn two_ports_of_one_host() {
             assert!(!text.contains("strip_any_host_port") && !text.contains("strip_matching_host_port"));
         };
         let world = World::start(Wish { routes: &routes, envoy_config: flags, edit: &edit, ..Wish::default() }).await;
-        let mut stripped = Value::Null;
         for name in NAMES {
             for (authority, from) in [
                 (name.to_owned(), format!("https://{name}")),
@@ -325,14 +324,12 @@ async fn two_ports_of_one_host() {
                 let call = Call::get(HOST, DOCUMENT).authority(authority.clone());
                 for version in [Version::HTTP_11, Version::HTTP_2] {
                     let answer = world.https().send(version, call.clone()).await.expect("an answer");
-                    stripped = json_of(&answer);
-                    assert_eq!(stripped["client_id"], format!("{from}{DOCUMENT}"), "{authority} {flags:?}");
+                    assert_eq!(json_of(&answer)["client_id"], format!("{from}{DOCUMENT}"), "{authority} {flags:?}");
                 }
             }
             let other = Call::get(HOST, DOCUMENT).authority(format!("{name}:9"));
             assert_eq!(world.https().send(Version::HTTP_2, other).await.expect("an answer").status, 421);
         }
-        assert!(stripped.is_object());
     }
 }
 
@@ -367,8 +364,8 @@ async fn what_probe_finds_of_envoys_configuration() {
             }}),
         );
     };
-    let rows: [(&(dyn Fn(&mut Value) + Sync), &str); 3] =
-        [(&forbid, "mutation_rules"), (&compress, "etag_gzip"), (&|_| {}, "")];
+    type Edit<'a> = &'a (dyn Fn(&mut Value) + Sync);
+    let rows: [(Edit<'_>, &str); 3] = [(&forbid, "mutation_rules"), (&compress, "etag_gzip"), (&|_| {}, "")];
     for (edit, code) in rows {
         let world = World::start(Wish { routes: &ROUTES[..2], edit, ..Wish::default() }).await;
         let codes = probed(&world, FROMS[0]).await;
