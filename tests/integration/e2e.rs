@@ -199,7 +199,7 @@ impl Neighbour {
 }
 
 /// Makes Envoy send to this origin on loopback what is for the upstreams.
-fn lead_to(config: &mut Value, origin: &str) {
+pub fn lead_to(config: &mut Value, origin: &str) {
     let port = Url::parse(origin).expect("a URL").port();
     for cluster in config["static_resources"]["clusters"].as_array_mut().expect("clusters") {
         if cluster["name"] != "envoy-cimd" {

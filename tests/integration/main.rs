@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod at_the_edge;
 mod authorization_server;
 mod causes;
 mod chaos;

@@ -22,6 +22,7 @@ use tokio::{
     process::{Child, Command},
     sync::watch,
 };
+use tokio_rustls::client::TlsStream;
 use url::{Position, Url};
 
 pub mod browser;
@@ -31,7 +32,7 @@ pub mod tls_listener;
 pub mod web;
 
 /// How long anything here may take before the test or demo gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A certificate authority of our own.
 pub struct Authority {
@@ -469,11 +470,24 @@ impl Client {
     }
 
     async fn exchange(&self, version: http::Version, call: Call) -> Result<Answered, String> {
+        match self.roots {
+            None => talk(self.tcp().await?, version, "http", call).await,
+            Some(_) => talk(self.connect(version, &call.host).await?, version, "https", call).await,
+        }
+    }
+
+    async fn tcp(&self) -> Result<TcpStream, String> {
+        let stream = TcpStream::connect(self.address).await.map_err(|error| error.to_string())?;
+        // As programs set it that speak HTTP/2: without it, each full window waits for a delayed ACK.
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        Ok(stream)
+    }
+
+    /// A connection of a TLS client, to say anything on.
+    pub async fn connect(&self, version: http::Version, host: &str) -> Result<TlsStream<TcpStream>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        let stream = TcpStream::connect(self.address).await.map_err(|error| text(&error))?;
-        let Some(roots) = &self.roots else {
-            return talk(stream, version, "http", call).await;
-        };
+        let roots = self.roots.as_ref().expect("a TLS client");
+        let stream = self.tcp().await?;
         let mut config =
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -482,11 +496,11 @@ impl Client {
                 .with_no_client_auth();
         let protocol: &[u8] = if version == http::Version::HTTP_2 { b"h2" } else { b"http/1.1" };
         config.alpn_protocols = vec![protocol.to_vec()];
-        let name = ServerName::try_from(call.host.clone()).map_err(|error| text(&error))?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| text(&error))?;
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream = stream.map_err(|error| text(&error))?;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol), "the protocol that was asked for");
-        talk(stream, version, "https", call).await
+        Ok(stream)
     }
 }
 
