@@ -54,6 +54,13 @@ struct Sought {
     reach: Reach,
 }
 
+impl Sought {
+    /// `outgoing` is the way out of the route.
+    fn of(upstream: &Upstream, outgoing: &Outgoing) -> Self {
+        Self { upstream: upstream.clone(), reach: outgoing.reach().clone() }
+    }
+}
+
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
 
 impl Discovery {
@@ -70,14 +77,16 @@ impl Discovery {
     /// # Errors
     /// Why there is none that can be used; remembered briefly.
     pub async fn find(&self, client_id: &ClientId, upstream: &Upstream) -> Found {
-        let (this, sought) = self.for_route(client_id, upstream);
-        this.found.get_with(sought, async { this.look_up(upstream).await.map(Arc::new) }).await
+        let outgoing = self.outgoing.for_route(client_id);
+        let sought = Sought::of(upstream, &outgoing);
+        let of_route = Self { outgoing, ..self.clone() };
+        self.found.get_with(sought, async { of_route.look_up(upstream).await.map(Arc::new) }).await
     }
 
     /// The issuer, where it is pinned or was found before.
     pub async fn known(&self, client_id: &ClientId, upstream: &Upstream) -> Option<String> {
-        let (this, sought) = self.for_route(client_id, upstream);
-        match this.found.get(&sought).await {
+        let sought = Sought::of(upstream, &self.outgoing.for_route(client_id));
+        match self.found.get(&sought).await {
             Some(Ok(server)) => Some(server.issuer.clone()),
             Some(Err(_)) | None => upstream.authorization_server.clone(),
         }
@@ -85,19 +94,12 @@ impl Discovery {
 
     /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
     pub async fn begin(&self, client_id: &ClientId, upstream: &Upstream) {
-        let (this, sought) = self.for_route(client_id, upstream);
+        let sought = Sought::of(upstream, &self.outgoing.for_route(client_id));
         let (discovery, client_id, upstream) = (self.clone(), client_id.clone(), upstream.clone());
         let begun = async move {
             tokio::spawn(async move { discovery.find(&client_id, &upstream).await.map(drop) });
         };
-        this.begun.get_with(sought, begun).await;
-    }
-
-    /// The same look-ups, within the reach of a route.
-    fn for_route(&self, client_id: &ClientId, upstream: &Upstream) -> (Self, Sought) {
-        let this = Self { outgoing: self.outgoing.for_route(client_id), ..self.clone() };
-        let sought = Sought { upstream: upstream.clone(), reach: this.outgoing.reach().clone() };
-        (this, sought)
+        self.begun.get_with(sought, begun).await;
     }
 
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
