@@ -11,7 +11,7 @@ use std::{ffi::OsString, process::ExitCode};
 use crate::{
     commands::{
         check, choreographer, envoy_config,
-        output::print,
+        output::{complain, print},
         probe, serve,
         settings::{
             self,
@@ -44,7 +44,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
             }
             Err(error) => {
-                eprintln!("envoy-cimd: {error:#}");
+                complain(format!("envoy-cimd: {error:#}\n"));
                 ExitCode::FAILURE
             }
         },
@@ -55,12 +55,12 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
     let Parsed { task, file } = parse(args)?;
     match task {
         settings::Task::Serve(settings) => {
-            let (log, _written_at_the_end) = LogFilter::start(&settings.process.log)?;
+            let (log, _written_at_the_end) = LogFilter::start(settings.process.log.clone())?;
             let threads = settings.process.threads;
             block_on(threads, serve::serve(*settings, file, log))
         }
         settings::Task::Choreographer(settings) => {
-            let (log, _written_at_the_end) = LogFilter::start(&settings.process.log)?;
+            let (log, _written_at_the_end) = LogFilter::start(settings.process.log.clone())?;
             let threads = settings.process.threads;
             block_on(threads, choreographer::run(*settings, log))
         }

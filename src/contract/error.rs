@@ -41,7 +41,8 @@ pub enum CompleteError {
 /// What became of a call as such.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallError {
-    /// Nothing was done, and nothing is lost: no connection could be made, or the store could not be opened.
+    /// Nothing was done, and nothing is lost: no connection could be made, the store could not be opened, or nothing can
+    /// be audited.
     Unavailable(Cause),
     /// It broke after it may have done something, or what came back keeps no contract.
     Failed(Cause),

@@ -26,7 +26,7 @@ pub trait UpstreamTokens: Send + Sync {
     /// the authorization server says does not keep them.
     ///
     /// # Errors
-    /// [`TokenError::Unavailable`] where the store cannot be reached: nothing was forgotten.
+    /// [`TokenError::Unavailable`] where the store cannot be reached, or nothing can be audited: nothing was forgotten.
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError>;
 }
 
@@ -68,6 +68,7 @@ pub enum TokenError {
     /// This user has none for this route: never connected, ended by the authorization server, or of an authorization
     /// server that is not the route's any more.
     NotFound,
-    /// There may be one, and it may work later: the store or the authorization server cannot be reached.
+    /// There may be one, and it may work later: the store or the authorization server cannot be reached, or nothing can
+    /// be audited.
     Unavailable,
 }

@@ -15,7 +15,7 @@ use super::{
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
     oauth::{OAuthClient, failure, registered},
-    records::{Binding, FlowRecord, TokenRecord, Tombstone},
+    records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
     token_answer::TokenAnswer,
     tokens::{Tokens, note_unread},
 };
@@ -102,31 +102,39 @@ impl Choreographer for Embedded {
     }
 
     async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, BeginError> {
+        can_be_audited()?;
         let (client_id, user) = (begin.client_id.clone(), begin.user.clone());
         let late = || CallError::Timeout(format!("no flow began within {} s", DEADLINE.as_secs()).into());
         let begun = timeout(DEADLINE, self.begin_flow(begin)).await.unwrap_or_else(|_| Err(late().into()));
-        match &begun {
-            Ok((begun, issuer)) => audit::event("begun", &user, client_id.as_str(), issuer, Some(&begun.flow_id), "ok"),
-            Err(error) => audit::event("begun", &user, client_id.as_str(), "", None, error.label()),
-        }
+        let (issuer, flow_id, outcome) = match &begun {
+            Ok((begun, issuer)) => (issuer.as_str(), Some(&begun.flow_id), "ok"),
+            Err(error) => ("", None, error.label()),
+        };
+        audit::event("begun", &user, client_id.as_str(), issuer, flow_id, outcome).await;
         begun.map(|(begun, _)| begun)
     }
 
     async fn complete(&self, complete: Complete, _: &Trace) -> Result<String, CompleteError> {
+        can_be_audited()?;
         let patience = self.tokens.deadlines.patience;
         let deadline = Instant::now() + patience;
         let (flow_id, user) = (complete.flow_id, complete.user.clone());
         let late = |what| CallError::Timeout(format!("{what} within {} s", patience.as_secs()).into());
         let taken = timeout(patience, self.take(&complete)).await;
         let taken = taken.unwrap_or_else(|_| Err(late("the store did not answer").into()));
-        let record =
-            taken.inspect_err(|error| audit::event("refused", &user, "", "", Some(&flow_id), error.label()))?;
+        let record = match taken {
+            Ok(record) => record,
+            Err(error) => {
+                audit::event("refused", &user, "", "", Some(&flow_id), error.label()).await;
+                return Err(error);
+            }
+        };
         let (this, return_to) = (self.clone(), record.return_to.clone());
         // A task of its own: the code is used up once it was sent, so its token is waited for and stored, whoever left.
         let finishing = self.tokens.calls.spawn(covered(async move {
             let result = this.finish(complete, &record).await;
             let outcome = result.as_ref().map_or_else(Label::label, |()| "ok");
-            audit::event("completed", &user, record.client_id.as_str(), &record.issuer, Some(&flow_id), outcome);
+            audit::event("completed", &user, record.client_id.as_str(), &record.issuer, Some(&flow_id), outcome).await;
             result
         }));
         let left = deadline.saturating_duration_since(Instant::now());
@@ -243,35 +251,14 @@ impl Embedded {
         let context = Context::of(&complete.redirect_uri, &complete.user, &complete.browser_hash);
         let (open, now) = (self.open().await?, self.now());
         let taken = open.store.take_flow(key, context, now).await.map_err(|error| store_failed(&error))?;
-        let violated =
-            || audit::event("isolation_violation", &complete.user, "", "", Some(&complete.flow_id), "refused");
-        let moved = |error: &UnsealError| {
-            if matches!(error, UnsealError::DoesNotOpen) {
-                violated();
-            }
-        };
-        // Compared again with what is sealed: what the store compared, whoever writes it can change.
-        let own = |binding: Option<&Binding>| match binding.is_none_or(|binding| binding.holds(&context, now)) {
-            true => Ok(()),
-            false => {
-                violated();
-                Err(CompleteError::WrongContext)
-            }
-        };
         match taken {
-            Taken::Flow(sealed) => {
-                let record: FlowRecord = unsealed(open.unseal(Place::Flow(&key), &sealed).inspect_err(moved))?;
-                own(record.binding.as_ref()).map(|()| record)
-            }
+            Taken::Flow(sealed) => own(complete, open.unseal(Place::Flow(&key), &sealed), &context, now).await,
             Taken::WrongContext => Err(CompleteError::WrongContext),
             Taken::Unknown => Err(CompleteError::UnknownFlow),
             Taken::Used(tombstone) => {
-                let tombstone = open.unseal(Place::Tombstone(&key), &tombstone).inspect_err(moved);
-                let return_to = match unsealed(tombstone)? {
-                    Tombstone::Bound { return_to, binding } => own(Some(&binding)).map(|()| return_to)?,
-                    Tombstone::Bare(return_to) => return_to,
-                };
-                Err(CompleteError::AlreadyUsed { return_to })
+                let opened = open.unseal(Place::Tombstone(&key), &tombstone);
+                let tombstone: Tombstone = own(complete, opened, &context, now).await?;
+                Err(CompleteError::AlreadyUsed { return_to: tombstone.into_return_to() })
             }
         }
     }
@@ -333,6 +320,12 @@ impl Embedded {
     }
 }
 
+/// # Errors
+/// Where what comes of it could not be audited. Nothing is done then, so that the same may be tried again.
+fn can_be_audited() -> Result<(), CallError> {
+    audit::blocked().map_or(Ok(()), |cause| Err(CallError::Unavailable(cause.into())))
+}
+
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
 fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: PkceCodeChallenge) -> Option<String> {
     let client = OAuthClient::new(oauth2::ClientId::new(begin.client_id.to_string()))
@@ -371,12 +364,28 @@ fn store_failed(error: &StoreError) -> CallError {
     call_failed(error)
 }
 
-/// A record that does not open is lost to whoever asked for it.
-fn unsealed<T>(record: Result<(T, bool), UnsealError>) -> Result<T, CallError> {
-    record.map(|(value, _)| value).map_err(|error| {
-        tracing::error!(%error, "a stored record cannot be opened");
-        call_failed(format_args!("a stored record cannot be opened: {error}"))
-    })
+/// What was sealed for a flow, where it is of who completes it. Its context was compared before, but in the clear, where
+/// whoever writes the store can change it.
+async fn own<T: Bound>(
+    complete: &Complete,
+    opened: Result<(T, bool), UnsealError>,
+    context: &Context,
+    now: UnixTime,
+) -> Result<T, CompleteError> {
+    let error = match opened {
+        Ok((record, _)) if record.binding().is_none_or(|binding| binding.holds(context, now)) => return Ok(record),
+        Ok(_) => CompleteError::WrongContext,
+        Err(error) => {
+            tracing::error!(%error, "a stored record cannot be opened");
+            let failed = call_failed(format_args!("a stored record cannot be opened: {error}")).into();
+            match error {
+                UnsealError::DoesNotOpen => failed,
+                _ => return Err(failed),
+            }
+        }
+    };
+    audit::event("isolation_violation", &complete.user, "", "", Some(&complete.flow_id), "refused").await;
+    Err(error)
 }
 
 /// Whether an answer may be the recorded issuer's: `iss` is the same, byte for byte, and there where it must be.

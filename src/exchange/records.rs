@@ -53,6 +53,35 @@ pub struct Binding {
     expires_at: UnixTime,
 }
 
+/// What belongs to one flow.
+pub trait Bound {
+    /// None in what a version before bindings stored.
+    fn binding(&self) -> Option<&Binding>;
+}
+
+impl Bound for FlowRecord {
+    fn binding(&self) -> Option<&Binding> {
+        self.binding.as_ref()
+    }
+}
+
+impl Bound for Tombstone {
+    fn binding(&self) -> Option<&Binding> {
+        match self {
+            Self::Bound { binding, .. } => Some(binding),
+            Self::Bare(_) => None,
+        }
+    }
+}
+
+impl Tombstone {
+    pub fn into_return_to(self) -> String {
+        match self {
+            Self::Bound { return_to, .. } | Self::Bare(return_to) => return_to,
+        }
+    }
+}
+
 impl Binding {
     pub fn new(context: &Context, expires_at: UnixTime) -> Self {
         Self { context: *context.as_bytes(), expires_at }

@@ -199,12 +199,13 @@ impl UpstreamTokens for Tokens {
         if stored.record.tag != Some(tag) {
             return Ok(Renewal::Renewed);
         }
-        let (now, client_id) = ((self.clock)(), owner.client_id.as_str());
-        if stored.record.was_refused_lately(now) {
-            audit::event("refused_token", &owner.user, client_id, &stored.record.issuer, None, "too_soon");
+        can_be_audited()?;
+        let is_too_soon = stored.record.was_refused_lately((self.clock)());
+        let (client_id, outcome) = (owner.client_id.as_str(), if is_too_soon { "too_soon" } else { "refreshing" });
+        audit::event("refused_token", &owner.user, client_id, &stored.record.issuer, None, outcome).await;
+        if is_too_soon {
             return Ok(Renewal::TooSoon);
         }
-        audit::event("refused_token", &owner.user, client_id, &stored.record.issuer, None, "refreshing");
         self.refreshed(&owner, &stored, Occasion::Refused).await?;
         // What came may be over by now, or be refused in its turn; that is for the next call to say.
         self.stored(&owner).await.map(|_| Renewal::Renewed)
@@ -216,11 +217,12 @@ impl UpstreamTokens for Tokens {
             Err(TokenError::NotFound) => return Ok(()),
             Err(error) => return Err(error),
         };
+        can_be_audited()?;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
         // First here, so that nobody is given a token that is being revoked.
         open.store.remove_token(key, route, None).await.map_err(|error| unavailable(&error))?;
         let outcome = revocation(self.revoke(&record).await);
-        audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome);
+        audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
         Ok(())
     }
 }
@@ -273,13 +275,13 @@ impl Tokens {
         self.setbacks.invalidate(&key).await;
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
-            Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner),
+            Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner).await,
             Ok((old, _)) if old.issuer != record.issuer => {
                 let outcome = revocation(self.revoke(&old).await);
-                audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome);
+                audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome).await;
             }
             Ok(_) => {}
-            Err(UnsealError::DoesNotOpen) => isolation_violation(owner),
+            Err(UnsealError::DoesNotOpen) => isolation_violation(owner).await,
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
         }
         Ok(())
@@ -307,6 +309,7 @@ impl Tokens {
     /// Refreshes a token once, however many ask for it in this process and in others. Whoever asks waits only so long;
     /// the refresh goes on without them, since a server that rotates tokens has rotated by then.
     async fn refreshed(&self, owner: &TokenOwner, old: &Stored, occasion: Occasion) -> Result<(), TokenError> {
+        can_be_audited()?;
         if self.setbacks.get(&old.key).await.is_some_and(|setback| Instant::now() < setback.until) {
             return Err(TokenError::Unavailable);
         }
@@ -384,14 +387,14 @@ impl Tokens {
     async fn refresh(&self, owner: &TokenOwner, stored: Stored, occasion: Occasion) -> Result<(), TokenError> {
         let Stored { key, route, sealed: old, record } = stored;
         let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        let audit = |outcome| {
+        let audit = async |outcome| {
             self.metrics.refreshed(outcome);
-            audit::event("refreshed", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome);
+            audit::event("refreshed", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
         };
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
             open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
-            audit("ended");
+            audit("ended").await;
             return self.stored(owner).await.map(drop);
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
@@ -410,11 +413,11 @@ impl Tokens {
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
                 if !self.set_back(key, verdict).await {
-                    audit("failed");
+                    audit("failed").await;
                     return Err(TokenError::Unavailable);
                 }
                 open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
-                audit("ended");
+                audit("ended").await;
                 return self.stored(owner).await.map(drop);
             }
         };
@@ -447,7 +450,7 @@ impl Tokens {
             tracing::info!(issuer = record.issuer, revoked = outcome == Some(true), "changed while refreshing");
             return self.stored(owner).await.map(drop);
         }
-        audit("ok");
+        audit("ok").await;
         Ok(())
     }
 
@@ -478,7 +481,8 @@ impl Tokens {
                 Ok(Stored { key, route, sealed, record })
             }
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
-                isolation_violation(owner);
+                can_be_audited()?;
+                isolation_violation(owner).await;
                 Err(TokenError::NotFound)
             }
             Err(error) => {
@@ -490,8 +494,17 @@ impl Tokens {
 }
 
 /// What the store has for this owner is another's.
-fn isolation_violation(owner: &TokenOwner) {
-    audit::event("isolation_violation", &owner.user, owner.client_id.as_str(), "", None, "refused");
+async fn isolation_violation(owner: &TokenOwner) {
+    audit::event("isolation_violation", &owner.user, owner.client_id.as_str(), "", None, "refused").await;
+}
+
+/// # Errors
+/// Where what comes of it could not be audited. Nothing is done then.
+fn can_be_audited() -> Result<(), TokenError> {
+    audit::blocked().map_or(Ok(()), |cause| {
+        tracing::error!(cause, "no token is refreshed or ended");
+        Err(TokenError::Unavailable)
+    })
 }
 
 fn unavailable(error: &StoreError) -> TokenError {

@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Extension, Router,
     body::Body,
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::{
         HeaderMap, Request, StatusCode,
         header::{CONTENT_TYPE, HOST},
@@ -26,7 +26,12 @@ use url::{Host, Url};
 use super::listen::Listener;
 use crate::{
     process::readiness::Readiness,
-    telemetry::{log::LogFilter, metrics::Metrics},
+    telemetry::{
+        audit,
+        directives::{self, Directives},
+        log::LogFilter,
+        metrics::Metrics,
+    },
 };
 
 /// How long a caller may take for the head of a request, and leave a connection idle.
@@ -40,12 +45,13 @@ const CONNECTIONS: usize = 64;
 pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {
     Router::new()
         .route("/log", get(async |State(log): State<LogFilter>| log.text() + "\n").put(set_log))
+        .layer(DefaultBodyLimit::max(directives::LONGEST))
         .with_state(log)
         .route("/healthz", get("ok\n"))
         .route(
             "/readyz",
             get(|State(readiness): State<Arc<Readiness>>| async move {
-                match readiness.reason() {
+                match readiness.reason().or_else(audit::blocked) {
                     None => (StatusCode::OK, "ready\n".to_owned()),
                     Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
                 }
@@ -123,8 +129,15 @@ async fn set_log(
     if !local || !named {
         return (StatusCode::FORBIDDEN, "only from this machine, as localhost or by an address\n".to_owned());
     }
-    match log.set(filter.trim()) {
+    let directives = match filter.trim().parse::<Directives>() {
+        Ok(directives) => directives,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    if let Some(reason) = audit::blocked() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n"));
+    }
+    match log.set(directives).await {
         Ok(()) => (StatusCode::OK, log.text() + "\n"),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")),
     }
 }

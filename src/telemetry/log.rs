@@ -3,78 +3,96 @@
 use std::{
     io::IsTerminal,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use anyhow::{Context, bail};
-use tracing::Subscriber;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use anyhow::Context;
+use tracing::{Metadata, Subscriber, level_filters::LevelFilter};
 use tracing_subscriber::{
-    EnvFilter, Layer, Registry, filter::filter_fn, fmt::MakeWriter, layer::SubscriberExt, registry::LookupSpan, reload,
+    Layer, Registry,
+    filter::{FilterExt, FilterFn, Targets},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
     util::SubscriberInitExt,
 };
 
-use super::audit;
+use super::{
+    audit,
+    directives::Directives,
+    lines::{self, Kind, LineWriter, STDERR},
+};
 
-/// How many lines may wait to be written, of some hundred bytes each.
-const LINES: usize = 8192;
+/// How long the end of the process waits for the last lines to be taken.
+const LAST: Duration = Duration::from_secs(2);
 
 /// What is logged at the moment.
 #[derive(Clone)]
 pub struct LogFilter {
-    handle: reload::Handle<EnvFilter, Registry>,
-    text: Arc<Mutex<String>>,
+    handle: reload::Handle<Targets, Registry>,
+    directives: Arc<Mutex<Directives>>,
+}
+
+/// Writes what is still to be written when it is dropped, for as long as somebody reads.
+#[derive(Debug)]
+#[must_use]
+pub struct LastLines(());
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        STDERR.finish(LAST);
+    }
 }
 
 impl LogFilter {
-    /// Starts the log: lines for a person at a terminal, JSON for everything else. What comes back writes what is still
-    /// to be written when it is dropped.
+    /// Starts the log: lines for a person at a terminal, JSON for everything else.
     ///
     /// # Errors
-    /// Where the filter cannot be read.
-    pub fn start(text: &str) -> anyhow::Result<(Self, WorkerGuard)> {
-        let filter = EnvFilter::try_new(text).with_context(|| format!("--log {text}"))?;
-        let (filter, handle) = reload::Layer::new(filter);
-        // A thread of its own writes: who answers does not wait for who reads the log, until it is far behind.
-        let (queue, guard) =
-            NonBlockingBuilder::default().lossy(false).buffered_lines_limit(LINES).finish(std::io::stderr());
-        // But what is audited is written before the answer goes out.
-        let audited = lines(std::io::stderr).with_filter(filter_fn(|line| line.target() == audit::TARGET));
-        let others = lines(queue).with_filter(filter_fn(|line| line.target() != audit::TARGET));
-        tracing_subscriber::registry().with(filter).with(audited).with(others).init();
-        Ok((Self { handle, text: Arc::new(Mutex::new(text.to_owned())) }, guard))
+    /// Where the system gives no thread to write it.
+    pub fn start(directives: Directives) -> anyhow::Result<(Self, LastLines)> {
+        STDERR.write_to(std::io::stderr()).context("the log")?;
+        let (filter, handle) = reload::Layer::new(directives.targets.clone());
+        let others = filter.and(FilterFn::new(|line| !is_kept(line)).with_max_level_hint(LevelFilter::TRACE));
+        // No filter that can be changed reaches these.
+        let kept = FilterFn::new(is_kept).with_max_level_hint(LevelFilter::INFO);
+        tracing_subscriber::registry()
+            .with(layer(Kind::Lossy).with_filter(others))
+            .with(layer(Kind::Kept).with_filter(kept))
+            .init();
+        // Else a thread that answers would write to stderr itself, and wait for who reads it.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(target: "panic", "{panic}")));
+        Ok((Self { handle, directives: Arc::new(Mutex::new(directives)) }, LastLines(())))
     }
 
     /// The filter that holds.
     pub fn text(&self) -> String {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.directives.lock().unwrap_or_else(PoisonError::into_inner).to_string()
     }
 
     /// Changes the filter. What is audited, and that the filter was changed, is logged whatever it says.
     ///
     /// # Errors
-    /// Where the filter is none; the one before stays.
-    pub fn set(&self, text: &str) -> anyhow::Result<()> {
-        if text.is_empty() {
-            bail!("the filter is empty");
-        }
-        let mut filter = EnvFilter::try_new(text)?;
-        for kept in [audit::TARGET, module_path!()] {
-            filter = filter.add_directive(format!("{kept}=info").parse()?);
-        }
-        self.handle.reload(filter)?;
-        text.clone_into(&mut self.text.lock().unwrap_or_else(PoisonError::into_inner));
-        tracing::info!(filter = text, "the log's filter was changed");
+    /// Where the log has gone.
+    pub async fn set(&self, directives: Directives) -> anyhow::Result<()> {
+        self.handle.reload(directives.targets.clone())?;
+        tracing::info!(target: lines::TARGET, filter = %directives, "the log's filter was changed");
+        *self.directives.lock().unwrap_or_else(PoisonError::into_inner) = directives;
+        STDERR.written().await;
         Ok(())
     }
 }
 
+/// What is audited, and what the log says of itself.
+fn is_kept(line: &Metadata<'_>) -> bool {
+    [audit::TARGET, lines::TARGET].contains(&line.target())
+}
+
 /// Lines for a person at a terminal, JSON for everything else.
-fn lines<S, W>(writer: W) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S>(kind: Kind) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_writer(LineWriter { lines: &STDERR, kind });
     match std::io::stderr().is_terminal() {
         true => lines.with_ansi(true).boxed(),
         // Spans are none of ours; libraries have them at `trace`, and each line would repeat them.

@@ -8,6 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::lines;
 use crate::model::paths::Endpoint;
 
 /// The metrics of one process.
@@ -88,6 +89,12 @@ impl Default for Metrics {
             reload_ok.clone(),
         );
         registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
+        // There is one log in a process, and it starts before this.
+        registry.register(
+            "log_lines_dropped",
+            "Lines of the log that were dropped because nobody read it in time",
+            lines::DROPPED.clone(),
+        );
         let metrics = Self {
             registry,
             requests,

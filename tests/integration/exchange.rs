@@ -61,7 +61,9 @@ impl Party {
             all.extend(["--allow-host", HOST]);
         }
         // All that the libraries below can say, so that the scan for secrets at the end means something.
-        all.push("--log=trace");
+        if !flags.iter().any(|flag| flag.starts_with("--log=")) {
+            all.push("--log=trace");
+        }
         all.extend(flags);
         let process = Choreographer::start(&executable(), &all).await;
         let endpoint = Endpoint::from_shared(format!("http://{}", process.address)).expect("an address");

@@ -17,6 +17,7 @@ mod exchange;
 mod flow;
 mod lifecycle;
 mod limits;
+mod log;
 mod manifests;
 mod mtls;
 mod outgoing;

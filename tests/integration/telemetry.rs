@@ -1,4 +1,4 @@
-//! What an operator sees: traces, and a log whose filter can be changed.
+//! Traces, as a collector sees them.
 
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{connect_through, with_upstream},
-    stack::{Answered, Call, Certificates, Choreographer, Cimd, Client, grpc::channel, key_file},
+    stack::{Certificates, Choreographer, key_file},
     world::{Wish, World, executable},
 };
 
@@ -114,33 +114,4 @@ async fn without_its_collector_it_serves() {
     let mut world = World::start(Wish { cimd: &flags, ..Wish::default() }).await;
     assert_eq!(world.document("notes.localhost").await.0, 200);
     assert_eq!(world.cimd.process.stop().await, Some(0));
-}
-
-async fn log(address: &str, method: &'static str, filter: &str) -> Answered {
-    let client = Client::plain(address.parse().expect("an address"));
-    let call = Call::get("localhost", "/log").method(method).body(filter);
-    client.send(http::Version::HTTP_11, call).await.expect("an answer")
-}
-
-#[tokio::test]
-async fn the_logs_filter_changes_while_it_runs() {
-    let mut cimd = Cimd::start(&executable(), &[]).await;
-    assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n");
-    for bad in ["a=b=c", "", " \n"] {
-        assert_eq!(log(&cimd.admin, "PUT", bad).await.status, 400, "{bad:?}");
-    }
-    let client = Client::plain(cimd.admin.parse().expect("an address"));
-    let rebound = Call::get("rebound.example", "/log").method("PUT").body("off");
-    assert_eq!(client.send(http::Version::HTTP_11, rebound).await.expect("an answer").status, 403);
-    assert_eq!(log(&cimd.admin, "GET", "").await.text(), "info\n", "the one before stays");
-    assert!(!cimd.process.output().contains("\"DEBUG\""));
-    assert_eq!(log(&cimd.admin, "PUT", "debug\n").await.text(), "debug\n");
-    // What HTTP/2 says of a connection, at that level.
-    drop(channel(&cimd.ext_proc).await);
-    cimd.process.line(|line| line.contains("\"DEBUG\"").then_some(())).await;
-    // That somebody silenced it is said all the same.
-    assert_eq!(log(&cimd.admin, "PUT", "off").await.status, 200);
-    cimd.process.line(|line| line.contains("\"filter\":\"off\"").then_some(())).await;
-    cimd.process.stop().await;
-    assert!(!cimd.process.output().contains("\"stopping\""));
 }

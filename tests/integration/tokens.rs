@@ -32,7 +32,8 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CLIENT, Party, single},
-    stack::{Certificates, Choreographer, in_process::owner, key_file, metric, ready_address},
+    log::{read_again, stop_reading},
+    stack::{Certificates, Choreographer, grpc::channel, in_process::owner, key_file, metric, ready_address},
     store::Redis,
     world::{executable, run},
 };
@@ -452,12 +453,22 @@ async fn redis_a_thousand_ask_two_replicas_and_one_refreshes() {
 }
 
 async fn disconnect(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str, user: User, client_id: &str) {
+    try_to_disconnect(client, party, name, user, client_id).await.expect("disconnected");
+}
+
+async fn try_to_disconnect(
+    client: &UpstreamTokensClient<Channel>,
+    party: &Party,
+    name: &str,
+    user: User,
+    client_id: &str,
+) -> Result<(), Code> {
     let request = DisconnectRequest {
         user: Some(user),
         client_id: client_id.to_owned(),
         upstream: party.servers.upstream_of(name),
     };
-    client.clone().disconnect(request).await.expect("disconnected");
+    client.clone().disconnect(request).await.map(drop).map_err(|status| status.code())
 }
 
 /// Refreshes and revocations are within the reach of the token's own route.
@@ -513,6 +524,34 @@ async fn the_choreographer_disconnects_one_route() {
         }
     }
     assert_eq!(party.servers.revoked(), ["SECRET-refresh-of-SECRET-code-0"]);
+}
+
+/// What would have to be audited is not done; what need not be is.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_refreshed_or_ended_while_nobody_reads_the_log() {
+    let (party, client) = party(vec![Lie::none("good"), over("rotates", Refresh::Rotates)], &[]).await;
+    for name in ["good", "rotates"] {
+        connect(&party, name, single(), CLIENT).await;
+    }
+    let good = token(&client, &party, "good", single(), CLIENT).await.expect("a token");
+    let last = tag(&client, &party, "good").await;
+    let (process, admin) = (&party.process.process, &party.process.admin);
+    stop_reading(process, admin, &channel(&party.process.address).await, async || {}).await;
+    assert_eq!(token(&client, &party, "rotates", single(), CLIENT).await, Err(Code::Unavailable));
+    assert_eq!(report(&client, &party, "good", &last).await, Err(Code::Unavailable));
+    assert_eq!(try_to_disconnect(&client, &party, "good", single(), CLIENT).await, Err(Code::Unavailable));
+    assert_eq!(token(&client, &party, "good", single(), CLIENT).await, Ok(good), "it is still there");
+    assert_eq!((party.servers.refreshes().len(), party.servers.revoked().len()), (0, 0));
+
+    read_again(process, admin).await;
+    assert!(token(&client, &party, "rotates", single(), CLIENT).await.is_ok());
+    assert!(report(&client, &party, "good", &last).await.is_ok());
+    disconnect(&client, &party, "good", single(), CLIENT).await;
+    assert_eq!((party.servers.refreshes().len(), party.servers.revoked().len()), (2, 1));
+    let mut party = party;
+    assert_eq!(party.process.process.stop().await, Some(0));
+    assert_eq!((audited(&party, "refreshed"), audited(&party, "revoked")), (vec!["ok".into(); 2], vec!["ok".into()]));
+    assert_eq!(audited(&party, "refused_token"), ["refreshing"]);
 }
 
 #[tokio::test]

@@ -110,6 +110,7 @@ pub struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     news: watch::Receiver<usize>,
+    is_read: watch::Sender<bool>,
 }
 
 impl Process {
@@ -124,9 +125,15 @@ impl Process {
         let lines = Arc::default();
         let (tell, news) = watch::channel(0);
         let tell = Arc::new(tell);
-        keep_lines(child.stdout.take().expect("piped"), &lines, &tell);
-        keep_lines(child.stderr.take().expect("piped"), &lines, &tell);
-        Self { name, child, lines, news }
+        let is_read = watch::Sender::new(true);
+        keep_lines(child.stdout.take().expect("piped"), &lines, &tell, is_read.subscribe());
+        keep_lines(child.stderr.take().expect("piped"), &lines, &tell, is_read.subscribe());
+        Self { name, child, lines, news, is_read }
+    }
+
+    /// Whether what it prints is read. Where it is not, its pipes fill up.
+    pub fn read(&self, is_read: bool) {
+        self.is_read.send_replace(is_read);
     }
 
     pub fn pid(&self) -> u32 {
@@ -185,6 +192,7 @@ impl Process {
     /// killed it.
     pub async fn exited(&mut self) -> Option<i32> {
         let status = self.child.wait().await.expect("wait");
+        self.read(true);
         while self.news.changed().await.is_ok() {}
         status.code()
     }
@@ -238,11 +246,15 @@ fn keep_lines(
     output: impl AsyncRead + Unpin + Send + 'static,
     lines: &Arc<Mutex<Vec<String>>>,
     tell: &Arc<watch::Sender<usize>>,
+    mut is_read: watch::Receiver<bool>,
 ) {
     let (lines, tell) = (Arc::clone(lines), Arc::clone(tell));
     tokio::spawn(async move {
         let mut output = BufReader::new(output).lines();
-        while let Ok(Some(line)) = output.next_line().await {
+        loop {
+            // Whose process has been dropped reads to the end.
+            let _ = is_read.wait_for(|is_read| *is_read).await;
+            let Ok(Some(line)) = output.next_line().await else { return };
             lines.lock().expect("lines").push(line);
             tell.send_modify(|count| *count += 1);
         }

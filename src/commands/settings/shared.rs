@@ -3,7 +3,6 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, value_parser};
-use tracing_subscriber::EnvFilter;
 
 use super::store_url::StoreUrlParser;
 use crate::{
@@ -17,6 +16,7 @@ use crate::{
     },
     process::stop,
     store::{backend::FlowLimits, url::StoreUrl, vault},
+    telemetry::directives::Directives,
 };
 
 /// The file of `--config`.
@@ -169,9 +169,10 @@ pub struct ProcessArgs {
     /// The OpenTelemetry collector that traces are sent to over OTLP (gRPC), such as `http://127.0.0.1:4317`; none are made without.
     #[arg(long, env = "ENVOY_CIMD_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_otlp)]
     pub otlp_endpoint: Option<String>,
-    /// What is logged to stderr: `error`, `warn`, `info`, `debug`, or a filter such as `envoy_cimd=debug,warn`.
-    #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info", value_parser = parse_log)]
-    pub log: String,
+    /// What is logged to stderr: `error`, `warn`, `info`, `debug`, `trace`, `off`, or a filter such as
+    /// `envoy_cimd=debug,warn`. What is audited is logged whatever it says.
+    #[arg(long, env = "ENVOY_CIMD_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: Directives,
     #[command(flatten)]
     pub tls: TlsArgs,
 }
@@ -233,12 +234,5 @@ fn parse_otlp(text: &str) -> Result<String, &'static str> {
     match url::Url::parse(text) {
         Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
         _ => Err("is a URL such as http://127.0.0.1:4317"),
-    }
-}
-
-fn parse_log(text: &str) -> Result<String, String> {
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(error.to_string()),
     }
 }
