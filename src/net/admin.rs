@@ -2,7 +2,10 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,10 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
 use tower::ServiceExt;
 use url::{Host, Url};
 
@@ -38,8 +44,12 @@ use crate::{
 const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection lives at most.
 const CONNECTION: Duration = Duration::from_secs(30);
-/// How many there may be; more callers wait.
-const CONNECTIONS: usize = 64;
+/// How many there may be. When it is full, one goes for the next.
+const CONNECTIONS: usize = 256;
+/// How long a connection then has at least: an honest one takes milliseconds.
+const SILENT: Duration = Duration::from_millis(200);
+/// The same for one that has sent a whole head, whose request is being answered.
+const BEING_ANSWERED: Duration = Duration::from_secs(1);
 
 /// What the listener answers.
 pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {
@@ -91,23 +101,81 @@ async fn accept<L: axum::serve::Listener>(
     router: Router,
     is_local: fn(&L::Addr) -> bool,
 ) -> anyhow::Result<()> {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        let permit = Arc::clone(&connections).acquire_owned().await?;
         let (stream, caller) = listener.accept().await;
+        connections.make_room().await;
         let (router, local) = (router.clone(), Local(is_local(&caller)));
+        let answering = Arc::new(AtomicBool::new(false));
+        let being_answered = Arc::clone(&answering);
         let service = service_fn(move |request: Request<Incoming>| {
-            router.clone().layer(Extension(local)).oneshot(request.map(Body::new))
+            let (router, answering) = (router.clone(), Arc::clone(&answering));
+            async move {
+                answering.store(true, Ordering::Relaxed);
+                let answer = router.layer(Extension(local)).oneshot(request.map(Body::new)).await;
+                answering.store(false, Ordering::Relaxed);
+                answer
+            }
         });
-        tokio::spawn(async move {
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            // However it ends, it is the caller's doing.
-            let _ = timeout(CONNECTION, connection).await;
-            drop(permit);
-        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .serve_connection(TokioIo::new(stream), service);
+        connections.add(being_answered, connection);
+    }
+}
+
+/// The connections that there are. They end with this.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Some have ended.
+    begun: Vec<Connection>,
+}
+
+struct Connection {
+    since: Instant,
+    /// The head of a request came, and its answer is still to be made.
+    being_answered: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Connection {
+    /// Until when it need not go for another.
+    fn stays_until(&self) -> Instant {
+        self.since + if self.being_answered.load(Ordering::Relaxed) { BEING_ANSWERED } else { SILENT }
+    }
+}
+
+impl Connections {
+    /// Waits until there is room for one more. Where there is none, the oldest goes that has sent no whole head, or whose
+    /// answer takes too long.
+    async fn make_room(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.len() >= CONNECTIONS {
+            self.begun.retain(|connection| !connection.task.is_finished());
+            let Some(next) = self.begun.iter().min_by_key(|connection| connection.stays_until()) else { return };
+            let until = next.stays_until();
+            if until <= Instant::now() {
+                next.task.abort();
+                self.tasks.join_next().await;
+                continue;
+            }
+            tokio::select! {
+                _ = self.tasks.join_next() => {}
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    fn add<E>(
+        &mut self,
+        being_answered: Arc<AtomicBool>,
+        connection: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        // However it ends, it is the caller's doing.
+        let task = self.tasks.spawn(async { drop(timeout(CONNECTION, connection).await) });
+        self.begun.push(Connection { since: Instant::now(), being_answered, task });
     }
 }
 

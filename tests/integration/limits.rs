@@ -1,6 +1,12 @@
 //! Each limit, what is said above it, and what then does not happen.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use envoy_cimd::contract::proto::{
     BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason,
@@ -8,8 +14,9 @@ use envoy_cimd::contract::proto::{
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use http::Version;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinSet,
 };
 use tonic::Code;
 
@@ -138,16 +145,36 @@ async fn lookups() {
     assert_eq!(refused(&party.begin_with(party.request("good")).await), None);
 }
 
-/// Callers who say nothing keep nobody out for long.
-#[tokio::test]
+/// Callers who say nothing, or not all of it, keep nobody out for long, also where each comes again as soon as it has to
+/// go.
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_callers_of_the_admin_listener() {
     let cimd = Cimd::start(&executable(), &[]).await;
     let address: SocketAddr = cimd.admin.parse().expect("an address");
-    let mut slow = Vec::new();
-    for _ in 0..100 {
-        let mut stream = TcpStream::connect(address).await.expect("a connection");
-        stream.write_all(b"GET /hea").await.expect("sent");
-        slow.push(stream);
+    let gone = Arc::new(AtomicUsize::new(0));
+    let mut slow = JoinSet::new();
+    for number in 0..300 {
+        let gone = Arc::clone(&gone);
+        let said: &[u8] = match number % 3 {
+            0 => b"",
+            1 => b"GET /hea",
+            _ => b"PUT /log HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n",
+        };
+        slow.spawn(async move {
+            loop {
+                let mut stream = TcpStream::connect(address).await.expect("a connection");
+                // Either may find that it had to go.
+                let _ = stream.write_all(said).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+                gone.fetch_add(1, Ordering::Relaxed);
+            }
+        });
     }
-    assert_eq!(get(address, "/readyz").await.expect("an answer").0, 200);
+    let mut answered = 0;
+    while answered < 20 || gone.load(Ordering::Relaxed) < 300 {
+        assert_eq!(get(address, "/readyz").await.expect("an answer").0, 200);
+        answered += 1;
+    }
+    slow.shutdown().await;
+    assert_eq!(get(address, "/log").await.expect("an answer"), (200, "info\n".into()));
 }
