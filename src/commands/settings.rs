@@ -83,7 +83,7 @@ pub struct ChoreographerCommand {
     /// Where /healthz, /readyz, /metrics and /log are served: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9004")]
     pub admin_listen: ListenAddr,
-    /// The path of the document on every route.
+    /// The path of the document under every route's `from`.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
     pub document_path: EndpointPath,
     #[command(flatten)]

@@ -12,7 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{Party, with_upstream},
-    flow::press,
+    flow::press_shown,
     stack::{Answered, Call, Certificates, Cimd, Client, Process, get, grpc::channel, metric},
     world::{CALLBACK, Wish, World, executable, run},
 };
@@ -160,7 +160,8 @@ async fn one_that_nobody_reads_stops_what_is_audited_and_nothing_else() {
     let https = world.https();
     let send = async |call| https.send(Version::HTTP_2, call).await.expect("an answer");
 
-    let begun = send(press(NOTES, "?return_to=/done")).await;
+    let issuer = format!("{}/good", servers.issuer);
+    let begun = send(press_shown(NOTES, "?return_to=/done", &issuer)).await;
     assert_eq!(begun.status, 303, "{begun:?}");
     let location = begun.all("location").join("");
     let state = url::Url::parse(&location).expect("a URL");
@@ -173,7 +174,7 @@ async fn one_that_nobody_reads_stops_what_is_audited_and_nothing_else() {
     };
 
     let flows = std::sync::Mutex::new(1);
-    let begin = async || match send(press(NOTES, "")).await.status {
+    let begin = async || match send(press_shown(NOTES, "", &issuer)).await.status {
         303 => *flows.lock().expect("flows") += 1,
         status => assert_eq!(status, 503),
     };
@@ -181,7 +182,7 @@ async fn one_that_nobody_reads_stops_what_is_audited_and_nothing_else() {
     stop_reading(&world.cimd.process, &admin, &health, begin).await;
     let refused = "envoy_cimd_requests_total{endpoint=\"start\",outcome=\"choreographer_unavailable\"}";
     let before = metric(&admin, refused).await.expect("a metric");
-    assert_eq!(send(press(NOTES, "")).await.status, 503);
+    assert_eq!(send(press_shown(NOTES, "", &issuer)).await.status, 503);
     assert_eq!(metric(&admin, refused).await, Some(before + 1));
     assert_eq!(send(callback()).await.status, 503);
     assert_eq!(servers.exchanges(), [] as [&str; 0], "the code is not used");

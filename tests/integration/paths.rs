@@ -22,6 +22,7 @@ use http::Version;
 use serde_json::{Value, json};
 
 use crate::{
+    choreographer::ISSUER,
     flow::Flows,
     raw_http2,
     stack::{
@@ -72,7 +73,7 @@ async fn is_whole(flows: &Flows, version: Version, from: &str) {
     let page = send(call(START).header("accept", "text/html")).await;
     assert!(page.status == 200 && page.text().contains(&format!("<dd>{}</dd>", &from["https://".len()..])), "{page:?}");
 
-    let begun = send(press(&format!("{START}?return_to=/after"))).await;
+    let begun = send(press(&format!("{START}?return_to=/after&issuer={ISSUER}"))).await;
     let location = url::Url::parse(&begun.all("location").join("")).expect("a URL");
     let parameter =
         |name| location.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned()).expect(name);
