@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub(crate) mod callback;
+pub(crate) mod calls;
 pub(crate) mod disconnect;
 pub(crate) mod document;
 pub mod endpoint;

@@ -10,6 +10,7 @@ pub mod public_url;
 pub mod return_to;
 pub mod route;
 pub mod secret;
+pub mod shares;
 pub mod trace;
 pub mod upstream;
 pub mod user;

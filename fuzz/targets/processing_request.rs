@@ -349,7 +349,7 @@ impl Choreographer for Fake {
         let unusable = BeginError::AuthorizationServerUnusable(CAUSE);
         let refusals = [
             unusable,
-            BeginError::TooManyFlows,
+            BeginError::TooManyFlows(CAUSE),
             BeginError::Call(CallError::Failed(CAUSE)),
             BeginError::Call(CallError::Unavailable(CAUSE)),
             BeginError::Call(CallError::Timeout(CAUSE)),

@@ -10,8 +10,8 @@ pub type Cause = Cow<'static, str>;
 pub enum BeginError {
     /// No authorization server can be used for the upstream.
     AuthorizationServerUnusable(Cause),
-    /// As many flows, or look-ups, as may be.
-    TooManyFlows,
+    /// As many flows, or look-ups, as may be: which limit it is.
+    TooManyFlows(Cause),
     /// The authorization server, whose issuer this is, is not the one that the person was shown.
     IssuerChanged(String),
     Call(CallError),
@@ -88,7 +88,7 @@ impl Label for BeginError {
     fn label(&self) -> &'static str {
         match self {
             Self::AuthorizationServerUnusable(_) => "authorization_server_unusable",
-            Self::TooManyFlows => "too_many_flows",
+            Self::TooManyFlows(_) => "too_many_flows",
             Self::IssuerChanged(_) => "issuer_changed",
             Self::Call(error) => error.label(),
         }

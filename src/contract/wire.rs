@@ -93,7 +93,7 @@ impl From<BeginError> for proto::BeginRefusal {
             BeginError::AuthorizationServerUnusable(message) => {
                 (Reason::AuthorizationServerUnusable, message.into_owned())
             }
-            BeginError::TooManyFlows => (Reason::TooManyFlows, String::new()),
+            BeginError::TooManyFlows(message) => (Reason::TooManyFlows, message.into_owned()),
             BeginError::Call(CallError::Unavailable(cause)) => (Reason::Unavailable, cause.into_owned()),
             BeginError::Call(CallError::Failed(cause)) => (Reason::Failed, cause.into_owned()),
             BeginError::Call(CallError::Timeout(cause)) => (Reason::TimedOut, cause.into_owned()),
@@ -109,7 +109,7 @@ impl From<proto::BeginRefusal> for BeginError {
         let cause = refusal.message.into();
         match reason {
             Reason::AuthorizationServerUnusable => Self::AuthorizationServerUnusable(cause),
-            Reason::TooManyFlows => Self::TooManyFlows,
+            Reason::TooManyFlows => Self::TooManyFlows(cause),
             Reason::IssuerChanged => Self::IssuerChanged(refusal.issuer),
             Reason::Unavailable => Self::Call(CallError::Unavailable(cause)),
             Reason::Failed => Self::Call(CallError::Failed(cause)),

@@ -6,21 +6,31 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use http::{Method, Request, StatusCode, header};
-use moka::{Expiry, future::Cache};
+use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
 use serde::de::DeserializeOwned;
-use tokio::sync::Semaphore;
-use url::Url;
+use tokio::time::timeout;
+use url::{Origin, Url};
 
 pub mod documents;
 pub mod error;
 
 use crate::{
-    model::{client::ClientId, upstream::Upstream},
+    model::{
+        client::ClientId,
+        shares::{Share, ShareLimits, Shares, UsedUp},
+        upstream::Upstream,
+        user::User,
+    },
     net::outgoing::{
         Outgoing, Reach,
         error::{FetchError, redacted, truncate},
     },
+    telemetry::traces::covered,
 };
 use documents::{
     AuthorizationServer, Challenge, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses,
@@ -31,8 +41,8 @@ use error::{DiscoveryError, Problem};
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
-/// How long no second look-up is begun for who only looks: longer than one takes.
-const BEGUN: Duration = Duration::from_secs(20);
+/// The longest that a look-up may take in all: longer than anybody waits, so that who comes back finds it done.
+const LONGEST: Duration = Duration::from_secs(15);
 /// How many upstreams are remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -40,11 +50,11 @@ const REMEMBERED: u64 = 10_000;
 #[derive(Clone, Debug)]
 pub struct Discovery {
     outgoing: Outgoing,
-    found: Cache<Sought, Found>,
-    /// The look-ups that nobody waits for, begun a short while ago.
-    begun: Cache<Sought, ()>,
-    /// One for each look-up that may be under way.
-    lookups: Arc<Semaphore>,
+    lookups: Cache<Sought, LookUp>,
+    longest: Duration,
+    /// For those whom somebody waits for, and for the others: pages cannot keep sign-ins out.
+    awaited: Shares,
+    unawaited: Shares,
 }
 
 /// What is looked up. What may be reached on the way is a part of it: no route is given what another's exemption found.
@@ -63,47 +73,85 @@ impl Sought {
 
 type Found = Result<Arc<AuthorizationServer>, DiscoveryError>;
 
+/// A look-up. It is a task of its own, which goes on when those who wait for it leave.
+#[derive(Clone, Debug)]
+enum LookUp {
+    UnderWay(Shared<BoxFuture<'static, Found>>),
+    Over(Found),
+}
+
 impl Discovery {
-    /// `lookups` is how many upstreams may be looked up at once.
-    pub fn new(outgoing: Outgoing, lookups: usize) -> Self {
-        let found = Cache::builder().max_capacity(REMEMBERED).expire_after(BriefErrors).build();
-        let begun = Cache::builder().max_capacity(REMEMBERED).time_to_live(BEGUN).build();
-        let lookups = Arc::new(Semaphore::new(lookups.min(Semaphore::MAX_PERMITS)));
-        Self { outgoing, found, begun, lookups }
+    /// `limits` is how many upstreams may be looked up at once for who waits, and as many again for who does not.
+    pub fn new(outgoing: Outgoing, limits: ShareLimits) -> Self {
+        let lookups = Cache::builder().max_capacity(REMEMBERED).expire_after(Lasting).build();
+        Self { outgoing, lookups, longest: LONGEST, awaited: Shares::new(limits), unawaited: Shares::new(limits) }
     }
 
-    /// The authorization server of a route's upstream. Look-ups of one upstream at the same time are one look-up.
+    /// The authorization server of a route's upstream, for a user who waits for it; or for none, who only looks. Look-ups
+    /// of one upstream at the same time are one look-up, which is of the share of who came first.
     ///
     /// # Errors
     /// Why there is none that can be used; remembered briefly.
-    pub async fn find(&self, client_id: &ClientId, upstream: &Upstream) -> Found {
-        let outgoing = self.outgoing.for_route(client_id);
-        let sought = Sought::of(upstream, &outgoing);
-        let of_route = Self { outgoing, ..self.clone() };
-        self.found.get_with(sought, async { of_route.look_up(upstream).await.map(Arc::new) }).await
+    pub async fn find(&self, client_id: &ClientId, upstream: &Upstream, user: Option<&User>) -> Found {
+        let shares = if user.is_some() { &self.awaited } else { &self.unawaited };
+        match self.look_up_once(client_id, upstream, || shares.take(user, first_asked(upstream))).await? {
+            LookUp::UnderWay(found) => found.await,
+            LookUp::Over(found) => found,
+        }
     }
 
     /// The issuer, where it is pinned or was found before.
     pub async fn known(&self, client_id: &ClientId, upstream: &Upstream) -> Option<String> {
         let sought = Sought::of(upstream, &self.outgoing.for_route(client_id));
-        match self.found.get(&sought).await {
-            Some(Ok(server)) => Some(server.issuer.clone()),
-            Some(Err(_)) | None => upstream.authorization_server.clone(),
+        match self.lookups.get(&sought).await {
+            Some(LookUp::Over(Ok(server))) => Some(server.issuer.clone()),
+            Some(LookUp::Over(Err(_)) | LookUp::UnderWay(_)) | None => upstream.authorization_server.clone(),
         }
     }
 
-    /// Begins a look-up that nobody waits for, unless one was begun a short while ago.
-    pub async fn begin(&self, client_id: &ClientId, upstream: &Upstream) {
-        let sought = Sought::of(upstream, &self.outgoing.for_route(client_id));
-        let (discovery, client_id, upstream) = (self.clone(), client_id.clone(), upstream.clone());
-        let begun = async move {
-            tokio::spawn(async move { discovery.find(&client_id, &upstream).await.map(drop) });
+    /// The look-up of an upstream that there is, or one that begins with the share that `take` gives.
+    async fn look_up_once(
+        &self,
+        client_id: &ClientId,
+        upstream: &Upstream,
+        take: impl FnOnce() -> Result<Share, UsedUp>,
+    ) -> Result<LookUp, DiscoveryError> {
+        let outgoing = self.outgoing.for_route(client_id);
+        let sought = Sought::of(upstream, &outgoing);
+        if let Some(lookup) = self.lookups.get(&sought).await {
+            return Ok(lookup);
+        }
+        let begin = async |lookup: Option<_>| match lookup {
+            Some(_) => Ok(Op::Nop),
+            // One who has no share left does not speak for the next.
+            None => take().map(|share| {
+                let of_route = Self { outgoing, ..self.clone() };
+                Op::Put(LookUp::UnderWay(of_route.spawn(sought.clone(), share)))
+            }),
         };
-        self.begun.get_with(sought, begun).await;
+        let lookup = self.lookups.entry_by_ref(&sought).and_try_compute_with(begin).await;
+        let lookup = lookup.map_err(DiscoveryError::Busy)?.into_entry();
+        lookup.map(Entry::into_value).ok_or_else(|| DiscoveryError::Broken(upstream.url.clone()))
+    }
+
+    /// Shutdown does not wait for it: nothing of it is lost.
+    fn spawn(self, sought: Sought, share: Share) -> Shared<BoxFuture<'static, Found>> {
+        let url = sought.upstream.url.clone();
+        let task = tokio::spawn(covered(async move {
+            let found = timeout(self.longest, self.look_up(&sought.upstream)).await;
+            let found = found
+                .unwrap_or_else(|_| Err(DiscoveryError::TooSlow(sought.upstream.url.clone(), self.longest)))
+                .map(Arc::new);
+            drop(share);
+            let over = LookUp::Over(found.clone());
+            // In turn with who put it there as under way, and so after that.
+            self.lookups.entry(sought).and_upsert_with(async |_| over).await;
+            found
+        }));
+        task.map(|found| found.unwrap_or(Err(DiscoveryError::Broken(url)))).boxed().shared()
     }
 
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
-        let _one = self.lookups.try_acquire().map_err(|_| DiscoveryError::Busy)?;
         let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
         let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
         if let Some(issuer) = &upstream.authorization_server {
@@ -194,14 +242,71 @@ fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
     request
 }
 
-struct BriefErrors;
+/// The server that a look-up asks first, where it names one.
+fn first_asked(upstream: &Upstream) -> Option<Origin> {
+    let url = upstream.authorization_server.as_ref().unwrap_or(&upstream.url);
+    Url::parse(url).ok().map(|url| url.origin())
+}
 
-impl Expiry<Sought, Found> for BriefErrors {
-    fn expire_after_create(&self, _: &Sought, found: &Found, _: Instant) -> Option<Duration> {
-        Some(match found {
-            Ok(_) => FRESH,
-            Err(DiscoveryError::Busy) => Duration::ZERO,
-            Err(_) => FAILED,
+/// How long a look-up is remembered.
+struct Lasting;
+
+impl Lasting {
+    fn of(lookup: &LookUp) -> Option<Duration> {
+        Some(match lookup {
+            // Longer than it takes; yet one that a bug ended without a word does not stay for ever.
+            LookUp::UnderWay(_) => LONGEST * 2,
+            LookUp::Over(Ok(_)) => FRESH,
+            LookUp::Over(Err(_)) => FAILED,
         })
+    }
+}
+
+impl Expiry<Sought, LookUp> for Lasting {
+    fn expire_after_create(&self, _: &Sought, lookup: &LookUp, _: Instant) -> Option<Duration> {
+        Self::of(lookup)
+    }
+
+    fn expire_after_update(&self, _: &Sought, lookup: &LookUp, _: Instant, _: Option<Duration>) -> Option<Duration> {
+        Self::of(lookup)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::net::outgoing::Config;
+
+    /// Who presses again does not begin another that takes as long.
+    #[tokio::test]
+    async fn one_that_takes_too_long_is_remembered_as_a_failure() {
+        let outgoing = Outgoing::new(&Config::default()).expect("a client");
+        let discovery = Discovery::new(outgoing, ShareLimits { in_all: 1, of_user: 1, of_server: 1 });
+        let impatient = Discovery { longest: Duration::ZERO, ..discovery.clone() };
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/mcp", silent.local_addr().expect("an address"));
+        let upstream = Upstream { url, authorization_server: None };
+        let client_id = ClientId::new("https://mcp.example.com/.well-known/mcp-client-metadata.json");
+        let too_slow = |found: Found| matches!(found, Err(DiscoveryError::TooSlow(url, _)) if url == upstream.url);
+        assert!(too_slow(impatient.find(&client_id, &upstream, Some(&User::Single)).await));
+        assert!(too_slow(discovery.find(&client_id, &upstream, Some(&User::Single)).await), "it is not tried again");
+        let other = Upstream { url: String::new(), ..upstream.clone() };
+        let found = discovery.find(&client_id, &other, Some(&User::Single)).await;
+        assert!(matches!(found, Err(DiscoveryError::Upstream(..))), "its share came back: {found:?}");
+    }
+
+    #[test]
+    fn the_first_server_that_is_asked() {
+        let upstream = |url: &str, issuer: Option<&str>| Upstream {
+            url: url.to_owned(),
+            authorization_server: issuer.map(str::to_owned),
+        };
+        let first = first_asked(&upstream("https://mcp.example/a", None));
+        assert_eq!(first, first_asked(&upstream("https://MCP.example:443/b", None)));
+        assert_eq!(first, first_asked(&upstream("https://other.example", Some("https://mcp.example"))));
+        assert_ne!(first, first_asked(&upstream("https://mcp.example/a", Some("https://as.example"))));
+        assert_eq!(first_asked(&upstream("nowhere", None)), None);
     }
 }

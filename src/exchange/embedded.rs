@@ -30,9 +30,9 @@ use crate::{
         clock::UnixTime,
         flow::{FlowId, MAX_LIFETIME},
         secret::{Secret, random},
+        shares::ShareLimits,
         trace::Trace,
         upstream::Upstream,
-        user::User,
     },
     net::outgoing::{self, Outgoing},
     store::{
@@ -50,8 +50,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(8);
 /// How long the page is kept back for the name of the authorization server.
 const SHOWN_WITHIN: Duration = Duration::from_millis(1500);
-/// How many people `--single-user` stands for, in flows.
-const PEOPLE: usize = 50;
 
 /// What an operator says of the exchange.
 #[derive(Clone, Debug)]
@@ -59,7 +57,7 @@ pub struct Config {
     pub outgoing: outgoing::Config,
     pub store: vault::Config,
     /// How many upstreams may be looked up at once.
-    pub max_lookups: usize,
+    pub lookups: ShareLimits,
     pub limits: FlowLimits,
     pub deadlines: Deadlines,
     /// Refuse an authorization server that does not announce `iss`: it closes the mix-up that MCP leaves open.
@@ -71,7 +69,7 @@ impl Default for Config {
         Self {
             outgoing: outgoing::Config::default(),
             store: vault::Config::default(),
-            max_lookups: 100,
+            lookups: ShareLimits { in_all: 100, of_user: 20, of_server: 50 },
             limits: FlowLimits { of_user: 20, in_all: 100_000 },
             deadlines: Deadlines::default(),
             require_iss: false,
@@ -95,9 +93,8 @@ impl Choreographer for Embedded {
         if let Some(known) = discovery.known(&client_id, &upstream).await {
             return Ok(Some(known));
         }
-        discovery.begin(&client_id, &upstream).await;
         // What takes longer goes on, and whoever presses the button meanwhile is shown the page again.
-        let found = timeout(SHOWN_WITHIN, discovery.find(&client_id, &upstream)).await;
+        let found = timeout(SHOWN_WITHIN, discovery.find(&client_id, &upstream, None)).await;
         Ok(found.ok().and_then(Result::ok).map(|server| server.issuer.clone()))
     }
 
@@ -167,7 +164,7 @@ impl Embedded {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.deadlines.check()?;
         let outgoing = Outgoing::new(&config.outgoing)?;
-        let discovery = Discovery::new(outgoing.clone(), config.max_lookups);
+        let discovery = Discovery::new(outgoing.clone(), config.lookups);
         let tokens = Tokens::new(discovery, outgoing, Vault::new(config.store)?, config.deadlines);
         Ok(Self { tokens, require_iss: config.require_iss, limits: config.limits })
     }
@@ -191,9 +188,9 @@ impl Embedded {
     }
 
     async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), BeginError> {
-        let found = self.tokens.discovery.find(&begin.client_id, &begin.upstream).await;
+        let found = self.tokens.discovery.find(&begin.client_id, &begin.upstream, Some(&begin.user)).await;
         let server = found.map_err(|error| match error {
-            DiscoveryError::Busy => BeginError::TooManyFlows,
+            DiscoveryError::Busy(_) => BeginError::TooManyFlows(error.to_string().into()),
             error => BeginError::AuthorizationServerUnusable(error.to_string().into()),
         })?;
         if self.require_iss && !server.sends_iss {
@@ -232,14 +229,11 @@ impl Embedded {
         let sealed = open.seal(Place::Flow(&key), &record).ok_or(NOT_SEALED)?;
         let tombstone = Tombstone::Bound { return_to: record.return_to.clone(), binding };
         let tombstone = open.seal(Place::Tombstone(&key), &tombstone).ok_or(NOT_SEALED)?;
-        let of_user = match record.user {
-            User::Single => self.limits.of_user.saturating_mul(PEOPLE),
-            User::Subject { .. } => self.limits.of_user,
-        };
+        let of_user = self.limits.of_user.saturating_mul(record.user.people());
         let flow = Flow { id: key, context, user: UserKey::of(&record.user), expires_at, sealed, tombstone };
         let limits = FlowLimits { of_user, ..self.limits };
         open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
-            StoreError::Full => BeginError::TooManyFlows,
+            StoreError::Full => BeginError::TooManyFlows("as many flows are kept as --max-flows allows".into()),
             error @ StoreError::Failed(_) => store_failed(&error).into(),
         })?;
         Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))

@@ -532,6 +532,7 @@ pub(super) fn note_unread(issuer: &str, unread: &[&'static str]) {
 mod tests {
     use super::*;
     use crate::{
+        model::shares::ShareLimits,
         net::outgoing::Config,
         store::{url::StoreUrl, vault},
     };
@@ -540,7 +541,9 @@ mod tests {
         let outgoing = Outgoing::new(&Config::default()).expect("a client");
         let store = vault::Config { url: Some(StoreUrl::File("/dev/null/store".into())), ..vault::Config::default() };
         let vault = Vault::new(store).expect("a vault");
-        let tokens = Tokens::new(Discovery::new(outgoing.clone(), 1), outgoing, vault, Deadlines::default());
+        let limits = ShareLimits { in_all: 1, of_user: 1, of_server: 1 };
+        let discovery = Discovery::new(outgoing.clone(), limits);
+        let tokens = Tokens::new(discovery, outgoing, vault, Deadlines::default());
         Tokens { dead_after, ..tokens }
     }
 

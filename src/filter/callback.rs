@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{
     browser::{self, BrowserCookie},
+    calls,
     outcome::Outcome,
     pages, query,
     refusal::Refusal,
@@ -41,6 +42,8 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let cookie = BrowserCookie::of(request, &state.flow_id);
     let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
+    let upstream = route.upstream().unwrap_or(route.from.as_str());
+    let share = tools.calls.callbacks.take(Some(&user), upstream).map_err(calls::refusal)?;
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
     let origin = route.from.origin().clone();
@@ -50,6 +53,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     Ok(Step::Call {
         flow: flow.clone(),
         call: Box::pin(async move {
+            let _share = share;
             let result = match choreographer.complete(complete, &trace).await {
                 Ok(return_to) => match ReturnTo::parse(&return_to, &origin) {
                     Some(return_to) => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    browser,
+    browser, calls,
     outcome::Outcome,
     pages, query,
     refusal::Refusal,
@@ -29,6 +29,7 @@ pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal>
     }
     let [] = query::parameters(query.unwrap_or_default(), tools.max_query_bytes, []).map_err(Refusal::BadRequest)?;
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
+    let share = tools.calls.presses.take(Some(&user), &upstream.url).map_err(calls::refusal)?;
     let owner = TokenOwner { user, client_id: tools.paths.client_id(&route.from), upstream };
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
@@ -36,6 +37,7 @@ pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal>
     Ok(Step::Call {
         flow: None,
         call: Box::pin(async move {
+            let _share = share;
             let result = match choreographer.disconnect(owner, &trace).await {
                 Ok(()) => Ok(pages::guarded(Reply::new(Outcome::Disconnected).header("location", location))),
                 Err(error) => Err(error.into()),

@@ -8,7 +8,9 @@ use futures_util::{FutureExt, future::BoxFuture};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    browser, callback, disconnect,
+    browser, callback,
+    calls::Calls,
+    disconnect,
     document::{self, Document, NameTemplate},
     outcome::Outcome,
     recent::Recent,
@@ -27,6 +29,7 @@ use crate::{
         paths::{Endpoint, Paths},
         public_url::PublicUrl,
         route::{Key, Route, RouteError, RouteMetadata, RouteTable},
+        shares::ShareLimits,
         user::Users,
     },
     telemetry::metrics::Metrics,
@@ -48,8 +51,8 @@ pub struct Config {
 /// What is taken on at once, and of one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// How many calls of the choreographer may be under way.
-    pub max_calls: usize,
+    /// How many calls of the choreographer may be under way, of each kind.
+    pub calls: ShareLimits,
     /// How long the headers of a request may be, in bytes.
     pub max_header_bytes: usize,
     /// How long the query of a request may be, in bytes.
@@ -64,7 +67,11 @@ impl Default for Config {
             document_max_age: 3600,
             dynamic_metadata: false,
             users: Users::Unknown,
-            limits: Limits { max_calls: 1000, max_header_bytes: 64 << 10, max_query_bytes: 8 << 10 },
+            limits: Limits {
+                calls: ShareLimits { in_all: 1000, of_user: 20, of_server: 100 },
+                max_header_bytes: 64 << 10,
+                max_query_bytes: 8 << 10,
+            },
         }
     }
 }
@@ -81,7 +88,7 @@ pub struct Endpoints {
     /// The config file's routes, the newest good ones.
     pub routes: ArcSwap<RouteTable>,
     dynamic_metadata: bool,
-    limits: Limits,
+    max_header_bytes: usize,
     pub metrics: Arc<Metrics>,
     pub refusals: Arc<RefusalLog>,
     /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
@@ -135,6 +142,7 @@ impl Endpoints {
                 users: config.users,
                 state_keys: Arc::new(ArcSwap::from_pointee(state_keys)),
                 choreographer,
+                calls: Calls::new(config.limits.calls),
                 clock: UnixTime::now,
                 max_query_bytes: config.limits.max_query_bytes,
             },
@@ -144,7 +152,7 @@ impl Endpoints {
             cache_control: document::cache_control(config.document_max_age),
             routes: ArcSwap::from_pointee(routes),
             dynamic_metadata: config.dynamic_metadata,
-            limits: config.limits,
+            max_header_bytes: config.limits.max_header_bytes,
             metrics,
             refusals: Arc::default(),
             calls,
@@ -162,7 +170,7 @@ impl Endpoints {
         };
         let visit = |route| Visit { tools: &self.tools, request, query, route, user: sources.user };
         let step = match &route {
-            _ if request.header_bytes() > self.limits.max_header_bytes => Err(Refusal::HeadersTooLarge),
+            _ if request.header_bytes() > self.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
             Ok(route) => match endpoint {
                 Endpoint::Document => self.document(request, query, route),
@@ -191,9 +199,6 @@ impl Endpoints {
             Ok(Step::Show(page)) => {
                 let metrics = Arc::clone(&self.metrics);
                 Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
-            }
-            Ok(Step::Call { .. }) if self.calls.len() >= self.limits.max_calls => {
-                self.refuse(&audience(), endpoint, name, &Refusal::TooManyFlows)
             }
             Ok(Step::Call { flow, call }) => {
                 let report = Report {

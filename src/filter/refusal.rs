@@ -52,8 +52,8 @@ pub enum Refusal {
     ExchangeFailed(Cause),
     /// No authorization server can be used for the upstream.
     AuthorizationServerUnusable(Cause),
-    /// As many sign-ins, calls or look-ups as may be.
-    TooManyFlows,
+    /// As many sign-ins, calls or look-ups as may be: which limit it is.
+    TooManyFlows(Cause),
     /// The call broke after it may have been sent, or what came back keeps no contract.
     ChoreographerFailed(Cause),
     /// No connection could be made, so nothing was sent.
@@ -124,7 +124,7 @@ impl Refusal {
             Self::AlreadyUsed { .. } => Outcome::AlreadyUsed,
             Self::ExchangeFailed(_) => Outcome::ExchangeFailed,
             Self::AuthorizationServerUnusable(_) => Outcome::AuthorizationServerUnusable,
-            Self::TooManyFlows => Outcome::TooManyFlows,
+            Self::TooManyFlows(_) => Outcome::TooManyFlows,
             Self::ChoreographerFailed(_) => Outcome::ChoreographerFailed,
             Self::ChoreographerUnavailable(_) => Outcome::ChoreographerUnavailable,
             Self::Timeout(_) => Outcome::Timeout,
@@ -162,11 +162,11 @@ impl Refusal {
             }
             Self::AlreadyUsed { .. } => "the flow was completed before, by the same user in the same browser".into(),
             Self::AuthorizationError(code) => format!("the authorization server sent the error `{code}`").into(),
-            Self::TooManyFlows => "there are as many sign-ins, calls or look-ups under way as may be".into(),
             Self::UserUnknown(cause)
             | Self::IssuerMismatch(cause)
             | Self::ExchangeFailed(cause)
             | Self::AuthorizationServerUnusable(cause)
+            | Self::TooManyFlows(cause)
             | Self::ChoreographerFailed(cause)
             | Self::ChoreographerUnavailable(cause)
             | Self::Timeout(cause) => cause.clone(),
@@ -241,7 +241,7 @@ impl From<BeginError> for Refusal {
     fn from(error: BeginError) -> Self {
         match error {
             BeginError::AuthorizationServerUnusable(reason) => Self::AuthorizationServerUnusable(reason),
-            BeginError::TooManyFlows => Self::TooManyFlows,
+            BeginError::TooManyFlows(cause) => Self::TooManyFlows(cause),
             // Whoever has a page to show shows it again instead.
             BeginError::IssuerChanged(_) => {
                 Self::AuthorizationServerUnusable("it is another one than the person was shown".into())
@@ -314,7 +314,7 @@ mod tests {
             ),
             (Refusal::ExchangeFailed(CAUSE), "a cause"),
             (Refusal::AuthorizationServerUnusable(CAUSE), "a cause"),
-            (Refusal::TooManyFlows, "there are as many sign-ins, calls or look-ups under way as may be"),
+            (Refusal::TooManyFlows(CAUSE), "a cause"),
             (Refusal::ChoreographerFailed(CAUSE), "a cause"),
             (Refusal::ChoreographerUnavailable(CAUSE), "a cause"),
             (Refusal::Timeout(CAUSE), "a cause"),
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn a_failure_has_one_label() {
         let calls = [CallError::Unavailable(CAUSE), CallError::Failed(CAUSE), CallError::Timeout(CAUSE)];
-        let begins = [BeginError::AuthorizationServerUnusable(CAUSE), BeginError::TooManyFlows];
+        let begins = [BeginError::AuthorizationServerUnusable(CAUSE), BeginError::TooManyFlows(CAUSE)];
         let completions = [
             CompleteError::WrongContext,
             CompleteError::UnknownFlow,

@@ -6,6 +6,7 @@ use url::{Url, form_urlencoded};
 
 use super::{
     browser::{self, BrowserCookie},
+    calls,
     outcome::Outcome,
     pages::{self, Connect},
     query,
@@ -63,15 +64,20 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     };
     let client_id = tools.paths.client_id(&route.from);
     if !begins {
+        let share = tools.calls.pages.take(Some(&user), &upstream.url);
         return Ok(Step::Show(Box::pin(async move {
-            // A name that cannot be had is no reason to keep the page back.
-            let known = choreographer.describe(client_id, upstream.clone(), &trace).await.unwrap_or_else(|error| {
-                tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
-                None
-            });
+            // A name that cannot be had, or not now, is no reason to keep the page back.
+            let known = match share {
+                Ok(_share) => choreographer.describe(client_id, upstream, &trace).await.unwrap_or_else(|error| {
+                    tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
+                    None
+                }),
+                Err(_) => None,
+            };
             page.reply(known.as_deref())
         })));
     }
+    let share = tools.calls.presses.take(Some(&user), &upstream.url).map_err(calls::refusal)?;
     let cookie = BrowserCookie::fresh().map_err(|error| Refusal::ChoreographerFailed(error.to_string().into()))?;
     let redirect_uri = tools.paths.redirect_uri(&route.from);
     let begin = Begin {
@@ -87,6 +93,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     Ok(Step::Call {
         flow: None,
         call: Box::pin(async move {
+            let _share = share;
             let begun = match choreographer.begin(begin, &trace).await {
                 Ok(begun) => begun,
                 // Nobody is sent to a server that they were not shown.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
-use super::{refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
+use super::{calls::Calls, refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
 use crate::{
     contract::choreographer::Choreographer,
     model::{
@@ -22,6 +22,7 @@ pub struct Tools {
     pub users: Users,
     pub state_keys: Arc<ArcSwap<StateKeys>>,
     pub choreographer: Arc<dyn Choreographer>,
+    pub calls: Calls,
     pub clock: Clock,
     /// How long the query of a request may be, in bytes.
     pub max_query_bytes: usize,

@@ -13,6 +13,19 @@ pub enum User {
     Single,
 }
 
+/// How many people [`User::Single`] stands for.
+const PEOPLE: usize = 50;
+
+impl User {
+    /// For how many people this one counts where each has a share.
+    pub fn people(&self) -> usize {
+        match self {
+            Self::Subject { .. } => 1,
+            Self::Single => PEOPLE,
+        }
+    }
+}
+
 /// Where a filter's dynamic metadata names the person.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UserSource {

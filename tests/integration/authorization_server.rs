@@ -42,6 +42,8 @@ pub struct Lie {
     pub resource: fn(&mut Value),
     /// Where its upstream says that this is, on its own origin; where it is, unless it says so.
     pub named: Option<&'static str>,
+    /// Its upstream answers when [`Servers::answer`] says so.
+    pub late: bool,
     pub token: Token,
     pub refresh: Refresh,
 }
@@ -90,7 +92,15 @@ pub enum Token {
 
 impl Lie {
     pub fn none(name: &'static str) -> Self {
-        Self { name, metadata: |_| {}, resource: |_| {}, named: None, token: Token::Honest, refresh: Refresh::Rotates }
+        Self {
+            name,
+            metadata: |_| {},
+            resource: |_| {},
+            named: None,
+            late: false,
+            token: Token::Honest,
+            refresh: Refresh::Rotates,
+        }
     }
 }
 
@@ -117,6 +127,7 @@ struct Shared {
     /// The refresh token that each was given for.
     predecessors: Mutex<HashMap<String, String>>,
     revoked: Mutex<Vec<String>>,
+    challenges: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
     /// Whether late answers go out.
     answers: watch::Sender<bool>,
@@ -148,6 +159,7 @@ impl Servers {
             origins: Mutex::default(),
             predecessors: Mutex::default(),
             revoked: Mutex::default(),
+            challenges: Mutex::default(),
             fetches: Mutex::default(),
             answers: watch::Sender::new(false),
         });
@@ -228,6 +240,11 @@ impl Servers {
         self.shared.good.lock().expect("grants").clear();
     }
 
+    /// How often an upstream was asked without a token.
+    pub fn challenges(&self, name: &str) -> usize {
+        self.shared.challenges.lock().expect("challenges").iter().filter(|asked| *asked == name).count()
+    }
+
     /// The metadata addresses that were asked for, and what else was asked of the upstream.
     pub fn fetches(&self) -> Vec<String> {
         self.shared.fetches.lock().expect("fetches").clone()
@@ -235,6 +252,10 @@ impl Servers {
 }
 
 async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
+    shared.challenges.lock().expect("challenges").push(name.clone());
+    if shared.lies.get(name.as_str()).is_some_and(|lie| lie.late) {
+        shared.released().await;
+    }
     let upstream = shared.upstream.lock().expect("upstream").clone();
     let address = match shared.lies.get(name.as_str()).and_then(|lie| lie.named) {
         Some(path) => format!("{upstream}{path}"),

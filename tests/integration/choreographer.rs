@@ -84,6 +84,8 @@ struct Inner {
     traces: Mutex<Vec<String>>,
     exchanges: Mutex<Vec<String>>,
     mood: AtomicU8,
+    /// Calls that name this hang, whatever the mood.
+    held: Mutex<Option<&'static str>>,
     released: Notify,
     /// Where it sends people; the address of the test's own page in the browser tests.
     authorize: Mutex<Option<String>>,
@@ -176,9 +178,15 @@ impl Fake {
         self.inner.flows.lock().expect("flows").len()
     }
 
-    /// Lets the calls go on that [`Mood::Hangs`] holds.
+    /// Answers no call whose upstream or redirect URI has this in it, until [`Fake::release`].
+    pub fn hold(&self, part: &'static str) {
+        *self.inner.held.lock().expect("what is held") = Some(part);
+    }
+
+    /// Lets the calls go on that [`Mood::Hangs`] or [`Fake::hold`] holds.
     pub fn release(&self) {
         self.set(Mood::Correct);
+        *self.inner.held.lock().expect("what is held") = None;
         self.inner.released.notify_waiters();
     }
 
@@ -221,6 +229,10 @@ impl Fake {
         self.calls().into_iter().filter_map(disconnect).collect()
     }
 
+    pub fn descriptions(&self) -> usize {
+        self.calls().iter().filter(|call| matches!(call, Call::Describe(_))).count()
+    }
+
     pub fn begins(&self) -> usize {
         self.calls().iter().filter(|call| matches!(call, Call::Begin(_))).count()
     }
@@ -247,9 +259,10 @@ impl Service {
         self.0.calls.lock().expect("calls").push(call(request.into_inner()));
     }
 
-    async fn hang(&self) {
+    async fn hang(&self, named: &str) {
         let released = self.0.released.notified();
-        if self.mood() == Mood::Hangs {
+        let held = self.0.held.lock().expect("what is held").is_some_and(|part| named.contains(part));
+        if held || self.mood() == Mood::Hangs {
             released.await;
         }
     }
@@ -269,8 +282,9 @@ impl AuthorizationChoreographer for Service {
         &self,
         request: Request<DescribeUpstreamRequest>,
     ) -> Result<Response<DescribeUpstreamResponse>, Status> {
+        let upstream = request.get_ref().upstream.clone();
         self.record(request, Call::Describe);
-        self.hang().await;
+        self.hang(&upstream).await;
         match self.mood() {
             Mood::Fails => Err(Status::internal("it fails")),
             Mood::Garbage => Ok(Response::new(DescribeUpstreamResponse::default())),
@@ -285,7 +299,7 @@ impl AuthorizationChoreographer for Service {
         use begin_authorization_response::Outcome;
         let begun = request.get_ref().clone();
         self.record(request, Call::Begin);
-        self.hang().await;
+        self.hang(&begun.upstream).await;
         let issuer = if self.mood() == Mood::Moved { "https://other.example" } else { ISSUER };
         let refusal = |reason: begin_refusal::Reason| {
             let (message, issuer) = ("a reason for the operator".to_owned(), issuer.to_owned());
@@ -325,7 +339,7 @@ impl AuthorizationChoreographer for Service {
     ) -> Result<Response<CompleteAuthorizationResponse>, Status> {
         let complete = request.get_ref().clone();
         self.record(request, Call::Complete);
-        self.hang().await;
+        self.hang(&complete.redirect_uri).await;
         match self.mood() {
             Mood::Fails => return Err(Status::internal("it fails")),
             Mood::Garbage => return Ok(Response::new(CompleteAuthorizationResponse::default())),
@@ -369,8 +383,9 @@ impl AuthorizationChoreographer for Service {
     }
 
     async fn disconnect(&self, request: Request<DisconnectRequest>) -> Result<Response<DisconnectResponse>, Status> {
+        let named = request.get_ref().upstream.clone();
         self.record(request, Call::Disconnect);
-        self.hang().await;
+        self.hang(&named).await;
         match self.mood() {
             Mood::Fails => Err(Status::internal("it fails")),
             _ => Ok(Response::new(DisconnectResponse::default())),

@@ -27,7 +27,7 @@ use envoy_cimd::{
         secret::{Key as SecretKey, Secret},
         trace::Trace,
         upstream::Upstream,
-        user::Users,
+        user::{Claims, Users},
     },
     net::dial,
 };
@@ -68,12 +68,24 @@ impl Choreographer for Refusing {
 }
 
 fn endpoints(choreographer: Arc<dyn Choreographer>) -> Endpoints {
-    let config = Config { users: Users::Single, ..Config::default() };
+    endpoints_of(Config { users: Users::Single, ..Config::default() }, choreographer)
+}
+
+pub fn endpoints_of(config: Config, choreographer: Arc<dyn Choreographer>) -> Endpoints {
     let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
     Endpoints::new(config, RouteTable::default(), keys, choreographer, Arc::default(), Default::default())
 }
 
 async fn answer(endpoints: &Endpoints, headers: &[(&str, &str)]) -> Reply {
+    match ask(endpoints, headers, None) {
+        Answer::Later(call) => call.await,
+        Answer::Reply(reply) => reply,
+        Answer::PassThrough => panic!("it is ours"),
+    }
+}
+
+/// What becomes of a request for a route, of this issuer's subject.
+pub fn ask(endpoints: &Endpoints, headers: &[(&str, &str)], user: Option<(&str, &str)>) -> Answer {
     let mut request = Request::default();
     let fixed = [(":authority", "mcp.example.com"), (":scheme", "https"), ("x-request-id", "the-request")];
     for (name, value) in fixed.iter().chain(headers) {
@@ -84,11 +96,8 @@ async fn answer(endpoints: &Endpoints, headers: &[(&str, &str)]) -> Reply {
         Key::To => Some(Field::Text("https://upstream.example/mcp")),
         _ => None,
     });
-    match endpoints.answer(&request, &Sources { attributes, ..Sources::default() }) {
-        Answer::Later(call) => call.await,
-        Answer::Reply(reply) => reply,
-        Answer::PassThrough => panic!("it is ours"),
-    }
+    let user = user.map(|(issuer, subject)| Claims { issuer: Some(issuer), subject: Some(subject) });
+    endpoints.answer(&request, &Sources { attributes, user, ..Sources::default() })
 }
 
 /// Both ways give the same answer, with this status and label, for a person and for a program.
@@ -137,8 +146,10 @@ const CALLS: [(CallError, (u16, &str)); 3] = [
 
 #[tokio::test]
 async fn a_begin_that_is_refused() {
-    let unusable = BeginError::AuthorizationServerUnusable(CAUSE);
-    let own = [(unusable, (502, "authorization_server_unusable")), (BeginError::TooManyFlows, (503, "too_many_flows"))];
+    let own = [
+        (BeginError::AuthorizationServerUnusable(CAUSE), (502, "authorization_server_unusable")),
+        (BeginError::TooManyFlows(CAUSE), (503, "too_many_flows")),
+    ];
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
     for (begin, expected) in all {
         refused_alike(Refusing { begin, ..refusing() }, "POST", START, expected).await;

@@ -98,6 +98,17 @@ impl Party {
         answer.into_inner().outcome.expect("an outcome")
     }
 
+    /// What a page would show.
+    pub async fn describe(&self, upstream: &str) -> String {
+        let request = DescribeUpstreamRequest {
+            upstream: upstream.to_owned(),
+            authorization_server: String::new(),
+            client_id: CLIENT.to_owned(),
+        };
+        let answer = self.client.clone().describe_upstream(request).await.expect("an answer");
+        answer.into_inner().authorization_server
+    }
+
     async fn begun(&self, name: &str) -> proto::Begun {
         match self.begin(name).await {
             begin_authorization_response::Outcome::Begun(begun) => begun,

@@ -167,7 +167,7 @@ pub fn without_cookie(mut call: Call) -> Call {
     call
 }
 
-fn at(mut call: Call, host: &str) -> Call {
+pub fn at(mut call: Call, host: &str) -> Call {
     call.host = host.to_owned();
     call.authority(host)
 }
@@ -665,23 +665,30 @@ async fn what_is_handed_on() {
     flows.finish().await;
 }
 
+/// Where the filter of [`with_people`] names them.
+pub const WHO: [&str; 3] = ["--user-namespace=who", "--user-issuer=iss", "--user-subject=sub"];
+
+/// A stand-in for the operator's authentication filter. It takes a client's word, so it is none for production.
+pub fn with_people(config: &mut Value) {
+    let rule = |header, key| json!({"header": header, "remove": true, "on_header_present": {"metadata_namespace": "who", "key": key}});
+    http_filters(config).insert(
+        0,
+        json!({"name": "who", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config",
+            "request_rules": [rule("x-issuer", "iss"), rule("x-subject", "sub")],
+        }}),
+    );
+}
+
+/// A person's request, for that filter.
+pub fn person(call: Call, issuer: &str, subject: &str) -> Call {
+    call.header("x-issuer", issuer).header("x-subject", subject)
+}
+
 /// Who a person is comes from a filter's metadata, and who starts must finish.
 #[tokio::test]
 async fn users() {
-    let edit = |config: &mut Value| {
-        // A stand-in for the operator's authentication filter. It takes a client's word, so it is none for production.
-        let rule = |header, key| json!({"header": header, "remove": true, "on_header_present": {"metadata_namespace": "who", "key": key}});
-        http_filters(config).insert(
-            0,
-            json!({"name": "who", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config",
-                "request_rules": [rule("x-issuer", "iss"), rule("x-subject", "sub")],
-            }}),
-        );
-    };
-    let flags = ["--user-namespace=who", "--user-issuer=iss", "--user-subject=sub"];
-    let flows = Flows::with(&flags, &edit).await;
-    let person = |call: Call, issuer: &str, subject: &str| call.header("x-issuer", issuer).header("x-subject", subject);
+    let flows = Flows::with(&WHO, &with_people).await;
     for (call, status) in [
         (Call::get(NOTES, START), 403),
         (press(NOTES, ""), 403),

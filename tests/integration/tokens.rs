@@ -31,7 +31,7 @@ use tonic::{
 
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
-    exchange::{CLIENT, Party, single},
+    exchange::{CALLBACK, CLIENT, Party, single},
     log::{read_again, stop_reading},
     stack::{Certificates, Choreographer, grpc::channel, in_process::owner, key_file, metric, ready_address},
     store::Redis,
@@ -164,7 +164,7 @@ async fn a_token_is_refreshed_when_it_is_over() {
 /// Nobody has the token that such a server rotated to. That shows at the next refresh, and the user can connect again.
 #[tokio::test]
 async fn a_server_that_rotates_and_dies() {
-    let (_dir, servers, embedded) = in_process(over("dies", Refresh::RotatesAndDies)).await;
+    let (_dir, servers, embedded) = in_process_and_connected(over("dies", Refresh::RotatesAndDies)).await;
     let owner = owner(Person::Single, CLIENT, &servers.upstream_of("dies"));
     let mut answers = Vec::new();
     while answers.last() != Some(&Some(TokenError::NotFound)) {
@@ -187,11 +187,10 @@ async fn a_grant_that_ended_behind_our_back() {
     assert!(token(&client, &party, "rotates", person("i", "other"), CLIENT).await.is_ok());
 }
 
-/// The exchange in this process, whose clock can be set, with one person connected to the upstream of a lie.
-async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
+/// The exchange in this process, and the servers of a lie.
+pub async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
-    let name = lie.name;
     let servers = Servers::start(&certificates, vec![lie]).await;
     let embedded = Embedded::new(embedded::Config {
         outgoing: outgoing::Config {
@@ -202,22 +201,32 @@ async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
         store: vault::Config { state_dir: Some(dir.path().join("state")), ..vault::Config::default() },
         ..embedded::Config::default()
     });
-    let embedded = embedded.expect("good settings");
-    let redirect_uri = || RedirectUri::new("https://notes.localhost/.pomerium/oauth/callback");
-    let begin = Begin {
+    (dir, servers, embedded.expect("good settings"))
+}
+
+/// What a flow at an upstream begins with.
+pub fn begin(servers: &Servers, name: &str) -> Begin {
+    Begin {
         client_id: ClientId::new(CLIENT),
-        redirect_uri: redirect_uri(),
+        redirect_uri: RedirectUri::new(CALLBACK),
         upstream: Upstream { url: servers.upstream_of(name), authorization_server: None },
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         return_to: "/".to_owned(),
         shown_issuer: Some(format!("{}/{name}", servers.issuer)),
-    };
+    }
+}
+
+/// The same with one person connected; its clock can be set.
+async fn in_process_and_connected(lie: Lie) -> (TempDir, Servers, Embedded) {
+    let name = lie.name;
+    let (dir, servers, embedded) = in_process(lie).await;
     let trace = Trace::default();
-    let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|error| panic!("{error:?}"));
+    let begun = embedded.begin(begin(&servers, name), &trace).await;
+    let begun = begun.unwrap_or_else(|error| panic!("{error:?}"));
     let complete = Complete {
         flow_id: begun.flow_id,
-        redirect_uri: redirect_uri(),
+        redirect_uri: RedirectUri::new(CALLBACK),
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         answer: AuthorizationAnswer::Code(Secret::new(servers.consent(&begun.authorization_url))),
@@ -230,7 +239,7 @@ async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
 /// A token that has some time left is handed out at once, and renewed meanwhile.
 #[tokio::test]
 async fn a_token_that_is_old_is_refreshed_in_the_background() {
-    let (_dir, servers, mut embedded) = in_process(Lie::none("good")).await;
+    let (_dir, servers, mut embedded) = in_process_and_connected(Lie::none("good")).await;
     let owner = owner(Person::Single, CLIENT, &servers.upstream_of("good"));
     let ask = async |embedded: &Embedded| {
         let token = embedded.tokens.upstream_token(owner.clone(), &Trace::default()).await;
@@ -268,7 +277,7 @@ async fn refusals_without_end_cost_few_refreshes() {
         // Long after the last, it is the first again.
         (|| NOW, Renewal::Renewed),
     ];
-    let (_dir, servers, mut embedded) = in_process(no_lifetime("no-lifetime")).await;
+    let (_dir, servers, mut embedded) = in_process_and_connected(no_lifetime("no-lifetime")).await;
     let owner = owner(Person::Single, CLIENT, &servers.upstream_of("no-lifetime"));
     for (place, (clock, expected)) in REPORTS.into_iter().enumerate() {
         embedded.tokens.clock = clock;

@@ -9,7 +9,10 @@ use super::shared::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one}
 use crate::{
     edge::ext_proc,
     filter::endpoint,
-    model::user::{MetadataPath, UserSource, Users},
+    model::{
+        shares::ShareLimits,
+        user::{MetadataPath, UserSource, Users},
+    },
     net::{
         dial::GrpcUrl,
         listen::ListenAddr,
@@ -71,12 +74,21 @@ pub struct Serve {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// How many requests may be under way. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
+    /// How many requests may be under way; keep it above three times --max-calls, so that documents find room. Those
+    /// above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
     pub max_streams: usize,
-    /// How many calls of the choreographer may be under way: each holds a stream, for seconds. Those above get 503.
+    /// How many calls of the choreographer may be under way for presses of the button, as many again for callbacks, and
+    /// for pages: each holds a stream, for seconds. Those above get 503; a page is shown without its call.
     #[arg(long, env = "ENVOY_CIMD_MAX_CALLS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
     pub max_calls: usize,
+    /// How many of each kind one user may have under way, so that the others can sign in; --single-user has 50 times as
+    /// many.
+    #[arg(long, env = "ENVOY_CIMD_MAX_CALLS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
+    pub max_calls_per_user: usize,
+    /// How many of each kind may be under way for one upstream, so that those of a slow one leave room for the others.
+    #[arg(long, env = "ENVOY_CIMD_MAX_CALLS_PER_UPSTREAM", value_name = "COUNT", default_value = "100", value_parser = at_least_one)]
+    pub max_calls_per_upstream: usize,
     /// How long the headers of a request may be, those that Envoy sends us, names and values in all. Longer ones get 431.
     #[arg(long, env = "ENVOY_CIMD_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "65536", value_parser = at_least_one)]
     pub max_header_bytes: usize,
@@ -138,7 +150,11 @@ impl Serve {
             dynamic_metadata: self.routes.dynamic_metadata,
             users: self.users()?,
             limits: endpoint::Limits {
-                max_calls: self.limits.max_calls,
+                calls: ShareLimits {
+                    in_all: self.limits.max_calls,
+                    of_user: self.limits.max_calls_per_user,
+                    of_server: self.limits.max_calls_per_upstream,
+                },
                 max_header_bytes: self.limits.max_header_bytes,
                 max_query_bytes: self.limits.max_query_bytes,
             },

@@ -8,7 +8,10 @@ use super::store_url::StoreUrlParser;
 use crate::{
     exchange::{self, deadlines::Deadlines},
     filter::document::{CLIENT_NAME, NameTemplate},
-    model::paths::{CALLBACK_PATH, DOCUMENT_PATH, EndpointPath, Paths},
+    model::{
+        paths::{CALLBACK_PATH, DOCUMENT_PATH, EndpointPath, Paths},
+        shares::ShareLimits,
+    },
     net::{
         listen::{ListenAddr, SocketMode},
         outgoing::{self, allow_host::AllowHost},
@@ -117,9 +120,17 @@ pub struct ExchangeArgs {
     /// How many flows are kept in all. The next one gets 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS", value_name = "COUNT", default_value = "100000", value_parser = at_least_one)]
     pub max_flows: usize,
-    /// How many upstreams may be looked up at once. A flow that needs the next gets 503.
+    /// How many upstreams may be looked up at once for those who press the button, and as many again for those who
+    /// only open the page. A flow that needs the next gets 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS", value_name = "COUNT", default_value = "100", value_parser = at_least_one)]
     pub max_lookups: usize,
+    /// How many of them one user may have begun, so that the others can sign in; --single-user has 50 times as many.
+    #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
+    pub max_lookups_per_user: usize,
+    /// How many of them may be at one host, the upstream's or a pinned authorization server's, so that a slow one
+    /// leaves room for the others.
+    #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS_PER_HOST", value_name = "COUNT", default_value = "50", value_parser = at_least_one)]
+    pub max_lookups_per_host: usize,
 }
 
 impl ExchangeArgs {
@@ -133,7 +144,11 @@ impl ExchangeArgs {
                 encryption_keys: self.encryption_keys.clone(),
                 extra_ca: self.extra_ca.clone(),
             },
-            max_lookups: self.max_lookups,
+            lookups: ShareLimits {
+                in_all: self.max_lookups,
+                of_user: self.max_lookups_per_user,
+                of_server: self.max_lookups_per_host,
+            },
             limits: FlowLimits { of_user: self.max_flows_per_user, in_all: self.max_flows },
             deadlines: Deadlines {
                 token_endpoint: Duration::from_secs(self.token_endpoint_timeout.into()),

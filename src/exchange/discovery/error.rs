@@ -1,8 +1,10 @@
 //! Why no authorization server is found, in words for operators.
 
+use std::time::Duration;
+
 use http::StatusCode;
 
-use crate::net::outgoing::error::FetchError;
+use crate::{model::shares::UsedUp, net::outgoing::error::FetchError};
 
 /// The longest URL that is taken of a stranger, in bytes.
 pub const MAX_URL: usize = 2048;
@@ -18,9 +20,22 @@ pub enum DiscoveryError {
     Resource(String, Problem),
     #[error("the authorization server {0}: {1}")]
     Server(String, Problem),
+    #[error("the upstream {0}: to look it up, and its authorization server, took longer than {1:?} in all")]
+    TooSlow(String, Duration),
+    #[error("the upstream {0}: its look-up broke off, which is a bug")]
+    Broken(String),
     /// No look-up was made.
-    #[error("as many upstreams are being looked up as --max-lookups allows")]
-    Busy,
+    #[error("as many upstreams are being looked up as {} allows", setting(*.0))]
+    Busy(UsedUp),
+}
+
+/// The setting that limits look-ups.
+fn setting(used_up: UsedUp) -> &'static str {
+    match used_up {
+        UsedUp::InAll => "--max-lookups",
+        UsedUp::OfUser => "--max-lookups-per-user",
+        UsedUp::OfServer => "--max-lookups-per-host",
+    }
 }
 
 /// What is wrong with one of the three.
