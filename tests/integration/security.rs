@@ -1,16 +1,17 @@
-//! The table of attacks in SECURITY.md names tests that exist.
+//! The tables of attacks and of limits in SECURITY.md name tests that exist.
 
 use std::{fs, path::Path};
 
 use crate::settings::section;
 
 #[test]
-fn every_test_of_the_table_exists() {
+fn every_test_of_the_tables_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("SECURITY.md")).expect("the page");
-    let rows: Vec<&str> = section(&page, "attacks").lines().filter(|line| line.starts_with("| ")).skip(2).collect();
-    assert!(!rows.is_empty());
-    for row in rows {
+    let rows_of = |table| section(&page, table).lines().filter(|line| line.starts_with("| ")).skip(2);
+    let (attacks, limits): (Vec<&str>, Vec<&str>) = (rows_of("attacks").collect(), rows_of("limits").collect());
+    assert!(!attacks.is_empty() && !limits.is_empty());
+    for row in attacks.into_iter().chain(limits) {
         let tests = row.trim_end_matches(" |").rsplit("| ").next().expect("a column").split(", ");
         for test in tests {
             let name = test.trim_matches('`');
