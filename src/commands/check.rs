@@ -29,7 +29,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let exchange = runtime.block_on(serve::exchange(&settings))?;
-    let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.tools.paths;
+    let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.0.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     let mut public_urls = Vec::new();

@@ -124,24 +124,23 @@ pub fn traced(traces: &Exporter, kind: SpanKind, choreographer: Arc<dyn Choreogr
     if traces.is_on() { Arc::new(Traced::new(kind, choreographer)) } else { choreographer }
 }
 
-/// What `serve` and `check` agree is good.
+/// What `serve` and `check` agree is good, and the fingerprint of the state keys as they were read.
 ///
 /// # Errors
 /// The first setting that is wrong, by name.
-pub fn endpoints(settings: &Serve, file: Option<&LoadedFile>, exchange: &Exchange) -> anyhow::Result<Endpoints> {
+pub fn endpoints(
+    settings: &Serve,
+    file: Option<&LoadedFile>,
+    exchange: &Exchange,
+) -> anyhow::Result<(Endpoints, [u8; 32])> {
     let config = settings.endpoints()?;
     let routes = match file {
         Some(file) => file.content.route_table(&config.paths).with_context(|| file.path.display().to_string())?,
         None => RouteTable::default(),
     };
-    Ok(Endpoints::new(
-        config,
-        routes,
-        state_keys(settings.state_keys.as_deref())?.1,
-        Arc::clone(&exchange.choreographer),
-        Arc::clone(&exchange.metrics),
-        TaskTracker::new(),
-    ))
+    let (seen, state_keys) = state_keys(settings.state_keys.as_deref())?;
+    let (choreographer, metrics) = (Arc::clone(&exchange.choreographer), Arc::clone(&exchange.metrics));
+    Ok((Endpoints::new(config, routes, state_keys, choreographer, metrics, TaskTracker::new()), seen))
 }
 
 /// The files that hold secrets: those that the settings name, and the store's.
@@ -168,7 +167,8 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
     let kind = if matches!(exchange.side, Side::Here(..)) { SpanKind::Internal } else { SpanKind::Client };
     exchange.choreographer = traced(&traces, kind, exchange.choreographer);
-    let endpoints = Arc::new(endpoints(&settings, file.as_ref(), &exchange)?);
+    let (endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
+    let endpoints = Arc::new(endpoints);
     warn_of(&settings);
     secret_files(&settings, &exchange).iter().for_each(|path| exposure::warn(path));
     let mut tasks = Tasks::default();
@@ -177,7 +177,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
     }
     if let Some(path) = settings.state_keys.clone() {
-        tasks.spawn("the watch over the state keys", watch_state_keys(path, Arc::clone(&endpoints)));
+        tasks.spawn("the watch over the state keys", watch_state_keys(path, state_keys, Arc::clone(&endpoints)));
     }
     let mut calls = vec![endpoints.calls.clone()];
     let mut tokens = None;
@@ -265,15 +265,8 @@ async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Re
     .await
 }
 
-async fn watch_state_keys(path: PathBuf, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
-    // Read once more: what changed since the start is then a change, and what is bad by now a bad change.
-    let seen = match state_keys(Some(&path)) {
-        Ok((seen, keys)) => {
-            endpoints.tools.state_keys.store(Arc::new(keys));
-            seen
-        }
-        Err(_) => [0; 32],
-    };
+/// `seen` is what was read at the start.
+async fn watch_state_keys(path: PathBuf, seen: [u8; 32], endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
     let watched = Watched { name: "state_keys", paths: vec![path.clone()], seen };
     watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
         exposure::warn(&path);
