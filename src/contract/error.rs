@@ -20,7 +20,7 @@ pub enum BeginError {
 /// Why a flow was not completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompleteError {
-    /// Browser, user or redirect URI differ from the flow's. It was not consumed.
+    /// Browser, user or redirect URI differ from the flow's. It was not consumed, unless somebody rewrote it in the store.
     WrongContext,
     /// There is no such flow, or it expired.
     UnknownFlow,

@@ -64,7 +64,10 @@ impl AuthorizationChoreographer for Service {
             return_to: request.return_to,
             shown_issuer: Some(request.shown_issuer).filter(|issuer| !issuer.is_empty()),
         };
-        let outcome = match self.choreographer.begin(begin, &trace).await {
+        // A task of its own, so that a flow that is kept has its line in the audit log, whoever left.
+        let choreographer = Arc::clone(&self.choreographer);
+        let task = self.calls.spawn(async move { choreographer.begin(begin, &trace).await });
+        let outcome = match task.await.map_err(|_| Status::internal("the flow failed to begin"))? {
             Ok(begun) => Outcome::Begun(proto::Begun {
                 flow_id: begun.flow_id.0.to_vec(),
                 expires_at: timestamp(begun.expires_at),

@@ -13,6 +13,7 @@ use futures_util::{
 use http::{Method, Request, StatusCode, header};
 use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
 use tokio::time::timeout;
 use url::{Origin, Url};
 
@@ -225,12 +226,22 @@ impl Discovery {
             let answer = self.outgoing.send(request(address, "application/json"), trusted).await?;
             if answer.status() == StatusCode::OK {
                 return serde_json::from_slice(answer.body())
-                    .map_err(|error| Problem::NotMetadata(redacted(address), truncate(error.to_string())));
+                    .map_err(|error| Problem::NotMetadata(redacted(address), unreadable(&error)));
             }
             last = Problem::NoMetadata(redacted(address), answer.status());
         }
         Err(last)
     }
+}
+
+/// Where a document cannot be read, and why, in words of ours: the parser's quote what a stranger wrote.
+fn unreadable(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        Category::Data => "a member has another type than it must have, or is missing",
+        Category::Syntax | Category::Io => "it is not JSON",
+        Category::Eof => "it ends too early",
+    };
+    format!("{what}, at line {}, column {}", error.line(), error.column())
 }
 
 fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {

@@ -144,16 +144,17 @@ impl Choreographer for Embedded {
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError> {
-        let (tokens, trace) = (self.tokens.clone(), trace.clone());
-        // A task of its own: what was forgotten is to be revoked as well, whoever left.
-        let ending = self.tokens.calls.spawn(covered(async move { tokens.disconnect(owner, &trace).await }));
+        can_be_audited()?;
+        self.open().await?;
         let patience = self.tokens.deadlines.patience;
-        match timeout(patience, ending).await {
-            Ok(Ok(result)) => {
-                result.map_err(|_| CallError::Unavailable("the store cannot be reached: nothing was forgotten".into()))
+        match timeout(patience, self.tokens.disconnect(owner, trace)).await {
+            Ok(result) => result.map_err(|_| {
+                CallError::Failed("the store failed: the token may be forgotten, and not be revoked".into())
+            }),
+            Err(_) => {
+                let cause = format!("the disconnect did not end within {} s, and goes on", patience.as_secs());
+                Err(CallError::Timeout(cause.into()))
             }
-            Ok(Err(_)) => Err(ENDED_EARLY),
-            Err(_) => Err(CallError::Timeout(format!("nothing was forgotten within {} s", patience.as_secs()).into())),
         }
     }
 }

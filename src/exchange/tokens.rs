@@ -39,7 +39,7 @@ use crate::{
         seal::UnsealError,
         vault::{Place, Vault},
     },
-    telemetry::{audit, metrics::Metrics},
+    telemetry::{audit, metrics::Metrics, traces::covered},
 };
 
 /// A token with no more than this left, or than a quarter of its life, is refreshed in the background, in seconds.
@@ -47,6 +47,9 @@ const AHEAD: u64 = 60;
 /// A token with no more than this left is not handed out any more, in seconds: it would end on its way.
 const TOO_LATE: u64 = 5;
 const POLL: Duration = Duration::from_millis(50);
+/// How often, and with which pause, a store that fails is asked to keep what a token endpoint gave.
+const STORE_TRIES: u32 = 8;
+const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a revocation is waited for: nothing depends on its answer.
 const REVOCATION: Duration = Duration::from_secs(3);
@@ -212,18 +215,10 @@ impl UpstreamTokens for Tokens {
     }
 
     async fn disconnect(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        let Stored { key, route, record, .. } = match self.stored(&owner).await {
-            Ok(stored) => stored,
-            Err(TokenError::NotFound) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        can_be_audited()?;
-        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        // First here, so that nobody is given a token that is being revoked.
-        open.store.remove_token(key, route, None).await.map_err(|error| unavailable(&error))?;
-        let outcome = revocation(self.revoke(&record).await);
-        audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
-        Ok(())
+        let this = self.clone();
+        // A task of its own: what was forgotten is to be revoked as well, whoever left.
+        let ending = self.calls.spawn(covered(async move { this.forget(&owner).await }));
+        ending.await.unwrap_or(Err(TokenError::Unavailable))
     }
 }
 
@@ -271,7 +266,15 @@ impl Tokens {
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         let sealed = open.seal(Place::Token(&key), record).ok_or_else(|| failed("the token cannot be sealed"))?;
-        let replaced = open.store.put_token(key, route, sealed).await?;
+        let mut tries = 1..STORE_TRIES;
+        let replaced = loop {
+            match open.store.put_token(key, route, sealed.clone()).await {
+                Ok(replaced) => break replaced,
+                Err(error) if tries.next().is_none() => return Err(error),
+                // The code is used up: what it brought is not to be lost because the store is away for a moment.
+                Err(_) => sleep(STORE_PAUSE).await,
+            }
+        };
         self.setbacks.invalidate(&key).await;
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
@@ -285,6 +288,26 @@ impl Tokens {
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
         }
         Ok(())
+    }
+
+    /// Forgets what this owner has, and revokes it.
+    async fn forget(&self, owner: &TokenOwner) -> Result<(), TokenError> {
+        can_be_audited()?;
+        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
+        loop {
+            let Stored { key, route, sealed, record } = match self.stored(owner).await {
+                Ok(stored) => stored,
+                Err(TokenError::NotFound) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            // First here, so that nobody is given a token that is being revoked.
+            if open.store.remove_token(key, route, sealed).await.map_err(|error| unavailable(&error))? {
+                let outcome = revocation(self.revoke(&record).await);
+                audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
+                return Ok(());
+            }
+            // It was refreshed, or connected anew: what came is to go.
+        }
     }
 
     /// Whether the authorization server took it; none where it does not offer that.
@@ -393,11 +416,12 @@ impl Tokens {
         };
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
-            open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
+            open.store.remove_token(key, route, old).await.map_err(|error| unavailable(&error))?;
             audit("ended").await;
             return self.stored(owner).await.map(drop);
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
+        let tag = TokenTag(random().map_err(|_| TokenError::Unavailable)?);
         let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
         let http = self.http(&record.client_id, self.deadlines.token_endpoint);
         let answer: Result<TokenAnswer, _> = client
@@ -416,7 +440,7 @@ impl Tokens {
                     audit("failed").await;
                     return Err(TokenError::Unavailable);
                 }
-                open.store.remove_token(key, route, Some(old)).await.map_err(|error| unavailable(&error))?;
+                open.store.remove_token(key, route, old).await.map_err(|error| unavailable(&error))?;
                 audit("ended").await;
                 return self.stored(owner).await.map(drop);
             }
@@ -438,20 +462,46 @@ impl Tokens {
             refresh_token: rotated.or(Some(refresh_token)),
             issued_at: now,
             expires_at,
-            tag: Some(TokenTag(random().map_err(|_| TokenError::Unavailable)?)),
+            tag: Some(tag),
             refused,
             scope: scope.or_else(|| record.scope.clone()),
             ..record.clone()
         };
-        let sealed = open.seal(Place::Token(&key), &fresh).ok_or(TokenError::Unavailable)?;
-        if !open.store.replace_token(key, old, sealed).await.map_err(|error| unavailable(&error))? {
-            // Somebody disconnected meanwhile, or connected anew: what came is not to stay valid.
-            let outcome = self.revoke(&fresh).await;
-            tracing::info!(issuer = record.issuer, revoked = outcome == Some(true), "changed while refreshing");
-            return self.stored(owner).await.map(drop);
+        match self.replace(key, old, &fresh).await {
+            Ok(true) => {
+                audit("ok").await;
+                Ok(())
+            }
+            Ok(false) => {
+                // Somebody disconnected meanwhile, or connected anew: what came is not to stay valid.
+                audit("superseded").await;
+                let outcome = revocation(self.revoke(&fresh).await);
+                audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
+                self.stored(owner).await.map(drop)
+            }
+            Err(error) => {
+                audit("not_stored").await;
+                Err(unavailable(&error))
+            }
         }
-        audit("ok").await;
-        Ok(())
+    }
+
+    /// Stores what a refresh brought in the place of `old`. A store that fails is asked again: the server has rotated.
+    async fn replace(&self, key: TokenKey, old: Vec<u8>, fresh: &TokenRecord) -> Result<bool, StoreError> {
+        let failed = |reason: &str| StoreError::Failed(reason.to_owned());
+        let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
+        let sealed = open.seal(Place::Token(&key), fresh).ok_or_else(|| failed("the token cannot be sealed"))?;
+        let mut last = failed("it was not tried");
+        for _ in 0..STORE_TRIES {
+            match open.store.replace_token(key, old.clone(), sealed.clone()).await {
+                Ok(true) => return Ok(true),
+                // The try that failed may have done it.
+                Ok(false) => return open.store.replace_token(key, sealed.clone(), sealed).await,
+                Err(error) => last = error,
+            }
+            sleep(STORE_PAUSE).await;
+        }
+        Err(last)
     }
 
     /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.

@@ -120,7 +120,7 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
 
 /// The page that asks whether to connect.
 struct ConnectPage {
-    /// The route's host, and port where it has one of its own.
+    /// The route's `from`, without the scheme.
     route: String,
     upstream: String,
     /// The path of this endpoint.

@@ -129,7 +129,7 @@ async fn accept<L: axum::serve::Listener>(
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// Some have ended.
+    /// At most so many as there may be, and the last that ended.
     begun: Vec<Connection>,
 }
 
@@ -152,8 +152,9 @@ impl Connections {
     /// answer takes too long.
     async fn make_room(&mut self) {
         while self.tasks.try_join_next().is_some() {}
+        self.forget_ended();
         while self.tasks.len() >= CONNECTIONS {
-            self.begun.retain(|connection| !connection.task.is_finished());
+            self.forget_ended();
             let Some(next) = self.begun.iter().min_by_key(|connection| connection.stays_until()) else { return };
             let until = next.stays_until();
             if until <= Instant::now() {
@@ -166,6 +167,11 @@ impl Connections {
                 () = sleep_until(until) => {}
             }
         }
+    }
+
+    /// What is known of a connection goes with it, or every probe would leave something behind.
+    fn forget_ended(&mut self) {
+        self.begun.retain(|connection| !connection.task.is_finished());
     }
 
     fn add<E>(
@@ -207,5 +213,23 @@ async fn set_log(
     match log.set(directives).await {
         Ok(()) => (StatusCode::OK, log.text() + "\n"),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_left_of_a_connection_that_ended() {
+        let mut connections = Connections::default();
+        for _ in 0..1000 {
+            connections.make_room().await;
+            connections.add(Arc::default(), ready(Ok::<_, Infallible>(())));
+            tokio::task::yield_now().await;
+        }
+        assert!(connections.begun.len() <= 2, "{}", connections.begun.len());
     }
 }

@@ -44,8 +44,9 @@ pub trait Store: Send + Sync {
     /// Gives a claim up, where this holder still has it.
     async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError>;
 
-    /// Forgets a token, and the route's index where it points at that token; only `old`, where one is given.
-    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError>;
+    /// Forgets a token, as it was read, and the route's index where it points at that token. False where `old` is not there
+    /// any more: somebody forgot or changed it meanwhile.
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError>;
 }
 
 /// A token as it was found: its key, and what is sealed.

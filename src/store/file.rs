@@ -167,14 +167,13 @@ impl Store for FileStore {
         Ok(())
     }
 
-    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_write()?;
             {
                 let mut tokens = transaction.open_table(TOKENS)?;
-                let other = |there: &[u8]| old.as_ref().is_some_and(|old| *old != there);
-                if tokens.get(key.as_bytes())?.is_some_and(|there| other(there.value())) {
-                    return Ok(());
+                if tokens.get(key.as_bytes())?.is_none_or(|there| there.value() != old) {
+                    return Ok(false);
                 }
                 tokens.remove(key.as_bytes())?;
             }
@@ -184,7 +183,8 @@ impl Store for FileStore {
                     routes.remove(route.as_bytes())?;
                 }
             }
-            Ok::<_, redb::Error>(transaction.commit()?)
+            transaction.commit()?;
+            Ok::<_, redb::Error>(true)
         })
         .await
     }

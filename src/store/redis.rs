@@ -248,11 +248,9 @@ impl Store for RedisStore {
         self.run::<i64>(step.arg(&holder.0[..])).await.map(drop)
     }
 
-    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Option<Vec<u8>>) -> Result<(), StoreError> {
+    async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError> {
         let mut step = self.scripts.remove_token.key(token_key(&key));
-        // No sealed record is empty.
-        step.key(route_key(&route)).arg(text(key.as_bytes())).arg(old.unwrap_or_default());
-        self.run::<i64>(&step).await.map(drop)
+        self.run(step.key(route_key(&route)).arg(text(key.as_bytes())).arg(old)).await
     }
 }
 

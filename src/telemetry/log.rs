@@ -74,9 +74,13 @@ impl LogFilter {
     /// # Errors
     /// Where the log has gone.
     pub async fn set(&self, directives: Directives) -> anyhow::Result<()> {
-        self.handle.reload(directives.targets.clone())?;
-        tracing::info!(target: lines::TARGET, filter = %directives, "the log's filter was changed");
-        *self.directives.lock().unwrap_or_else(PoisonError::into_inner) = directives;
+        {
+            // In turn, so that what is said to hold is what holds.
+            let mut current = self.directives.lock().unwrap_or_else(PoisonError::into_inner);
+            self.handle.reload(directives.targets.clone())?;
+            tracing::info!(target: lines::TARGET, filter = %directives, "the log's filter was changed");
+            *current = directives;
+        }
         STDERR.written().await;
         Ok(())
     }

@@ -266,6 +266,12 @@ async fn metadata_that_lies() {
         ("no-json", metadata, |d| *d = json!("text"), "is not JSON metadata"),
         ("a-list", metadata, |d| set(d, "issuer", json!([])), "is not JSON metadata"),
         (
+            "another-type",
+            metadata,
+            |d| set(d, "response_types_supported", json!("SECRET")),
+            "is not JSON metadata: a member has another type than it must have, or is missing, at line 1, column "
+        ),
+        (
             "other-resource",
             resource,
             |d| set(d, "resource", json!("https://evil.example/mcp")),

@@ -266,7 +266,7 @@ async fn finds_tokens_by_route(bed: &Bed) {
     let [route, other_route] = [1, 3].map(|byte| RouteKey::from_bytes([byte; 32]));
     let found = async |route| there.token(route).await.expect("a store");
     assert_eq!(found(route).await, None);
-    here.remove_token(key, route, None).await.expect("nothing to do");
+    assert!(!here.remove_token(key, route, b"one".into()).await.expect("a store"), "there is none");
 
     here.put_token(key, route, b"one".into()).await.expect("kept");
     assert_eq!(found(route).await, Some((key, b"one".into())));
@@ -282,14 +282,14 @@ async fn finds_tokens_by_route(bed: &Bed) {
     assert_eq!(found(route).await, Some((other_key, b"four".into())));
     assert_eq!(found(other_route).await, None, "it is forgotten for both");
 
-    here.remove_token(key, route, None).await.expect("removed");
+    assert!(!here.remove_token(key, route, b"three".into()).await.expect("a store"));
     assert_eq!(found(route).await, Some((other_key, b"four".into())), "the index points at another token");
-    there.put_token(key, other_route, Vec::new()).await.expect("kept");
-    assert_eq!(found(other_route).await, Some((key, Vec::new())));
-    there.remove_token(key, other_route, None).await.expect("removed");
-    here.remove_token(other_key, route, None).await.expect("removed");
+    there.put_token(key, other_route, b"five".into()).await.expect("kept");
+    assert_eq!(found(other_route).await, Some((key, b"five".into())));
+    assert!(there.remove_token(key, other_route, b"five".into()).await.expect("removed"));
+    assert!(here.remove_token(other_key, route, b"four".into()).await.expect("removed"));
     assert_eq!((found(route).await, found(other_route).await), (None, None));
-    here.put_token(key, RouteKey::from_bytes([9; 32]), b"five".into()).await.expect("kept");
+    here.put_token(key, RouteKey::from_bytes([9; 32]), b"six".into()).await.expect("kept");
     assert_eq!(found(other_route).await, None, "the index went with the token");
 }
 
@@ -304,9 +304,9 @@ async fn changes_only_what_was_read(bed: &Bed) {
     assert!(!there.replace_token(key, other.clone(), new.clone()).await.expect("a store"));
     assert!(there.replace_token(key, old.clone(), new.clone()).await.expect("a store"));
     assert!(!here.replace_token(key, old.clone(), other).await.expect("a store"), "it was read before");
-    here.remove_token(key, route, Some(old)).await.expect("a store");
+    assert!(!here.remove_token(key, route, old).await.expect("a store"));
     assert_eq!(there.token(route).await.expect("a store"), Some((key, new.clone())), "nor is another removed");
-    here.remove_token(key, route, Some(new)).await.expect("removed");
+    assert!(here.remove_token(key, route, new).await.expect("removed"));
     assert_eq!(there.token(route).await.expect("a store"), None);
 }
 

@@ -410,6 +410,44 @@ async fn a_reconnect_forgets_what_it_replaces() {
     assert!(redb::ReadableTableMetadata::is_empty(&tokens).expect("a number"));
 }
 
+/// Who disconnects while a refresh is under way is rid of what it brings, too.
+#[tokio::test]
+async fn a_disconnect_outlasts_a_refresh() {
+    let (mut party, client) = party(vec![over("late", Refresh::RotatesLate)], &["--patience=1"]).await;
+    connect(&party, "late", single(), CLIENT).await;
+    assert_eq!(token(&client, &party, "late", single(), CLIENT).await, Err(Code::Unavailable), "it is under way");
+    disconnect(&client, &party, "late", single(), CLIENT).await;
+    party.servers.answer();
+    let both = |line: &str| line.contains("\"superseded\"").then_some(());
+    party.process.process.line(both).await;
+    assert_eq!(party.stored(&["late"]).await, [None]);
+    assert_eq!(party.servers.revoked(), ["SECRET-refresh-of-SECRET-code-0", "SECRET-refresh-1"]);
+    assert_eq!(audited(&party, "revoked"), ["ok", "ok"]);
+}
+
+/// The code is used up: what it brings is kept though the store was away when it came.
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_may_be_away_when_a_token_comes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut redis = Redis::start(dir.path(), &[], "--port").await;
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let lie = Lie { token: Token::Late, ..Lie::none("late") };
+    let (party, client) = party(vec![lie], &[&flags[..], &["--patience=1"]].concat()).await;
+    let Outcome::Begun(begun) = party.begin_with(party.request("late")).await else { panic!("it began") };
+    assert!(party.complete(party.answer("late", &begun)).await.is_err(), "nobody waits any more");
+    redis.stop().await;
+    party.servers.answer();
+    redis.start_again().await;
+    let mut party = party;
+    let completed = |line: &str| (line.contains("\"completed\"") && line.contains("audit")).then(|| line.to_owned());
+    let line = party.process.process.line(completed).await;
+    assert!(line.contains("\"outcome\":\"ok\""), "{line}");
+    assert!(token(&client, &party, "late", single(), CLIENT).await.is_ok());
+}
+
 /// A server that rotates tokens has rotated when its answer is late: whoever asked may leave, and the answer is kept.
 #[tokio::test]
 async fn a_refresh_that_is_late_is_not_lost() {
