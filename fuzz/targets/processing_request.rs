@@ -383,6 +383,7 @@ impl Choreographer for Fake {
 
     async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), CallError> {
         self.disconnected.store(true, Relaxed);
-        self.answer([""], &[CallError::Failed(CAUSE), CallError::Unavailable(CAUSE), CallError::Timeout(CAUSE)]).map(drop)
+        self.answer([""], &[CallError::Failed(CAUSE), CallError::Unavailable(CAUSE), CallError::Timeout(CAUSE)])
+            .map(drop)
     }
 }
