@@ -266,23 +266,12 @@ impl Tokens {
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         let sealed = open.seal(Place::Token(&key), record).ok_or_else(|| failed("the token cannot be sealed"))?;
-        let mut tries = 1..STORE_TRIES;
-        let replaced = loop {
-            match open.store.put_token(key, route, sealed.clone()).await {
-                Ok(replaced) => break replaced,
-                Err(error) if tries.next().is_none() => return Err(error),
-                // The code is used up: what it brought is not to be lost because the store is away for a moment.
-                Err(_) => sleep(STORE_PAUSE).await,
-            }
-        };
+        let replaced = persistently(|| open.store.put_token(key, route, sealed.clone())).await?;
         self.setbacks.invalidate(&key).await;
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
             Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner).await,
-            Ok((old, _)) if old.issuer != record.issuer => {
-                let outcome = revocation(self.revoke(&old).await);
-                audit::event("revoked", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome).await;
-            }
+            Ok((old, _)) if old.issuer != record.issuer => self.end_grant(owner, &old).await,
             Ok(_) => {}
             Err(UnsealError::DoesNotOpen) => isolation_violation(owner).await,
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
@@ -302,12 +291,21 @@ impl Tokens {
             };
             // First here, so that nobody is given a token that is being revoked.
             if open.store.remove_token(key, route, sealed).await.map_err(|error| unavailable(&error))? {
-                let outcome = revocation(self.revoke(&record).await);
-                audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
+                self.end_grant(owner, &record).await;
                 return Ok(());
             }
             // It was refreshed, or connected anew: what came is to go.
         }
+    }
+
+    /// Revokes a token that is not kept any more, and says so in the audit log.
+    async fn end_grant(&self, owner: &TokenOwner, record: &TokenRecord) {
+        let outcome = match self.revoke(record).await {
+            None => "not_offered",
+            Some(true) => "ok",
+            Some(false) => "failed",
+        };
+        audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
     }
 
     /// Whether the authorization server took it; none where it does not offer that.
@@ -475,8 +473,7 @@ impl Tokens {
             Ok(false) => {
                 // Somebody disconnected meanwhile, or connected anew: what came is not to stay valid.
                 audit("superseded").await;
-                let outcome = revocation(self.revoke(&fresh).await);
-                audit::event("revoked", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
+                self.end_grant(owner, &fresh).await;
                 self.stored(owner).await.map(drop)
             }
             Err(error) => {
@@ -486,22 +483,16 @@ impl Tokens {
         }
     }
 
-    /// Stores what a refresh brought in the place of `old`. A store that fails is asked again: the server has rotated.
+    /// Stores what a refresh brought in the place of `old`. False where that is not there any more.
     async fn replace(&self, key: TokenKey, old: Vec<u8>, fresh: &TokenRecord) -> Result<bool, StoreError> {
         let failed = |reason: &str| StoreError::Failed(reason.to_owned());
         let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
         let sealed = open.seal(Place::Token(&key), fresh).ok_or_else(|| failed("the token cannot be sealed"))?;
-        let mut last = failed("it was not tried");
-        for _ in 0..STORE_TRIES {
-            match open.store.replace_token(key, old.clone(), sealed.clone()).await {
-                Ok(true) => return Ok(true),
-                // The try that failed may have done it.
-                Ok(false) => return open.store.replace_token(key, sealed.clone(), sealed).await,
-                Err(error) => last = error,
-            }
-            sleep(STORE_PAUSE).await;
+        if persistently(|| open.store.replace_token(key, old.clone(), sealed.clone())).await? {
+            return Ok(true);
         }
-        Err(last)
+        // A try that failed may have done it.
+        open.store.replace_token(key, sealed.clone(), sealed).await
     }
 
     /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.
@@ -562,13 +553,19 @@ fn unavailable(error: &StoreError) -> TokenError {
     TokenError::Unavailable
 }
 
-/// What the audit log calls it.
-fn revocation(outcome: Option<bool>) -> &'static str {
-    match outcome {
-        None => "not_offered",
-        Some(true) => "ok",
-        Some(false) => "failed",
+/// Has the store keep what a token endpoint gave, and asks it again where it fails: the code, or the old refresh token,
+/// is used up, so what came is not to be lost because the store is away for a moment.
+async fn persistently<T, F>(keep: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    for _ in 1..STORE_TRIES {
+        if let Ok(kept) = keep().await {
+            return Ok(kept);
+        }
+        sleep(STORE_PAUSE).await;
     }
+    keep().await
 }
 
 /// Says which members of an answer count as not said.
