@@ -16,4 +16,6 @@ pub mod reply;
 pub mod request;
 pub(crate) mod start;
 pub mod state;
+pub mod traffic;
+pub mod verdict;
 pub(crate) mod visit;

@@ -18,9 +18,10 @@ use super::proto::{
 };
 use crate::{
     filter::{
-        endpoint::{Answer, Endpoints},
+        endpoint::Endpoints,
         reply::Reply,
         request::{Request, Sources},
+        verdict::Verdict,
     },
     model::{
         route::{Field, Key, Keyed, NAMESPACE, RouteMetadata},
@@ -97,7 +98,7 @@ pub struct Answers {
 pub enum State {
     Listening,
     /// Envoy has been asked for time; the reply comes when the call is over.
-    Calling(BoxFuture<'static, Reply>),
+    Calling(BoxFuture<'static, Verdict>),
     /// Envoy wants nothing after an immediate response, and closes the stream. Were we to close it first, its own last
     /// frame would find no stream, and a thousand such frames end the connection (h2).
     Replied,
@@ -115,7 +116,9 @@ impl Stream for Answers {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let State::Calling(call) = &mut self.state {
-                let reply = ready!(call.poll_unpin(context));
+                let Verdict::Reply(reply) = ready!(call.poll_unpin(context)) else {
+                    return Poll::Ready(Some(Err(Status::internal("a call ends with a reply"))));
+                };
                 self.state = State::Replied;
                 return Poll::Ready(Some(Ok(response(Response::ImmediateResponse(immediate(reply))))));
             }
@@ -160,9 +163,10 @@ pub fn answer(endpoints: &Endpoints, message: &ProcessingRequest) -> Result<(Pro
         return pass();
     }
     match endpoints.answer(&request(headers), &sources(message, endpoints.tools.users.source())) {
-        Answer::PassThrough => pass(),
-        Answer::Reply(reply) => Ok((response(Response::ImmediateResponse(immediate(reply))), State::Replied)),
-        Answer::Later(call) => {
+        Verdict::Pass => pass(),
+        Verdict::Forward(_) | Verdict::Body(_) => Err(Status::internal("endpoints forward nothing")),
+        Verdict::Reply(reply) => Ok((response(Response::ImmediateResponse(immediate(reply))), State::Replied)),
+        Verdict::Later(call) => {
             // Without this, Envoy would answer 504 when its `message_timeout` is over.
             let more_time = ProcessingResponse {
                 override_message_timeout: Some(Duration { seconds: CALL_TIMEOUT }),

@@ -20,6 +20,7 @@ use super::{
     request::{Request, Sources},
     start,
     state::StateKeys,
+    verdict::{Role, Verdict},
     visit::{Served, Step, Tools, Visit},
 };
 use crate::{
@@ -116,15 +117,6 @@ impl fmt::Debug for Endpoints {
     }
 }
 
-/// What becomes of a request.
-pub enum Answer {
-    /// It is none of ours; Envoy goes on with it.
-    PassThrough,
-    Reply(Reply),
-    /// It takes a call of the choreographer.
-    Later(BoxFuture<'static, Reply>),
-}
-
 impl Endpoints {
     /// `calls` are where its calls of the choreographer go, which shutdown waits for.
     pub fn new(
@@ -160,13 +152,13 @@ impl Endpoints {
     }
 
     /// Answers a request for one of our paths; counts and logs it.
-    pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Answer {
+    pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Verdict {
         let (path, query) = request.path_and_query();
         let ours =
             self.tools.paths.find(path).and_then(|(of, endpoint)| Some((self.route(request, sources, of)?, endpoint)));
         let Some((route, endpoint)) = ours else {
             self.metrics.passed_through.inc();
-            return Answer::PassThrough;
+            return Verdict::Pass;
         };
         let visit = |route| Visit { tools: &self.tools, request, query, route, user: sources.user };
         let step = match &route {
@@ -194,11 +186,14 @@ impl Endpoints {
         match step {
             Ok(Step::Reply(reply)) => {
                 self.metrics.answered(endpoint, reply.label);
-                Answer::Reply(reply)
+                Verdict::Reply(reply)
             }
             Ok(Step::Show(page)) => {
                 let metrics = Arc::clone(&self.metrics);
-                Answer::Later(Box::pin(page.inspect(move |reply| metrics.answered(endpoint, reply.label))))
+                Verdict::Later(Box::pin(page.map(move |reply| {
+                    metrics.answered(endpoint, reply.label);
+                    Verdict::Reply(reply)
+                })))
             }
             Ok(Step::Call { flow, call }) => {
                 let report = Report {
@@ -208,17 +203,17 @@ impl Endpoints {
                     metrics: Arc::clone(&self.metrics),
                     refusals: Arc::clone(&self.refusals),
                 };
-                Answer::Later(report.on(&self.calls, flow, call))
+                Verdict::Later(Box::pin(report.on(&self.calls, flow, call).map(Verdict::Reply)))
             }
             Err(refusal) => self.refuse(&audience(), endpoint, name, &refusal),
         }
     }
 
-    fn refuse(&self, audience: &Audience<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Answer {
+    fn refuse(&self, audience: &Audience<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Verdict {
         self.refusals.note(refusal, route, audience.request_id.as_deref());
         let reply = refusal.reply(audience);
         self.metrics.answered(endpoint, reply.label);
-        Answer::Reply(reply)
+        Verdict::Reply(reply)
     }
 
     /// The route of a path of ours under `path`; none where no route has that path. The first source that gives `from`
@@ -280,6 +275,12 @@ impl Endpoints {
             request_id: request.id().map(Cow::from),
             start: for_people.then(start),
         }
+    }
+}
+
+impl Role for Endpoints {
+    fn answer(&self, request: &Request<'_>, sources: &Sources<'_>, _: bool) -> Verdict {
+        self.answer(request, sources)
     }
 }
 

@@ -14,10 +14,11 @@ use envoy_cimd::{
     },
     filter::{
         browser::BrowserCookie,
-        endpoint::{Answer, Config, Endpoints},
+        endpoint::{Config, Endpoints},
         reply::Reply,
         request::{Request, Sources},
         state::StateKeys,
+        verdict::Verdict,
     },
     model::{
         client::{ClientId, RedirectUri},
@@ -77,15 +78,22 @@ pub fn endpoints_of(config: Config, choreographer: Arc<dyn Choreographer>) -> En
 }
 
 async fn answer(endpoints: &Endpoints, headers: &[(&str, &str)]) -> Reply {
-    match ask(endpoints, headers, None) {
-        Answer::Later(call) => call.await,
-        Answer::Reply(reply) => reply,
-        Answer::PassThrough => panic!("it is ours"),
+    reply(ask(endpoints, headers, None)).await
+}
+
+/// The reply that a verdict ends with.
+pub async fn reply(mut verdict: Verdict) -> Reply {
+    loop {
+        match verdict {
+            Verdict::Later(call) => verdict = call.await,
+            Verdict::Reply(reply) => return reply,
+            Verdict::Pass | Verdict::Forward(_) | Verdict::Body(_) => panic!("it is ours"),
+        }
     }
 }
 
 /// What becomes of a request for a route, of this issuer's subject.
-pub fn ask(endpoints: &Endpoints, headers: &[(&str, &str)], user: Option<(&str, &str)>) -> Answer {
+pub fn ask(endpoints: &Endpoints, headers: &[(&str, &str)], user: Option<(&str, &str)>) -> Verdict {
     let mut request = Request::default();
     let fixed = [(":authority", "mcp.example.com"), (":scheme", "https"), ("x-request-id", "the-request")];
     for (name, value) in fixed.iter().chain(headers) {

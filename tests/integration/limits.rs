@@ -18,7 +18,7 @@ use envoy_cimd::{
         tokens::TokenOwner,
     },
     filter::{
-        endpoint::{Answer, Config, Limits},
+        endpoint::{Config, Limits},
         reply::Reply,
     },
     model::{
@@ -43,7 +43,7 @@ use tonic::Code;
 use crate::{
     authorization_server::Lie,
     choreographer::Mood,
-    contract::{ask, endpoints_of},
+    contract::{ask, endpoints_of, reply},
     exchange::Party,
     flow::{self, Flows, WHO, at, honest, press, with_people, with_query},
     lifecycle::open_stream,
@@ -283,11 +283,7 @@ async fn pages() {
     let config = Config { users: Users::From(source), limits, ..Config::default() };
     let endpoints = endpoints_of(config, Arc::clone(&choreographer) as Arc<dyn Choreographer>);
     let page = |subject| -> BoxFuture<'static, Reply> {
-        match ask(&endpoints, &[(":method", "GET"), (":path", START)], Some(("i", subject))) {
-            Answer::Later(page) => page,
-            Answer::Reply(reply) => panic!("{reply:?}"),
-            Answer::PassThrough => panic!("it is ours"),
-        }
+        Box::pin(reply(ask(&endpoints, &[(":method", "GET"), (":path", START)], Some(("i", subject)))))
     };
     let asked = || choreographer.0.load(Ordering::SeqCst);
     let mut waiting = [page("anna"), page("anna")];

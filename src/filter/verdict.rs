@@ -1,0 +1,57 @@
+//! What becomes of a request, before Envoy's protocol says it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::{
+    reply::Reply,
+    request::{Request, Sources},
+};
+use crate::contract::tokens::TokenTag;
+
+/// One of the roles of the service: what it makes of a request.
+pub trait Role: Send + Sync {
+    /// `ends` is whether nothing follows the headers.
+    fn answer(&self, request: &Request<'_>, sources: &Sources<'_>, ends: bool) -> Verdict;
+}
+
+/// What becomes of a request.
+pub enum Verdict {
+    /// It is none of ours; Envoy goes on with it as it is.
+    Pass,
+    Reply(Reply),
+    /// Envoy goes on with it, changed so.
+    Forward(Edits),
+    /// It takes a call.
+    Later(BoxFuture<'static, Verdict>),
+    /// It takes the body, and the trailers of a request that has no body.
+    Body(AwaitedBody),
+}
+
+/// What is changed of a request that goes on.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Each of these headers then has this one value, however many it had.
+    pub set: Vec<(&'static str, Bytes)>,
+    pub remove: &'static [&'static str],
+    /// What the token is called, for the filters that come later.
+    pub tag: Option<TokenTag>,
+}
+
+/// A body that is waited for, and what is made of it.
+pub struct AwaitedBody {
+    /// How long it is waited for at most.
+    pub longest: Duration,
+    pub then: Box<dyn FnOnce(Body) -> Verdict + Send>,
+}
+
+/// As much of a request's body as came.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// The first bytes, or all of them; none where trailers came instead.
+    Came { bytes: Bytes, whole: bool },
+    /// It did not come in time.
+    Late,
+}
