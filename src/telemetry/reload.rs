@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use sha2::{Digest, Sha256};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use zeroize::Zeroizing;
 
 use super::metrics::Metrics;
@@ -11,6 +11,9 @@ use super::metrics::Metrics;
 /// How often a file is looked at. Comparing its content needs no help of the file system's, and sees the swap of a
 /// symbolic link by which Kubernetes updates a mounted ConfigMap.
 const PERIOD: Duration = Duration::from_secs(1);
+/// A change is looked at once more after this long: a file that is written in place is empty, or half there, for a moment,
+/// and half a list of routes is a list of routes.
+const SETTLED: Duration = Duration::from_millis(100);
 
 /// Files to watch that make one value; `name` is what metrics and log lines call them.
 #[derive(Debug)]
@@ -45,22 +48,20 @@ pub async fn watch(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let read = read(&paths).await;
-        let read: Result<Vec<&str>, _> = match &read {
-            Ok(contents) => Ok(contents.iter().map(|content| content.as_str()).collect()),
-            Err(error) => Err(error),
-        };
-        let now = match &read {
-            Ok(contents) => Ok(fingerprint(contents)),
-            Err(error) => Err((*error).clone()),
-        };
+        let found = read(&paths).await;
+        let now = state_of(&found);
         if now == seen {
             continue;
         }
+        sleep(SETTLED).await;
+        if state_of(&read(&paths).await) != now {
+            // It is still being written; the next look sees what it came to.
+            continue;
+        }
         seen = now;
-        let outcome = match read {
-            Ok(contents) => apply(&contents),
-            Err(error) => Err(anyhow::anyhow!(error.clone())),
+        let outcome = match found {
+            Ok(contents) => apply(&contents.iter().map(|content| content.as_str()).collect::<Vec<_>>()),
+            Err(error) => Err(anyhow::anyhow!(error)),
         };
         metrics.reloaded(name, outcome.is_ok());
         match outcome {
@@ -70,11 +71,57 @@ pub async fn watch(
     }
 }
 
-async fn read(paths: &[PathBuf]) -> Result<Vec<Zeroizing<String>>, String> {
+type Found = Result<Vec<Zeroizing<String>>, String>;
+
+/// What tells one outcome of reading from another: an error counts by its words.
+fn state_of(found: &Found) -> Result<[u8; 32], String> {
+    let contents = found.as_ref().map_err(Clone::clone)?;
+    Ok(fingerprint(&contents.iter().map(|content| content.as_str()).collect::<Vec<_>>()))
+}
+
+async fn read(paths: &[PathBuf]) -> Found {
     let mut contents = Vec::with_capacity(paths.len());
     for path in paths {
         let content = tokio::fs::read_to_string(path).await;
         contents.push(Zeroizing::new(content.map_err(|error| format!("{}: {error}", path.display()))?));
     }
     Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// What is half written is never taken, nor what is not there for a moment.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_being_written_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "old").expect("written");
+        let taken: Arc<Mutex<Vec<String>>> = Arc::default();
+        let writer = async {
+            sleep(PERIOD / 2).await;
+            std::fs::write(&path, "ha").expect("written");
+            // Between the two looks.
+            sleep(PERIOD / 2 + SETTLED / 2).await;
+            std::fs::write(&path, "half and half").expect("written");
+            sleep(PERIOD - SETTLED).await;
+            std::fs::remove_file(&path).expect("removed");
+            sleep(SETTLED).await;
+            std::fs::write(&path, "whole").expect("written");
+            std::future::pending::<()>().await;
+        };
+        let watched = Watched { name: "file", paths: vec![path.clone()], seen: fingerprint(&["old"]) };
+        let taking = watch(watched, Arc::default(), |contents| {
+            taken.lock().expect("taken").push(contents.concat());
+            Ok(())
+        });
+        let both = async { tokio::join!(writer, taking) };
+        assert!(timeout(PERIOD * 6, both).await.is_err(), "neither ends");
+        assert_eq!(*taken.lock().expect("taken"), ["whole"]);
+    }
 }
