@@ -9,6 +9,7 @@ pub mod paths;
 pub mod public_url;
 pub mod return_to;
 pub mod route;
+pub mod scope;
 pub mod secret;
 pub mod shares;
 pub mod trace;

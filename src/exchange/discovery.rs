@@ -23,6 +23,7 @@ pub mod error;
 use crate::{
     model::{
         client::ClientId,
+        scope::Scope,
         shares::{Share, ShareLimits, Shares, UsedUp},
         upstream::Upstream,
         user::User,
@@ -156,7 +157,7 @@ impl Discovery {
         let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
         let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
         if let Some(issuer) = &upstream.authorization_server {
-            return self.server(issuer, upstream.url.clone(), None).await;
+            return self.server(issuer, upstream.url.clone(), Scope::default()).await;
         }
         let at_resource = |problem| DiscoveryError::Resource(upstream.url.clone(), problem);
         let challenge = self.challenge(&url).await.map_err(|error| at_upstream(error.into()))?;
@@ -210,7 +211,7 @@ impl Discovery {
         &self,
         issuer: &str,
         resource: String,
-        scope: Option<String>,
+        scope: Scope,
     ) -> Result<AuthorizationServer, DiscoveryError> {
         let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem);
         let addresses = server_addresses(issuer).map_err(of_server)?;

@@ -6,9 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use oauth2::{
-    AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, Scope, TokenUrl,
-};
+use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, TokenUrl};
 use tokio::time::timeout;
 
 use super::{
@@ -29,6 +27,7 @@ use crate::{
         client::ClientId,
         clock::UnixTime,
         flow::{FlowId, MAX_LIFETIME},
+        scope::Scope,
         secret::{Secret, random},
         shares::ShareLimits,
         trace::Trace,
@@ -204,7 +203,8 @@ impl Embedded {
         }
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let authorization_url = authorization_url(&server, &begin, challenge)
+        let scope = server.scope.asked_of(server.offline_access);
+        let authorization_url = authorization_url(&server, &begin, &scope, challenge)
             .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
         let expires_at = now + MAX_LIFETIME;
@@ -219,7 +219,7 @@ impl Embedded {
             token_endpoint: server.token_endpoint.to_string(),
             revocation_endpoint: server.revocation_endpoint.as_ref().map(ToString::to_string),
             resource: server.resource.clone(),
-            scope: server.scope.clone(),
+            scope: scope.text(),
             verifier: Secret::new(verifier.into_secret()),
             redirect_uri: begin.redirect_uri,
             user: begin.user,
@@ -322,7 +322,12 @@ fn can_be_audited() -> Result<(), CallError> {
 }
 
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
-fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: PkceCodeChallenge) -> Option<String> {
+fn authorization_url(
+    server: &AuthorizationServer,
+    begin: &Begin,
+    scope: &Scope,
+    challenge: PkceCodeChallenge,
+) -> Option<String> {
     let client = OAuthClient::new(oauth2::ClientId::new(begin.client_id.to_string()))
         .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
         .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.to_string()).ok()?);
@@ -330,10 +335,10 @@ fn authorization_url(server: &AuthorizationServer, begin: &Begin, challenge: Pkc
         .authorize_url(|| CsrfToken::new(String::new()))
         .set_pkce_challenge(challenge)
         .add_extra_param("resource", &server.resource)
-        .add_scopes(server.scope.iter().flat_map(|scope| scope.split(' ')).map(|scope| Scope::new(scope.to_owned())));
-    if server.offline_access {
+        .add_scopes(scope.tokens().map(|token| oauth2::Scope::new(token.to_owned())));
+    if scope.has_offline_access() {
         // OpenID Connect Core, section 11: without the prompt, a server may leave the refresh token out.
-        request = request.add_scope(Scope::new("offline_access".to_owned())).add_extra_param("prompt", "consent");
+        request = request.add_extra_param("prompt", "consent");
     }
     let (mut url, _) = request.url();
     // The caller signs its own `state` when it knows the flow's id.

@@ -8,9 +8,12 @@ use serde::Deserialize;
 use url::Url;
 
 use super::error::{MAX_SCOPE, MAX_URL, Problem};
-use crate::net::outgoing::{
-    Outgoing,
-    error::{redacted, truncate},
+use crate::{
+    model::scope::Scope,
+    net::outgoing::{
+        Outgoing,
+        error::{redacted, truncate},
+    },
 };
 
 /// An authorization server that can be used, and what it takes to ask it for one upstream.
@@ -26,9 +29,9 @@ pub struct AuthorizationServer {
     pub sends_iss: bool,
     /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
     pub resource: String,
-    /// What to ask for, space-separated; none where nobody says.
-    pub scope: Option<String>,
-    /// Whether `offline_access` may be asked for besides.
+    /// What to ask for; empty where nobody says.
+    pub scope: Scope,
+    /// Whether it lists `offline_access`.
     pub offline_access: bool,
 }
 
@@ -36,7 +39,7 @@ pub struct AuthorizationServer {
 #[derive(Debug, Default, PartialEq)]
 pub struct Challenge {
     resource_metadata: Option<String>,
-    scope: Option<String>,
+    scope: Scope,
 }
 
 impl Challenge {
@@ -50,7 +53,7 @@ impl Challenge {
                 for (name, value) in &bearer.params {
                     match name.to_ascii_lowercase().as_str() {
                         "resource_metadata" => challenge.resource_metadata = Some(value.to_unescaped()),
-                        "scope" => challenge.scope = Some(value.to_unescaped()).filter(|scope| !scope.is_empty()),
+                        "scope" => challenge.scope = Scope::of([value.to_unescaped().as_str()]),
                         _ => {}
                     }
                 }
@@ -108,12 +111,12 @@ impl ResourceMetadata {
     ///
     /// # Errors
     /// Where it is too long for an address.
-    pub fn scope(&self, challenge: Challenge) -> Result<Option<String>, Problem> {
-        let listed = || self.scopes_supported.as_ref().map(|scopes| scopes.join(" ")).filter(|scope| !scope.is_empty());
-        match challenge.scope.or_else(listed) {
-            Some(scope) if scope.len() > MAX_SCOPE => Err(Problem::LongScope),
-            scope => Ok(scope),
-        }
+    pub fn scope(&self, challenge: Challenge) -> Result<Scope, Problem> {
+        let scope = match challenge.scope.is_empty() {
+            false => challenge.scope,
+            true => Scope::of(self.scopes_supported.iter().flatten().map(String::as_str)),
+        };
+        if scope.to_string().len() > MAX_SCOPE { Err(Problem::LongScope) } else { Ok(scope) }
     }
 }
 
@@ -145,7 +148,7 @@ impl ServerMetadata {
         outgoing: &Outgoing,
         issuer: &str,
         resource: String,
-        scope: Option<String>,
+        scope: Scope,
     ) -> Result<AuthorizationServer, Problem> {
         if self.issuer != issuer {
             return Err(Problem::ForeignIssuer(truncate(self.issuer)));
