@@ -11,10 +11,11 @@ use oauth2::{
     AsyncHttpClient, Client, EndpointNotSet, RequestTokenError, StandardRevocableToken,
     basic::{BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse},
 };
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::token_answer::TokenAnswer;
-use crate::net::outgoing::{Outgoing, error::FetchError};
+use crate::net::outgoing::{Outgoing, error::FetchError, packed};
 
 /// `oauth2`'s client, with answers of token endpoints read as servers write them.
 pub type OAuthClient<
@@ -50,6 +51,8 @@ pub enum HttpError {
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Refused(#[from] TokenRefusal),
+    #[error("the token endpoint answered with a success that cannot be read: {0}")]
+    Packed(String),
 }
 
 /// An answer of a token endpoint that is not a success: its status, and its error code (RFC 6749, section 5.2) where
@@ -73,7 +76,7 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
     fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
         Box::pin(async move {
             let answer = self.outgoing.send_within(self.deadline, request, None).await?;
-            Ok(mended(answer)?)
+            mended(answer)
         })
     }
 }
@@ -81,20 +84,29 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
 /// Brings an answer into the form that `oauth2` takes: it wants 200 and JSON to the letter.
 ///
 /// # Errors
-/// Where it is a refusal, or calls an error a success.
-fn mended(mut answer: oauth2::HttpResponse) -> Result<oauth2::HttpResponse, TokenRefusal> {
+/// Where it is a refusal, calls an error a success, or is packed.
+fn mended(mut answer: oauth2::HttpResponse) -> Result<oauth2::HttpResponse, HttpError> {
     let code = error_code(answer.body());
     if !answer.status().is_success() || code.is_some() {
-        return Err(TokenRefusal {
+        let refusal = TokenRefusal {
             status: answer.status().as_u16(),
             code: code.as_deref().map(registered),
             verdict: Verdict::of(answer.status(), code.as_deref(), answer.headers()),
-        });
+        };
+        return Err(refusal.into());
+    }
+    // Some say that it is packed, and it is not.
+    if let Some(packed) = packed(answer.headers()).filter(|_| !is_json(answer.body())) {
+        return Err(HttpError::Packed(packed));
     }
     *answer.status_mut() = StatusCode::OK;
     // JSON comes as `text/plain`, too. What is not JSON does not parse.
     answer.headers_mut().remove(CONTENT_TYPE);
     Ok(answer)
+}
+
+fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<IgnoredAny>(body).is_ok()
 }
 
 /// The code of a body that is an error (RFC 6749, section 5.2), and nothing else.
@@ -209,7 +221,7 @@ mod tests {
         }
     }
 
-    fn answered(status: u16, headers: &[(&str, &str)], body: &str) -> Result<oauth2::HttpResponse, TokenRefusal> {
+    fn answered(status: u16, headers: &[(&str, &str)], body: &str) -> Result<oauth2::HttpResponse, HttpError> {
         let mut answer = http::Response::builder().status(status).header(CONTENT_TYPE, "text/plain");
         for (name, value) in headers {
             answer = answer.header(*name, *value);
@@ -234,6 +246,17 @@ mod tests {
                 "{body}"
             );
         }
+    }
+
+    #[test]
+    fn an_answer_that_is_packed_is_named() {
+        let packed = [("content-encoding", "gzip")];
+        let error = RequestTokenError::Request(answered(200, &packed, "\u{1f}SECRET").expect_err("packed"));
+        let words = "the token endpoint answered with a success that cannot be read: it is packed (`content-encoding: gzip`), \
+                     though nobody asked for that";
+        assert_eq!(failure(&error), words);
+        assert_eq!(Verdict::of_failure(&error), Verdict::Unknown(None));
+        assert!(answered(200, &packed, "{}").is_ok(), "it is not");
     }
 
     /// What the log says of a refusal, and what that says of the grant. Whatever a server makes up, the words are ours.
@@ -270,7 +293,7 @@ mod tests {
             (500, None, "SECRET", " 500", Unknown(None)),
         ] {
             let headers: Vec<_> = headers.iter().map(|seconds| (RETRY_AFTER.as_str(), *seconds)).collect();
-            let error = RequestTokenError::Request(answered(status, &headers, body).expect_err(body).into());
+            let error = RequestTokenError::Request(answered(status, &headers, body).expect_err(body));
             assert_eq!(failure(&error), format!("the token endpoint answered{words}"));
             assert_eq!(Verdict::of_failure(&error), verdict, "{status} {body}");
         }

@@ -14,7 +14,10 @@ use std::{
 };
 
 use anyhow::Context;
-use http::{Request, Response};
+use http::{
+    HeaderMap, HeaderValue, Request, Response,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING},
+};
 use opentelemetry::trace::SpanKind;
 use tokio::time::timeout;
 use tower::util::MapResponseLayer;
@@ -36,6 +39,8 @@ use error::{DEADLINE, FetchError, MAX_BODY, UrlFault, redacted, truncate};
 use resolver::{Resolver, SystemResolver};
 pub(crate) use tls::client_config;
 
+/// The largest headers of an answer over HTTP/2, in bytes.
+const MAX_HEADERS: u32 = 256 << 10;
 const USER_AGENT: &str = concat!("envoy-cimd/", env!("CARGO_PKG_VERSION"));
 
 /// What an operator says of outgoing fetches.
@@ -133,10 +138,34 @@ impl Outgoing {
         request: Request<Vec<u8>>,
         trusted: Option<&Url>,
     ) -> Result<Response<Vec<u8>>, FetchError> {
+        self.fetch(deadline, request, trusted, Wanted::Whole).await
+    }
+
+    /// The status and the headers of an answer, as soon as they are there: its body, which may never end, is not read.
+    ///
+    /// # Errors
+    /// As [`Self::send`], but for the body.
+    pub async fn send_for_headers(
+        &self,
+        request: Request<Vec<u8>>,
+        trusted: Option<&Url>,
+    ) -> Result<Response<Vec<u8>>, FetchError> {
+        self.fetch(DEADLINE, request, trusted, Wanted::Headers).await
+    }
+
+    async fn fetch(
+        &self,
+        deadline: Duration,
+        request: Request<Vec<u8>>,
+        trusted: Option<&Url>,
+        wanted: Wanted,
+    ) -> Result<Response<Vec<u8>>, FetchError> {
         let (head, body) = request.into_parts();
         let url = Url::parse(&head.uri.to_string()).map_err(|_| FetchError::NoUrl)?;
         let mut request = reqwest::Request::new(head.method, url.clone());
         *request.headers_mut() = head.headers;
+        // Nothing is unpacked here, and some pack unless they are told not to.
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if !body.is_empty() {
             *request.body_mut() = Some(body.into());
         }
@@ -145,7 +174,7 @@ impl Outgoing {
         span.set("http.request.method", request.method().to_string());
         span.set("server.address", error::authority(&url));
         let connected = Arc::default();
-        let exchange = self.exchange(&url, trusted, request, &connected);
+        let exchange = self.exchange(&url, trusted, request, wanted, &connected);
         let outcome = span.cover(timeout(deadline, exchange)).await.unwrap_or_else(|_| {
             let connected = connected.load(Ordering::Relaxed);
             Err(FetchError::Timeout { url: redacted(&url), connected, seconds: deadline.as_secs() })
@@ -199,6 +228,7 @@ impl Outgoing {
         url: &Url,
         trusted: Option<&Url>,
         request: reqwest::Request,
+        wanted: Wanted,
         connected: &Arc<AtomicBool>,
     ) -> Result<Response<Vec<u8>>, FetchError> {
         let addresses = self.resolve(url).await?;
@@ -213,6 +243,10 @@ impl Outgoing {
             }
         };
         let client = client(&self.inner.tls, addresses, Arc::clone(connected)).build().map_err(failed)?;
+        if matches!(wanted, Wanted::Headers) {
+            let response = client.execute(request).await.map_err(failed)?;
+            return Ok(with_body(response, Vec::new()));
+        }
         let whole = execute(&client, request).await.map_err(failed)?;
         whole.ok_or_else(|| FetchError::TooLarge { url: redacted(url) })
     }
@@ -226,6 +260,13 @@ impl Outgoing {
         let addresses = self.inner.resolver.resolve(name).await.map_err(|error| failed(error.to_string()))?;
         if addresses.is_empty() { Err(failed("it has no address".to_owned())) } else { Ok(addresses) }
     }
+}
+
+/// What of an answer is waited for.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Headers,
+    Whole,
 }
 
 impl fmt::Debug for Inner {
@@ -256,6 +297,8 @@ pub(crate) fn client(
         // revoke tokens when a code comes twice (RFC 6749, section 4.1.2), so we do not take its word for it.
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(0)
+        // As over HTTP/1.1, where the default is of that size; here it is 16 kB, which some challenges take.
+        .http2_max_header_list_size(MAX_HEADERS)
         .user_agent(USER_AGENT)
 }
 
@@ -273,10 +316,23 @@ pub(crate) async fn execute(
         }
         body.extend_from_slice(&chunk);
     }
+    Ok(Some(with_body(response, body)))
+}
+
+fn with_body(mut response: reqwest::Response, body: Vec<u8>) -> Response<Vec<u8>> {
     let mut whole = Response::new(body);
     (*whole.status_mut(), *whole.version_mut()) = (response.status(), response.version());
     *whole.headers_mut() = mem::take(response.headers_mut());
-    Ok(Some(whole))
+    whole
+}
+
+/// How the body of an answer is packed, though nobody asked for that: in words for an operator, where it is.
+pub fn packed(headers: &HeaderMap) -> Option<String> {
+    let coding = headers.get(CONTENT_ENCODING)?.to_str().ok()?.trim();
+    let shown = coding.len() <= 20 && coding.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    (!coding.eq_ignore_ascii_case("identity")).then(|| {
+        format!("it is packed (`content-encoding: {}`), though nobody asked for that", if shown { coding } else { "…" })
+    })
 }
 
 fn is_origin_of(url: &Url, trusted: Option<&Url>) -> bool {

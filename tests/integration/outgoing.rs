@@ -17,10 +17,11 @@ use async_trait::async_trait;
 use envoy_cimd::net::outgoing::{
     Config, Outgoing,
     error::{DEADLINE, FetchError, MAX_BODY, UrlFault},
+    packed,
     resolver::Resolver,
 };
 use futures_util::future::join_all;
-use http::Request;
+use http::{Request, header::CONTENT_ENCODING};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -60,7 +61,12 @@ async fn an_answer_comes_whole() {
     assert!(request.ends_with("\r\n\r\ncode=secret"), "{request}");
     let mut headers: Vec<&str> = request.lines().filter_map(|line| Some(line.split_once(": ")?.0)).collect();
     headers.sort_unstable();
-    assert_eq!(headers, ["accept", "content-length", "host", "user-agent"], "nothing but what is needed");
+    assert_eq!(
+        headers,
+        ["accept", "accept-encoding", "content-length", "host", "user-agent"],
+        "nothing but what is needed"
+    );
+    assert!(request.contains("\r\naccept-encoding: identity\r\n"), "{request}");
     let agent = concat!("\r\nuser-agent: envoy-cimd/", env!("CARGO_PKG_VERSION"), "\r\n");
     assert!(request.contains(agent), "{request}");
 }
@@ -113,6 +119,47 @@ async fn an_answer_is_not_unpacked() {
     let outgoing = world.outgoing(&["as.example"], Names::fixed(&[LOOPBACK]));
     let answer = outgoing.send(get(&server, "as.example"), None).await.expect("an answer");
     assert_eq!(answer.body(), b"hello");
+}
+
+#[test]
+fn what_an_answer_is_packed_with_is_named() {
+    for (coding, named) in [
+        (None, None),
+        (Some("identity"), None),
+        (Some("Identity"), None),
+        (Some("gzip"), Some("gzip")),
+        (Some(" br "), Some("br")),
+        (Some("<secret>"), Some("…")),
+        (Some("a-coding-of-more-than-20"), Some("…")),
+    ] {
+        let headers = coding.map(|coding| (CONTENT_ENCODING, coding.parse().expect("a value"))).into_iter().collect();
+        let words =
+            named.map(|named| format!("it is packed (`content-encoding: {named}`), though nobody asked for that"));
+        assert_eq!(packed(&headers), words, "{coding:?}");
+    }
+}
+
+/// A body that never ends is nothing to whoever wants the headers.
+#[tokio::test]
+async fn headers_are_there_before_the_body() {
+    let world = World::new();
+    let outgoing = world.outgoing(&["as.example"], Names::fixed(&[LOOPBACK]));
+    let http_1 = world
+        .https(async |mut connection: Connection| {
+            connection.request().await?;
+            connection.write_all(b"HTTP/1.1 401 No\r\nx-a: 1\r\ncontent-length: 5\r\n\r\nhe").await?;
+            std::future::pending().await
+        })
+        .await;
+    let http_2 = world.http_2(|stream| [headers_frame(stream), frame(0, 0, stream, b"he")].concat()).await;
+    for (server, status, header) in [(http_1, 401, Some("1")), (http_2, 200, None)] {
+        let answer = outgoing.send_for_headers(get(&server, "as.example"), None).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(answer.headers().get("x-a").map(|value| value.to_str().expect("text")), header);
+        assert!(answer.body().is_empty());
+    }
+    let error = outgoing.send_for_headers(Request::get("http://as.example").body(Vec::new()).expect("a request"), None);
+    assert!(matches!(error.await, Err(FetchError::Url { .. })), "the same rules");
 }
 
 #[tokio::test]
