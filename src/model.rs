@@ -3,6 +3,7 @@
 pub mod client;
 pub mod clock;
 pub mod flow;
+pub mod issuer;
 pub(crate) mod loopback;
 pub mod origin;
 pub mod paths;

@@ -7,11 +7,14 @@ use std::sync::LazyLock;
 
 use envoy_cimd::{
     exchange::discovery::{
+        challenge::Challenge,
         documents::{
-            Challenge, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses, server_addresses,
+            Document, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses, server_addresses,
         },
         error::{MAX_SCOPE, MAX_URL},
+        members::Members,
     },
+    model::{issuer::is_same, scope::Scope},
     net::outgoing::{Config, Outgoing},
 };
 use envoy_cimd_fuzz::{at_both_sizes, is_public};
@@ -37,8 +40,8 @@ fn check(text: &str) {
 }
 
 /// The issuer, the resource and the scope that the upstream's words come to.
-fn upstream(challenge: &str, metadata: &str) -> (String, String, Option<String>) {
-    let unnamed = ("https://as.example".to_owned(), UPSTREAM.to_string(), None);
+fn upstream(challenge: &str, metadata: &str) -> (String, String, Scope) {
+    let unnamed = ("https://as.example".to_owned(), UPSTREAM.to_string(), Scope::default());
     let challenge = Challenge::read(&challenges(challenge));
     match challenge.address() {
         Ok(Some(url)) => {
@@ -50,7 +53,7 @@ fn upstream(challenge: &str, metadata: &str) -> (String, String, Option<String>)
         Ok(None) => assert!(resource_addresses(&UPSTREAM).iter().all(asks_for_metadata)),
         Err(problem) => is_short(&problem),
     }
-    let Ok(metadata) = serde_json::from_str::<ResourceMetadata>(metadata) else { return unnamed };
+    let Some(metadata) = document::<ResourceMetadata>(metadata) else { return unnamed };
     match metadata.check(&UPSTREAM) {
         Ok(()) => {
             let named = Url::parse(&metadata.resource).expect("a URL");
@@ -62,9 +65,20 @@ fn upstream(challenge: &str, metadata: &str) -> (String, String, Option<String>)
             return unnamed;
         }
     }
-    let scope = metadata.scope(challenge).unwrap_or_default();
-    assert!(scope.as_ref().is_none_or(|scope| (1..=MAX_SCOPE).contains(&scope.len())));
-    (metadata.authorization_servers.into_iter().next().unwrap_or(unnamed.0), metadata.resource, scope)
+    let scope = metadata.scope(&challenge, UPSTREAM.as_str());
+    assert!(scope.to_string().len() <= MAX_SCOPE);
+    for listed in [true, false] {
+        let asked = scope.asked_of(listed);
+        assert!(!asked.has_offline_access() || listed && asked.tokens().count() > 1, "{asked}");
+        assert!(asked.tokens().all(|token| !token.is_empty() && !token.contains(char::is_whitespace)), "{asked}");
+    }
+    let issuer = metadata.authorization_servers().map_or(unnamed.0, |(first, _)| first.to_owned());
+    (issuer, metadata.resource, scope)
+}
+
+fn document<T: Document>(text: &str) -> Option<T> {
+    let members = Members::read(text.as_bytes()).inspect_err(|why| is_short(why)).ok()?;
+    T::of(&members).inspect_err(|problem| is_short(problem)).ok()
 }
 
 /// Each line as a header, and as a challenge of the scheme that is looked for.
@@ -73,7 +87,7 @@ fn challenges(text: &str) -> HeaderMap {
     values.filter_map(|value| Some((WWW_AUTHENTICATE, HeaderValue::from_str(&value).ok()?))).collect()
 }
 
-fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: Option<String>) {
+fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: Scope) {
     match server_addresses(issuer) {
         Ok(addresses) => {
             let issuer = Url::parse(issuer).expect("a URL");
@@ -85,10 +99,10 @@ fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: O
         }
         Err(problem) => is_short(&problem),
     }
-    let Ok(metadata) = serde_json::from_str::<ServerMetadata>(metadata) else { return };
+    let Some(metadata) = document::<ServerMetadata>(metadata) else { return };
     match metadata.server(&OUTGOING, issuer, resource.clone(), scope.clone()) {
         Ok(server) => {
-            assert!(server.issuer == issuer && server.resource == resource && server.scope == scope);
+            assert!(is_same(&server.issuer, issuer) && server.resource == resource && server.scope == scope);
             let endpoints = [Some(&server.authorization_endpoint), Some(&server.token_endpoint)];
             for endpoint in endpoints.into_iter().chain([server.revocation_endpoint.as_ref()]).flatten() {
                 assert!(is_public(endpoint) && endpoint.as_str().len() <= MAX_URL + 1, "{endpoint}");

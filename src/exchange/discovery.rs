@@ -12,13 +12,14 @@ use futures_util::{
 };
 use http::{Method, Request, StatusCode, header};
 use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
-use serde::de::DeserializeOwned;
-use serde_json::error::Category;
 use tokio::time::timeout;
 use url::{Origin, Url};
 
+pub mod challenge;
 pub mod documents;
 pub mod error;
+pub mod members;
+mod reception;
 
 use crate::{
     model::{
@@ -31,18 +32,24 @@ use crate::{
     net::outgoing::{
         Outgoing, Reach,
         error::{FetchError, redacted, truncate},
+        packed,
     },
     telemetry::traces::covered,
 };
+use challenge::Challenge;
 use documents::{
-    AuthorizationServer, Challenge, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses,
+    AuthorizationServer, Document, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses,
     server_addresses,
 };
-use error::{DiscoveryError, Problem};
+use error::{DiscoveryError, Others, Problem};
+use members::Members;
+use reception::Reception;
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
+/// How long an upstream is not asked again as a client of MCP would ask, whatever came of it.
+const POSTED: Duration = Duration::from_secs(60);
 /// The longest that a look-up may take in all: longer than anybody waits, so that who comes back finds it done.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How many upstreams are remembered.
@@ -53,6 +60,8 @@ const REMEMBERED: u64 = 10_000;
 pub struct Discovery {
     outgoing: Outgoing,
     lookups: Cache<Sought, LookUp>,
+    /// What upstreams said to POST, by their URLs.
+    posts: Cache<String, Shared<BoxFuture<'static, Reception>>>,
     longest: Duration,
     /// For those whom somebody waits for, and for the others: pages cannot keep sign-ins out.
     awaited: Shares,
@@ -86,7 +95,15 @@ impl Discovery {
     /// `limits` is how many upstreams may be looked up at once for who waits, and as many again for who does not.
     pub fn new(outgoing: Outgoing, limits: ShareLimits) -> Self {
         let lookups = Cache::builder().max_capacity(REMEMBERED).expire_after(Lasting).build();
-        Self { outgoing, lookups, longest: LONGEST, awaited: Shares::new(limits), unawaited: Shares::new(limits) }
+        let posts = Cache::builder().max_capacity(REMEMBERED).time_to_live(POSTED).build();
+        Self {
+            outgoing,
+            lookups,
+            posts,
+            longest: LONGEST,
+            awaited: Shares::new(limits),
+            unawaited: Shares::new(limits),
+        }
     }
 
     /// The authorization server of a route's upstream, for a user who waits for it; or for none, who only looks. Look-ups
@@ -160,44 +177,58 @@ impl Discovery {
             return self.server(issuer, upstream.url.clone(), Scope::default()).await;
         }
         let at_resource = |problem| DiscoveryError::Resource(upstream.url.clone(), problem);
-        let challenge = self.challenge(&url).await.map_err(|error| at_upstream(error.into()))?;
-        let resource = self.resource(&url, &challenge).await.map_err(at_resource)?;
-        let issuer = resource.authorization_servers.first().ok_or_else(|| at_resource(Problem::NoServer))?;
-        let scope = resource.scope(challenge).map_err(at_resource)?;
-        self.server(issuer, resource.resource, scope).await
-    }
-
-    /// What the upstream says to who comes without a token (RFC 9728, section 5.1). One that says nothing, or answers
-    /// something else, may still have its metadata at the well-known addresses.
-    async fn challenge(&self, upstream: &Url) -> Result<Challenge, FetchError> {
-        let request = request(upstream, "application/json, text/event-stream");
-        let answer = match self.outgoing.send(request, Some(upstream)).await {
-            Ok(answer) => answer,
-            // An upstream that streams to strangers never ends its answer.
-            Err(error) if error.is_timeout() => return Ok(Challenge::default()),
-            Err(error) => return Err(error),
-        };
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok(Challenge::default());
+        let Reception { challenge, is_open } = self.reception(&url).await.map_err(|error| at_upstream(error.into()))?;
+        if challenge.is_unclear() {
+            tracing::warn!(upstream = upstream.url, "its challenge (`www-authenticate`) cannot be read whole");
         }
-        Ok(Challenge::read(answer.headers()))
+        let resource = match self.resource(&url, &challenge).await {
+            Err(problem) if is_open && problem.is_absence() => {
+                return Err(DiscoveryError::NoSignIn(upstream.url.clone()));
+            }
+            found => found.map_err(at_resource)?,
+        };
+        let (issuer, others) = resource.authorization_servers().map_err(at_resource)?;
+        let scope = resource.scope(&challenge, &upstream.url);
+        self.server(issuer, resource.resource.clone(), scope).await.map_err(|error| match error {
+            DiscoveryError::Server(issuer, problem, _) => DiscoveryError::Server(issuer, problem, Others::of(others)),
+            error => error,
+        })
     }
 
-    /// At the challenge's address where there is one, else at the well-known ones.
+    /// What the upstream says to whoever comes without a token. One that says nothing may still have its metadata at the
+    /// well-known addresses.
+    async fn reception(&self, upstream: &Url) -> Result<Reception, FetchError> {
+        if let Some(challenge) = reception::get(&self.outgoing, upstream).await? {
+            return Ok(Reception { challenge, is_open: false });
+        }
+        // Kept from when it begins, and a task of its own, so that it is one however many look-ups fail meanwhile.
+        let post = async {
+            let (outgoing, upstream) = (self.outgoing.clone(), upstream.clone());
+            let task = tokio::spawn(covered(async move { reception::post(&outgoing, &upstream).await }));
+            task.map(Result::unwrap_or_default).boxed().shared()
+        };
+        Ok(self.posts.get_with_by_ref(upstream.as_str(), post).await.await)
+    }
+
+    /// At the challenge's address where that leads somewhere, else at the well-known ones.
     async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
-        let metadata = match challenge.address()? {
-            Some(address) => {
+        let named = match challenge.address() {
+            Ok(None) => None,
+            Ok(Some(address)) => {
                 // The upstream may be one of our own network, where its word must not have us ask for whatever it likes.
                 let trusted = asks_for_metadata(&address).then_some(upstream);
-                match self.metadata(&[address], trusted).await {
-                    // Nobody was asked: an http address behind a proxy that ends TLS, most of the time.
-                    Err(Problem::Fetch(error)) if error.is_forbidden() => {
-                        self.well_known(upstream).await.map_err(|_| Problem::Fetch(error))
-                    }
-                    found => found,
-                }
+                Some(self.metadata(&[address], trusted).await)
             }
+            Err(problem) => Some(Err(problem)),
+        };
+        let metadata: ResourceMetadata = match named {
             None => self.well_known(upstream).await,
+            // An http address behind a proxy that ends TLS, or a relative one, most of the time.
+            Some(Err(problem)) if problem.leads_nowhere() => {
+                let well_known = self.well_known(upstream).await;
+                well_known.map_err(|other| if other.is_absence() { problem } else { other })
+            }
+            Some(found) => found,
         }?;
         metadata.check(upstream)?;
         Ok(metadata)
@@ -213,41 +244,44 @@ impl Discovery {
         resource: String,
         scope: Scope,
     ) -> Result<AuthorizationServer, DiscoveryError> {
-        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem);
+        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem, Others::default());
         let addresses = server_addresses(issuer).map_err(of_server)?;
         let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
         metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)
     }
 
-    /// The first of these addresses that has a document. A document that is none ends the search: the next address
+    /// The first of these addresses that has a document. A document that cannot be used ends the search: the next address
     /// must not answer for one that lies.
-    async fn metadata<T: DeserializeOwned>(&self, addresses: &[Url], trusted: Option<&Url>) -> Result<T, Problem> {
-        let mut last = Problem::Lacks("an address");
+    async fn metadata<T: Document>(&self, addresses: &[Url], trusted: Option<&Url>) -> Result<T, Problem> {
+        let mut absence = Problem::Lacks("an address");
         for address in addresses {
-            let answer = self.outgoing.send(request(address, "application/json"), trusted).await?;
-            if answer.status() == StatusCode::OK {
-                return serde_json::from_slice(answer.body())
-                    .map_err(|error| Problem::NotMetadata(redacted(address), unreadable(&error)));
+            let problem = match self.outgoing.send(request(address, Method::GET, "application/json"), trusted).await {
+                Ok(answer) if answer.status() == StatusCode::OK => match document::<T>(answer.body()) {
+                    Ok(members) => return T::of(&members),
+                    Err(why) => Problem::NotMetadata(redacted(address), packed(answer.headers()).unwrap_or(why)),
+                },
+                Ok(answer) => Problem::NoMetadata(redacted(address), answer.status()),
+                Err(error @ FetchError::TooLarge { .. }) => error.into(),
+                Err(error) => return Err(error.into()),
+            };
+            // Something that is not metadata says more than that there is nothing.
+            if !absence.is_absence() || matches!(absence, Problem::NoMetadata(..)) {
+                absence = problem;
             }
-            last = Problem::NoMetadata(redacted(address), answer.status());
         }
-        Err(last)
+        Err(absence)
     }
 }
 
-/// Where a document cannot be read, and why, in words of ours: the parser's quote what a stranger wrote.
-fn unreadable(error: &serde_json::Error) -> String {
-    let what = match error.classify() {
-        Category::Data => "a member has another type than it must have, or is missing",
-        Category::Syntax | Category::Io => "it is not JSON",
-        Category::Eof => "it ends too early",
-    };
-    format!("{what}, at line {}, column {}", error.line(), error.column())
+/// The members of a document of this kind.
+fn document<T: Document>(body: &[u8]) -> Result<Members, String> {
+    let members = Members::read(body)?;
+    if members.has(T::WHOSE) { Ok(members) } else { Err(format!("it has no `{}`", T::WHOSE)) }
 }
 
-fn request(url: &Url, accept: &'static str) -> Request<Vec<u8>> {
+fn request(url: &Url, method: Method, accept: &'static str) -> Request<Vec<u8>> {
     let mut request = Request::new(Vec::new());
-    *request.method_mut() = Method::GET;
+    *request.method_mut() = method;
     // A URL that was parsed is one that a request takes; were it not, the request would go nowhere.
     *request.uri_mut() = url.as_str().parse().unwrap_or_default();
     request.headers_mut().insert(header::ACCEPT, http::HeaderValue::from_static(accept));
@@ -286,7 +320,7 @@ impl Expiry<Sought, LookUp> for Lasting {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpListener;
+    use tokio::{net::TcpListener, sync::mpsc};
 
     use super::*;
     use crate::net::outgoing::Config;
@@ -307,6 +341,67 @@ mod tests {
         let other = Upstream { url: String::new(), ..upstream.clone() };
         let found = discovery.find(&client_id, &other, Some(&User::Single)).await;
         assert!(matches!(found, Err(DiscoveryError::Upstream(..))), "its share came back: {found:?}");
+    }
+
+    /// What became of a look-up is forgotten within seconds; what an upstream says to POST is asked once a minute all the
+    /// same, and nothing is left behind there.
+    #[tokio::test]
+    async fn an_upstream_is_asked_once_as_a_client_would_ask() {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let answer = async |tell: mpsc::UnboundedSender<_>, request: axum::extract::Request| {
+            let (head, body) = request.into_parts();
+            let body = axum::body::to_bytes(body, usize::MAX).await.expect("a body");
+            let call = serde_json::from_slice(&body).unwrap_or(serde_json::Value::Null);
+            let method = call["method"].as_str().map(str::to_owned);
+            tell.send((head, call)).expect("the test");
+            let status = if method.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+            let session = (method.as_deref() == Some("initialize")).then_some([("mcp-session-id", "s1")]);
+            (status, session.map(axum::response::AppendHeaders), ())
+        };
+        let upstream = axum::Router::new().fallback(move |request| answer(tell.clone(), request));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/mcp", listener.local_addr().expect("an address"));
+        tokio::spawn(async move { axum::serve(listener, upstream).await });
+        let outgoing = Outgoing::new(&Config::default()).expect("a client");
+        let discovery = Discovery::new(outgoing, ShareLimits { in_all: 9, of_user: 9, of_server: 9 });
+        let client_id = ClientId::new("https://mcp.example.com/.well-known/mcp-client-metadata.json");
+        let upstream = Upstream { url: url.clone(), authorization_server: None };
+        for _ in 0..3 {
+            let found = discovery.find(&client_id, &upstream, Some(&User::Single)).await;
+            assert!(matches!(found, Err(DiscoveryError::NoSignIn(named)) if named == url));
+            discovery.lookups.invalidate_all();
+        }
+        let mut asked = Vec::new();
+        // GET and two well-known addresses, three times; two calls; the session's end.
+        for _ in 0..12 {
+            asked.push(told.recv().await.expect("a request"));
+        }
+        let header = |head: &http::request::Parts, name: &str| {
+            head.headers.get(name).map(|value| value.to_str().expect(name).to_owned())
+        };
+        let posts: Vec<_> = asked.iter().filter(|(head, _)| head.method == Method::POST).collect();
+        let [(discover, call), (initialize, session)] = posts[..] else { panic!("{posts:?}") };
+        for (name, value) in [
+            ("accept", "application/json, text/event-stream"),
+            ("content-type", "application/json"),
+            ("mcp-protocol-version", "2026-07-28"),
+            ("mcp-method", "server/discover"),
+        ] {
+            assert_eq!(header(discover, name).as_deref(), Some(value), "{name}");
+        }
+        assert_eq!((&call["jsonrpc"], &call["method"]), (&"2.0".into(), &"server/discover".into()));
+        let meta = &call["params"]["_meta"];
+        assert_eq!(meta["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
+        assert_eq!(meta["io.modelcontextprotocol/clientInfo"]["name"], "envoy-cimd");
+        assert!(meta["io.modelcontextprotocol/clientCapabilities"].is_object());
+        assert_eq!(
+            (&session["method"], &session["params"]["protocolVersion"]),
+            (&"initialize".into(), &"2025-11-25".into())
+        );
+        assert_eq!(header(initialize, "mcp-protocol-version"), None, "nothing is agreed on yet");
+        let ends: Vec<_> = asked.iter().filter(|(head, _)| head.method == Method::DELETE).collect();
+        let [(end, _)] = ends[..] else { panic!("{ends:?}") };
+        assert_eq!((end.uri.path(), header(end, "mcp-session-id").as_deref()), ("/mcp", Some("s1")));
     }
 
     #[test]

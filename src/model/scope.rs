@@ -1,6 +1,6 @@
 //! What an authorization server is asked for.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 /// What lets a server give a refresh token (OpenID Connect Core, section 11).
 const OFFLINE_ACCESS: &str = "offline_access";
@@ -12,12 +12,10 @@ pub struct Scope(Vec<String>);
 impl Scope {
     /// The tokens of these texts. Each is split on white space, whatever it was meant to be: a list, or one token.
     pub fn of<'a>(texts: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut tokens: Vec<String> = Vec::new();
-        for token in texts.into_iter().flat_map(str::split_whitespace) {
-            if !tokens.iter().any(|known| known == token) {
-                tokens.push(token.to_owned());
-            }
-        }
+        // A stranger may name very many.
+        let mut known = HashSet::new();
+        let tokens = texts.into_iter().flat_map(str::split_whitespace).filter(|token| known.insert(*token));
+        let tokens = tokens.map(str::to_owned).collect();
         Self(tokens)
     }
 

@@ -263,13 +263,13 @@ async fn metadata_that_lies() {
             "::ffff:127.0.0.1 is"
         ),
         ("decimal", metadata, |d| set(d, "token_endpoint", json!("https://2130706433/token")), "127.0.0.1 is"),
-        ("no-json", metadata, |d| *d = json!("text"), "is not JSON metadata"),
-        ("a-list", metadata, |d| set(d, "issuer", json!([])), "is not JSON metadata"),
+        ("no-json", metadata, |d| *d = json!("text"), "is not metadata: it is not a JSON object"),
+        ("a-list", metadata, |d| set(d, "issuer", json!([])), "`issuer` has another type than it must have"),
         (
             "another-type",
             metadata,
-            |d| set(d, "response_types_supported", json!("SECRET")),
-            "is not JSON metadata: a member has another type than it must have, or is missing, at line 1, column "
+            |d| set(d, "code_challenge_methods_supported", json!("SECRET")),
+            "`code_challenge_methods_supported` has another type than it must have"
         ),
         (
             "other-resource",

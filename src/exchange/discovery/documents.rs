@@ -1,15 +1,17 @@
-//! What upstreams and authorization servers say of themselves, read and checked without a network. All of it is a
+//! What upstreams and authorization servers say of themselves in metadata, read and checked without a network. All of it is a
 //! stranger's word.
 
 use std::cell::Cell;
 
-use http::{HeaderMap, header::WWW_AUTHENTICATE};
-use serde::Deserialize;
 use url::Url;
 
-use super::error::{MAX_SCOPE, MAX_URL, Problem};
+use super::{
+    challenge::Challenge,
+    error::{MAX_SCOPE, MAX_URL, Problem},
+    members::Members,
+};
 use crate::{
-    model::scope::Scope,
+    model::{issuer::is_same, scope::Scope},
     net::outgoing::{
         Outgoing,
         error::{redacted, truncate},
@@ -35,42 +37,6 @@ pub struct AuthorizationServer {
     pub offline_access: bool,
 }
 
-/// What a 401 says, as far as it is read.
-#[derive(Debug, Default, PartialEq)]
-pub struct Challenge {
-    resource_metadata: Option<String>,
-    scope: Scope,
-}
-
-impl Challenge {
-    /// Reads the headers of a 401. What is no challenge is passed over.
-    pub fn read(headers: &HeaderMap) -> Self {
-        let mut challenge = Self::default();
-        for value in headers.get_all(WWW_AUTHENTICATE) {
-            let Ok(value) = value.to_str() else { continue };
-            let Ok(challenges) = http_auth::parse_challenges(value) else { continue };
-            for bearer in challenges.iter().filter(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer")) {
-                for (name, value) in &bearer.params {
-                    match name.to_ascii_lowercase().as_str() {
-                        "resource_metadata" => challenge.resource_metadata = Some(value.to_unescaped()),
-                        "scope" => challenge.scope = Scope::of([value.to_unescaped().as_str()]),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        challenge
-    }
-
-    /// Where the upstream says that its metadata is.
-    ///
-    /// # Errors
-    /// Where that is no URL.
-    pub fn address(&self) -> Result<Option<Url>, Problem> {
-        self.resource_metadata.as_deref().map(|address| strangers_url("resource_metadata", address)).transpose()
-    }
-}
-
 /// Where an upstream's metadata is unless it says otherwise: at the path's address, else at the root's (RFC 9728,
 /// section 3.1).
 pub fn resource_addresses(upstream: &Url) -> Vec<Url> {
@@ -88,13 +54,35 @@ pub fn asks_for_metadata(url: &Url) -> bool {
 
 const RESOURCE: &str = "oauth-protected-resource";
 
+/// A kind of metadata.
+pub trait Document: Sized {
+    /// The member that says whose it is: without it, a JSON object is not such a document.
+    const WHOSE: &str;
+
+    /// # Errors
+    /// What is wrong with a member that is needed.
+    fn of(members: &Members) -> Result<Self, Problem>;
+}
+
 /// Protected resource metadata, as far as it is read (RFC 9728, section 2).
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct ResourceMetadata {
     pub resource: String,
-    #[serde(default)]
-    pub authorization_servers: Vec<String>,
-    scopes_supported: Option<Vec<String>>,
+    authorization_servers: Result<Vec<String>, Problem>,
+    scope: Scope,
+}
+
+impl Document for ResourceMetadata {
+    const WHOSE: &str = "resource";
+
+    fn of(members: &Members) -> Result<Self, Problem> {
+        let resource = members.text("resource")?.ok_or(Problem::Lacks("resource"))?;
+        Ok(Self {
+            authorization_servers: members.list("authorization_servers").map(Option::unwrap_or_default),
+            scope: scopes(members, &resource),
+            resource,
+        })
+    }
 }
 
 impl ResourceMetadata {
@@ -107,34 +95,89 @@ impl ResourceMetadata {
         if is_prefix(&named, upstream) { Ok(()) } else { Err(Problem::ForeignResource(redacted(&named))) }
     }
 
-    /// What to ask for: what the challenge says, else what is listed here.
+    /// The issuers that it names: the first, and the others.
     ///
     /// # Errors
-    /// Where it is too long for an address.
-    pub fn scope(&self, challenge: Challenge) -> Result<Scope, Problem> {
-        let scope = match challenge.scope.is_empty() {
-            false => challenge.scope,
-            true => Scope::of(self.scopes_supported.iter().flatten().map(String::as_str)),
-        };
-        if scope.to_string().len() > MAX_SCOPE { Err(Problem::LongScope) } else { Ok(scope) }
+    /// Where there is none.
+    pub fn authorization_servers(&self) -> Result<(&str, &[String]), Problem> {
+        let (first, others) =
+            self.authorization_servers.as_ref().map_err(Clone::clone)?.split_first().ok_or(Problem::NoServer)?;
+        Ok((first, others))
+    }
+
+    /// What to ask for: what the upstream's challenge says, else what is listed here.
+    pub fn scope(&self, challenge: &Challenge, upstream: &str) -> Scope {
+        let asked = short(challenge.scope().clone(), upstream);
+        if asked.is_empty() { self.scope.clone() } else { asked }
     }
 }
 
+/// `scopes_supported` of a document; empty where it cannot be used.
+fn scopes(members: &Members, of: &str) -> Scope {
+    let scope = spare(members.list("scopes_supported"), of).unwrap_or_default();
+    short(Scope::of(scope.iter().map(String::as_str)), of)
+}
+
+/// What fits into an address; else nothing, as if nothing had been said.
+fn short(scope: Scope, of: &str) -> Scope {
+    if scope.to_string().len() > MAX_SCOPE {
+        let of = truncate(of.to_owned());
+        tracing::warn!(
+            of,
+            "a scope takes more than {MAX_SCOPE} bytes, and is not asked for; the route may set its own"
+        );
+        return Scope::default();
+    }
+    scope
+}
+
+/// A member that can be done without. One that cannot be used counts as not said.
+fn spare<T>(member: Result<Option<T>, Problem>, of: &str) -> Option<T> {
+    member.unwrap_or_else(|problem| {
+        let of = truncate(of.to_owned());
+        tracing::warn!(of, %problem, "a member of its metadata cannot be used, and counts as not said");
+        None
+    })
+}
+
 /// Authorization server metadata, as far as it is read (RFC 8414, section 2).
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct ServerMetadata {
     issuer: String,
     authorization_endpoint: Option<String>,
     token_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
-    response_types_supported: Option<Vec<String>>,
-    grant_types_supported: Option<Vec<String>>,
-    code_challenge_methods_supported: Option<Vec<String>>,
-    scopes_supported: Option<Vec<String>>,
-    #[serde(default)]
-    authorization_response_iss_parameter_supported: bool,
-    #[serde(default)]
-    client_id_metadata_document_supported: bool,
+    response_types: Option<Vec<String>>,
+    grant_types: Option<Vec<String>>,
+    challenge_methods: Vec<String>,
+    lists_offline_access: bool,
+    sends_iss: bool,
+    takes_documents: bool,
+    wants_pushed_requests: bool,
+    wants_signed_requests: bool,
+}
+
+impl Document for ServerMetadata {
+    const WHOSE: &str = "issuer";
+
+    fn of(members: &Members) -> Result<Self, Problem> {
+        let issuer = members.text("issuer")?.ok_or(Problem::Lacks("issuer"))?;
+        Ok(Self {
+            authorization_endpoint: members.text("authorization_endpoint")?,
+            token_endpoint: members.text("token_endpoint")?,
+            revocation_endpoint: spare(members.text("revocation_endpoint"), &issuer),
+            response_types: spare(members.list("response_types_supported"), &issuer),
+            grant_types: spare(members.list("grant_types_supported"), &issuer),
+            challenge_methods: members.list("code_challenge_methods_supported")?.unwrap_or_default(),
+            lists_offline_access: spare(members.list("scopes_supported"), &issuer)
+                .is_some_and(|scopes| Scope::of(scopes.iter().map(String::as_str)).has_offline_access()),
+            sends_iss: members.is_true("authorization_response_iss_parameter_supported")?,
+            takes_documents: members.is_true("client_id_metadata_document_supported")?,
+            wants_pushed_requests: members.is_true("require_pushed_authorization_requests")?,
+            wants_signed_requests: members.is_true("require_signed_request_object")?,
+            issuer,
+        })
+    }
 }
 
 impl ServerMetadata {
@@ -142,7 +185,7 @@ impl ServerMetadata {
     /// fetches.
     ///
     /// # Errors
-    /// What it lacks.
+    /// What it lacks, or demands of us.
     pub fn server(
         self,
         outgoing: &Outgoing,
@@ -150,25 +193,33 @@ impl ServerMetadata {
         resource: String,
         scope: Scope,
     ) -> Result<AuthorizationServer, Problem> {
-        if self.issuer != issuer {
+        if !is_same(&self.issuer, issuer) {
             return Err(Problem::ForeignIssuer(truncate(self.issuer)));
         }
-        let has = |list: &Option<Vec<String>>, value: &str| {
-            list.as_ref().is_some_and(|list| list.iter().any(|item| item == value))
-        };
-        if !has(&self.code_challenge_methods_supported, "S256") {
+        if self.issuer != issuer {
+            let (issuer, asked) = (truncate(self.issuer.clone()), truncate(issuer.to_owned()));
+            tracing::warn!(issuer, asked, "its metadata spells the issuer with another slash at its end, and is taken");
+        }
+        let has = |list: &[String], value: &str| list.iter().any(|item| item == value);
+        if !has(&self.challenge_methods, "S256") {
             return Err(Problem::Unsupported("PKCE with S256 (`code_challenge_methods_supported`)"));
         }
-        if self.grant_types_supported.is_some() && !has(&self.grant_types_supported, "authorization_code") {
+        if self.grant_types.is_some_and(|list| !has(&list, "authorization_code")) {
             return Err(Problem::Unsupported("the authorization code grant (`grant_types_supported`)"));
         }
-        if self.response_types_supported.is_some() && !has(&self.response_types_supported, "code") {
+        if self.response_types.is_some_and(|list| !has(&list, "code")) {
             return Err(Problem::Unsupported("the response type `code` (`response_types_supported`)"));
         }
-        if !self.client_id_metadata_document_supported {
+        if !self.takes_documents {
             return Err(Problem::Unsupported(
                 "client ID metadata documents (`client_id_metadata_document_supported`); this client registers in no other way",
             ));
+        }
+        if self.wants_pushed_requests {
+            return Err(Problem::Demands("pushed authorization requests (`require_pushed_authorization_requests`)"));
+        }
+        if self.wants_signed_requests {
+            return Err(Problem::Demands("signed authorization requests (`require_signed_request_object`)"));
         }
         let endpoint = |name, url: Option<String>| {
             let url = strangers_url(name, &url.ok_or(Problem::Lacks(name))?)?;
@@ -180,15 +231,14 @@ impl ServerMetadata {
         if let Some((own, _)) = authorization_endpoint.query_pairs().find(|(name, _)| OURS.contains(&name.as_ref())) {
             return Err(Problem::OwnParameter(own.into_owned()));
         }
+        let revocation = self.revocation_endpoint.filter(|url| !url.is_empty());
         Ok(AuthorizationServer {
             authorization_endpoint,
             token_endpoint: endpoint("token_endpoint", self.token_endpoint)?,
-            revocation_endpoint: self
-                .revocation_endpoint
-                .map(|url| endpoint("revocation_endpoint", Some(url)))
-                .transpose()?,
-            sends_iss: self.authorization_response_iss_parameter_supported,
-            offline_access: has(&self.scopes_supported, "offline_access"),
+            revocation_endpoint: revocation
+                .and_then(|url| spare(endpoint("revocation_endpoint", Some(url)).map(Some), &self.issuer)),
+            sends_iss: self.sends_iss,
+            offline_access: self.lists_offline_access,
             issuer: self.issuer,
             resource,
             scope,
@@ -234,7 +284,7 @@ const OURS: &[&str] = &[
 ];
 
 /// A URL that a stranger wrote: what a parser would have to mend is refused, since others would mend it otherwise.
-fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
+pub(super) fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
     let mended = Cell::new(false);
     let note = |_| mended.set(true);
     let url = (text.len() <= MAX_URL && text.is_ascii())

@@ -1,10 +1,14 @@
 //! Why no authorization server is found, in words for operators.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use http::StatusCode;
 
-use crate::{model::shares::UsedUp, net::outgoing::error::FetchError};
+use super::documents::server_addresses;
+use crate::{
+    model::shares::UsedUp,
+    net::outgoing::error::{FetchError, truncate},
+};
 
 /// The longest URL that is taken of a stranger, in bytes.
 pub const MAX_URL: usize = 2048;
@@ -18,8 +22,13 @@ pub enum DiscoveryError {
     Upstream(String, Problem),
     #[error("the protected resource metadata of {0}: {1}")]
     Resource(String, Problem),
-    #[error("the authorization server {0}: {1}")]
-    Server(String, Problem),
+    #[error("the authorization server {0}: {1}{2}")]
+    Server(String, Problem, Others),
+    #[error(
+        "the upstream {0} answers who comes without a token, and there is no metadata of it anywhere: this server needs no \
+         sign-in, and can be used without connecting"
+    )]
+    NoSignIn(String),
     #[error("the upstream {0}: to look it up, and its authorization server, took longer than {1:?} in all")]
     TooSlow(String, Duration),
     #[error("the upstream {0}: its look-up broke off, which is a bug")]
@@ -38,6 +47,30 @@ fn setting(used_up: UsedUp) -> &'static str {
     }
 }
 
+/// The other authorization servers that an upstream names.
+#[derive(Clone, Debug, Default)]
+pub struct Others(pub Vec<String>);
+
+impl Others {
+    /// How many are named, at most.
+    const MAX: usize = 3;
+
+    /// Of these, those that can be pinned.
+    pub fn of(issuers: &[String]) -> Self {
+        let good = issuers.iter().filter(|issuer| server_addresses(issuer).is_ok());
+        Self(good.take(Self::MAX).map(|issuer| truncate(issuer.clone())).collect())
+    }
+}
+
+impl fmt::Display for Others {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; the upstream also names {}: to use that, pin it with `authorization_server`", self.0.join(" and "))
+    }
+}
+
 /// What is wrong with one of the three.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Problem {
@@ -45,12 +78,14 @@ pub enum Problem {
     Fetch(#[from] FetchError),
     #[error("no metadata was found; the last address tried, {0}, answered {1}")]
     NoMetadata(String, StatusCode),
-    #[error("{0} is not JSON metadata: {1}")]
+    #[error("{0} is not metadata: {1}")]
     NotMetadata(String, String),
     #[error("`{0}` is not a well-formed URL of at most {MAX_URL} bytes")]
     NotUrl(&'static str),
-    #[error("`scopes_supported` takes more than {MAX_SCOPE} bytes")]
-    LongScope,
+    #[error("`{0}` is there twice")]
+    Twice(&'static str),
+    #[error("`{0}` has another type than it must have")]
+    WrongType(&'static str),
     #[error("`authorization_endpoint` has a `{0}` of its own")]
     OwnParameter(String),
     #[error("`resource` is {0}, which is neither the upstream's URL nor a prefix of it")]
@@ -63,4 +98,18 @@ pub enum Problem {
     Lacks(&'static str),
     #[error("it does not support {0}")]
     Unsupported(&'static str),
+    #[error("it demands {0}, which this client does not send")]
+    Demands(&'static str),
+}
+
+impl Problem {
+    /// Whether an address led to no document, for whatever reason.
+    pub fn leads_nowhere(&self) -> bool {
+        self.is_absence() || matches!(self, Self::Fetch(_) | Self::NotUrl("resource_metadata"))
+    }
+
+    /// Whether there is no document, so that it may be elsewhere. One that lies is one.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NoMetadata(..) | Self::NotMetadata(..) | Self::Fetch(FetchError::TooLarge { .. }))
+    }
 }

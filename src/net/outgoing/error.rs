@@ -57,11 +57,6 @@ impl FetchError {
         }
     }
 
-    /// Whether nobody was asked, since the URL or its host's address may not be.
-    pub fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::Address { .. })
-    }
-
     /// Whether the deadline passed.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. })
