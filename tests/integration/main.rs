@@ -23,6 +23,7 @@ mod mtls;
 mod outgoing;
 mod paths;
 mod probe;
+mod quirks;
 mod raw_http2;
 mod recipes;
 mod rooms;
