@@ -85,7 +85,8 @@ outcomes! {
     ExchangeFailed = "exchange_failed", 502, &[Callback], "The authorization server did not give access.";
 
     AuthorizationServerUnusable = "authorization_server_unusable", 502, &[Start],
-        "No authorization server was found that can be used. The operator finds the reason in the log.";
+        "No authorization server was found that can be used. Send the operator the request id of this answer: with it, the \
+         log says why, and what would help.";
     TooManyFlows = "too_many_flows", 503, FOR_PEOPLE, "Too many sign-ins are going on. Try again in a few minutes.";
     ChoreographerFailed = "choreographer_failed", 502, FOR_PEOPLE,
         "The service that signs in failed, and the sign-in may be lost.";
