@@ -54,7 +54,7 @@ fn upstream(challenge: &str, metadata: &str) -> (String, String, Scope) {
         Err(problem) => is_short(&problem),
     }
     let Some(metadata) = document::<ResourceMetadata>(metadata) else { return unnamed };
-    match metadata.check(&UPSTREAM) {
+    match metadata.check(&UPSTREAM, None) {
         Ok(()) => {
             let named = Url::parse(&metadata.resource).expect("a URL");
             assert_eq!(named.origin(), UPSTREAM.origin());

@@ -10,6 +10,8 @@ use crate::model::{
     client::{ClientId, RedirectUri},
     clock::UnixTime,
     flow::{BrowserHash, FlowId},
+    prompt::Prompt,
+    scope::Scope,
     secret::Secret,
     trace::Trace,
     upstream::Upstream,
@@ -54,7 +56,13 @@ pub trait Choreographer: Send + Sync {
 pub struct Begin {
     pub client_id: ClientId,
     pub redirect_uri: RedirectUri,
+    /// The name in the route's document.
+    pub client_name: String,
     pub upstream: Upstream,
+    /// What to ask for, where the operator says so.
+    pub scope: Option<Scope>,
+    /// What the operator says of the request's `prompt`.
+    pub prompt: Option<Prompt>,
     pub user: User,
     pub browser_hash: BrowserHash,
     pub return_to: String,

@@ -14,7 +14,7 @@ use super::{
         complete_authorization_request, complete_authorization_response,
     },
     tokens::TokenOwner,
-    wire::{set_trace, time},
+    wire::{set_trace, text, time},
 };
 use crate::model::{client::ClientId, flow::FlowId, trace::Trace, upstream::Upstream};
 
@@ -71,6 +71,7 @@ impl Choreographer for Client {
             upstream: upstream.url,
             authorization_server: upstream.authorization_server.unwrap_or_default(),
             client_id: client_id.into_string(),
+            resource: text(upstream.resource),
         };
         let answer = self
             .call(DESCRIBE_DEADLINE, request, trace, |mut client, request| async move {
@@ -91,6 +92,10 @@ impl Choreographer for Client {
             browser_hash: begin.browser_hash.0.to_vec(),
             return_to: begin.return_to,
             shown_issuer: begin.shown_issuer.unwrap_or_default(),
+            resource: text(begin.upstream.resource),
+            scope: text(begin.scope),
+            prompt: text(begin.prompt),
+            client_name: begin.client_name,
         };
         let answer =
             self.call(DEADLINE, request, trace, |mut client, request| async move {
@@ -138,6 +143,7 @@ impl Choreographer for Client {
             user: Some(owner.user.into()),
             client_id: owner.client_id.into_string(),
             upstream: owner.upstream.url,
+            resource: text(owner.upstream.resource),
         };
         let answer =
             self.call(DEADLINE, request, trace, |mut client, request| async move { client.disconnect(request).await });

@@ -12,7 +12,7 @@ use super::{
         self, authorization_choreographer_server::AuthorizationChoreographer, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
     },
-    wire::{bytes, owner, timestamp, trace, upstream, user},
+    wire::{bytes, owner, parsed, timestamp, trace, upstream, user},
 };
 use crate::model::{
     client::{ClientId, RedirectUri},
@@ -41,8 +41,8 @@ impl AuthorizationChoreographer for Service {
     ) -> Result<Response<proto::DescribeUpstreamResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let (client_id, upstream) =
-            (ClientId::new(request.client_id), upstream(request.upstream, request.authorization_server));
+        let upstream = upstream(request.upstream, request.authorization_server, &request.resource)?;
+        let client_id = ClientId::new(request.client_id);
         let known = self.choreographer.describe(client_id, upstream, &trace).await;
         let authorization_server = known.map_err(status)?.unwrap_or_default();
         Ok(Response::new(proto::DescribeUpstreamResponse { authorization_server }))
@@ -58,7 +58,10 @@ impl AuthorizationChoreographer for Service {
         let begin = Begin {
             client_id: ClientId::new(request.client_id),
             redirect_uri: RedirectUri::new(request.redirect_uri),
-            upstream: upstream(request.upstream, request.authorization_server),
+            client_name: request.client_name,
+            upstream: upstream(request.upstream, request.authorization_server, &request.resource)?,
+            scope: parsed("scope", &request.scope)?,
+            prompt: parsed("prompt", &request.prompt)?,
             user: user(request.user)?,
             browser_hash: BrowserHash(bytes("browser_hash", request.browser_hash)?),
             return_to: request.return_to,
@@ -117,7 +120,7 @@ impl AuthorizationChoreographer for Service {
     ) -> Result<Response<proto::DisconnectResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = owner(request.user, request.client_id, request.upstream, String::new())?;
+        let owner = owner(request.user, request.client_id, request.upstream, String::new(), &request.resource)?;
         let refusal = self.choreographer.disconnect(owner, &trace).await.err().map(Into::into);
         Ok(Response::new(proto::DisconnectResponse { refusal }))
     }

@@ -66,7 +66,7 @@ pub struct AccessToken {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum TokenError {
     /// This user has none for this route: never connected, ended by the authorization server, or of an authorization
-    /// server that is not the route's any more.
+    /// server or for a resource that is not the route's any more.
     NotFound,
     /// There may be one, and it may work later: the store or the authorization server cannot be reached, or nothing can
     /// be audited.

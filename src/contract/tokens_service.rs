@@ -21,7 +21,8 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
     ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = owner(request.user, request.client_id, request.upstream, request.authorization_server)?;
+        let (issuer, resource) = (request.authorization_server, &request.resource);
+        let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
         let token = self.0.upstream_token(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
@@ -37,7 +38,8 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         use proto::report_refused_token_response::Outcome;
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = owner(request.user, request.client_id, request.upstream, request.authorization_server)?;
+        let (issuer, resource) = (request.authorization_server, &request.resource);
+        let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
         let tag = TokenTag(bytes("tag", request.tag)?);
         let outcome = match self.0.refused(owner, tag, &trace).await.map_err(status)? {
             Renewal::Renewed => Outcome::Renewed,
@@ -52,7 +54,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
     ) -> Result<Response<proto::DisconnectResponse>, Status> {
         let trace = trace(&request);
         let request = request.into_inner();
-        let owner = owner(request.user, request.client_id, request.upstream, String::new())?;
+        let owner = owner(request.user, request.client_id, request.upstream, String::new(), &request.resource)?;
         self.0.disconnect(owner, &trace).await.map_err(status)?;
         Ok(Response::new(proto::DisconnectResponse::default()))
     }

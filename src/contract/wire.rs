@@ -1,5 +1,7 @@
 //! Between the messages of the contracts and the values that they stand for.
 
+use std::str::FromStr;
+
 use prost_types::Timestamp;
 use tonic::{Request, Status};
 
@@ -42,13 +44,31 @@ pub(super) fn owner(
     client_id: String,
     url: String,
     authorization_server: String,
+    resource: &str,
 ) -> Result<TokenOwner, Status> {
-    let upstream = upstream(url, authorization_server);
+    let upstream = upstream(url, authorization_server, resource)?;
     Ok(TokenOwner { user: user(of)?, client_id: ClientId::new(client_id), upstream })
 }
 
-pub(super) fn upstream(url: String, authorization_server: String) -> Upstream {
-    Upstream { url, authorization_server: Some(authorization_server).filter(|issuer| !issuer.is_empty()) }
+/// # Errors
+/// `INVALID_ARGUMENT` where `resource` is no resource indicator.
+pub(super) fn upstream(url: String, authorization_server: String, resource: &str) -> Result<Upstream, Status> {
+    let authorization_server = Some(authorization_server).filter(|issuer| !issuer.is_empty());
+    Ok(Upstream { url, authorization_server, resource: parsed("resource", resource)? })
+}
+
+/// What a route's key says; none where it is not set.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` where it is wrong.
+pub(super) fn parsed<T: FromStr<Err = &'static str>>(name: &str, text: &str) -> Result<Option<T>, Status> {
+    let bad = |problem| Status::invalid_argument(format!("`{name}` {problem}"));
+    (!text.is_empty()).then(|| text.parse().map_err(bad)).transpose()
+}
+
+/// What stands for a value of [`parsed`].
+pub(super) fn text(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }
 
 /// # Errors

@@ -24,6 +24,7 @@ mod reception;
 use crate::{
     model::{
         client::ClientId,
+        issuer::is_same,
         scope::Scope,
         shares::{Share, ShareLimits, Shares, UsedUp},
         upstream::Upstream,
@@ -38,8 +39,8 @@ use crate::{
 };
 use challenge::Challenge;
 use documents::{
-    AuthorizationServer, Document, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses,
-    server_addresses,
+    AuthorizationServer, Document, ResourceMetadata, ServerMetadata, asks_for_metadata, challenged, is_resource_of,
+    resource_addresses, server_addresses,
 };
 use error::{DiscoveryError, Others, Problem};
 use members::Members;
@@ -128,6 +129,12 @@ impl Discovery {
         }
     }
 
+    /// Whether a token of this issuer for this resource is one for the route, as far as is known without a look-up.
+    pub async fn takes(&self, client_id: &ClientId, upstream: &Upstream, issuer: &str, resource: &str) -> bool {
+        is_resource_of(resource, upstream)
+            && self.known(client_id, upstream).await.is_none_or(|known| is_same(&known, issuer))
+    }
+
     /// The look-up of an upstream that there is, or one that begins with the share that `take` gives.
     async fn look_up_once(
         &self,
@@ -173,23 +180,38 @@ impl Discovery {
     async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
         let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
         let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
-        if let Some(issuer) = &upstream.authorization_server {
-            return self.server(issuer, upstream.url.clone(), Scope::default()).await;
-        }
         let at_resource = |problem| DiscoveryError::Resource(upstream.url.clone(), problem);
-        let Reception { challenge, is_open } = self.reception(&url).await.map_err(|error| at_upstream(error.into()))?;
+        // A pin says who the issuer is, and nothing else. So what the upstream says still counts, but it need not say
+        // anything.
+        let pin = upstream.authorization_server.as_deref();
+        let unnamed = async |issuer: &str, problem: &Problem, scope| {
+            note_unsaid(upstream, problem);
+            self.server(issuer, upstream.default_resource().to_owned(), scope).await
+        };
+        let Reception { challenge, is_open } = match (self.reception(&url).await, pin) {
+            (Ok(reception), _) => reception,
+            (Err(error), None) => return Err(at_upstream(error.into())),
+            (Err(error), Some(issuer)) => return unnamed(issuer, &error.into(), Scope::default()).await,
+        };
         if challenge.is_unclear() {
             tracing::warn!(upstream = upstream.url, "its challenge (`www-authenticate`) cannot be read whole");
         }
-        let resource = match self.resource(&url, &challenge).await {
-            Err(problem) if is_open && problem.is_absence() => {
+        let metadata = match (self.resource(&url, upstream, &challenge).await, pin) {
+            (Ok(metadata), _) => metadata,
+            (Err(problem), Some(issuer)) if !problem.is_foreign() => {
+                return unnamed(issuer, &problem, challenged(&challenge, &upstream.url)).await;
+            }
+            (Err(problem), None) if is_open && problem.is_absence() => {
                 return Err(DiscoveryError::NoSignIn(upstream.url.clone()));
             }
-            found => found.map_err(at_resource)?,
+            (Err(problem), _) => return Err(at_resource(problem)),
         };
-        let (issuer, others) = resource.authorization_servers().map_err(at_resource)?;
-        let scope = resource.scope(&challenge, &upstream.url);
-        self.server(issuer, resource.resource.clone(), scope).await.map_err(|error| match error {
+        let scope = metadata.scope(&challenge, &upstream.url);
+        let (issuer, others) = match pin {
+            Some(issuer) => (issuer, &[][..]),
+            None => metadata.authorization_servers().map_err(at_resource)?,
+        };
+        self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match error {
             DiscoveryError::Server(issuer, problem, _) => DiscoveryError::Server(issuer, problem, Others::of(others)),
             error => error,
         })
@@ -211,26 +233,31 @@ impl Discovery {
     }
 
     /// At the challenge's address where that leads somewhere, else at the well-known ones.
-    async fn resource(&self, upstream: &Url, challenge: &Challenge) -> Result<ResourceMetadata, Problem> {
+    async fn resource(
+        &self,
+        url: &Url,
+        upstream: &Upstream,
+        challenge: &Challenge,
+    ) -> Result<ResourceMetadata, Problem> {
         let named = match challenge.address() {
             Ok(None) => None,
             Ok(Some(address)) => {
                 // The upstream may be one of our own network, where its word must not have us ask for whatever it likes.
-                let trusted = asks_for_metadata(&address).then_some(upstream);
+                let trusted = asks_for_metadata(&address).then_some(url);
                 Some(self.metadata(&[address], trusted).await)
             }
             Err(problem) => Some(Err(problem)),
         };
         let metadata: ResourceMetadata = match named {
-            None => self.well_known(upstream).await,
+            None => self.well_known(url).await,
             // An http address behind a proxy that ends TLS, or a relative one, most of the time.
             Some(Err(problem)) if problem.leads_nowhere() => {
-                let well_known = self.well_known(upstream).await;
+                let well_known = self.well_known(url).await;
                 well_known.map_err(|other| if other.is_absence() { problem } else { other })
             }
             Some(found) => found,
         }?;
-        metadata.check(upstream)?;
+        metadata.check(url, upstream.resource.as_ref())?;
         Ok(metadata)
     }
 
@@ -273,6 +300,20 @@ impl Discovery {
     }
 }
 
+/// Says why a pin's upstream says nothing of itself. To have no metadata is what many are pinned for.
+fn note_unsaid(upstream: &Upstream, problem: &Problem) {
+    let (upstream, resource) = (&upstream.url, upstream.default_resource());
+    match problem {
+        Problem::NoMetadata(..) => tracing::debug!(upstream, resource, %problem, "the upstream has no metadata"),
+        _ => tracing::warn!(
+            upstream,
+            resource,
+            %problem,
+            "the upstream's metadata cannot be read: its pinned authorization server is asked for this resource"
+        ),
+    }
+}
+
 /// The members of a document of this kind.
 fn document<T: Document>(body: &[u8]) -> Result<Members, String> {
     let members = Members::read(body)?;
@@ -290,8 +331,7 @@ fn request(url: &Url, method: Method, accept: &'static str) -> Request<Vec<u8>> 
 
 /// The server that a look-up asks first, where it names one.
 fn first_asked(upstream: &Upstream) -> Option<Origin> {
-    let url = upstream.authorization_server.as_ref().unwrap_or(&upstream.url);
-    Url::parse(url).ok().map(|url| url.origin())
+    Url::parse(&upstream.url).ok().map(|url| url.origin())
 }
 
 /// How long a look-up is remembered.
@@ -333,7 +373,7 @@ mod tests {
         let impatient = Discovery { longest: Duration::ZERO, ..discovery.clone() };
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/mcp", silent.local_addr().expect("an address"));
-        let upstream = Upstream { url, authorization_server: None };
+        let upstream = Upstream { url, authorization_server: None, resource: None };
         let client_id = ClientId::new("https://mcp.example.com/.well-known/mcp-client-metadata.json");
         let too_slow = |found: Found| matches!(found, Err(DiscoveryError::TooSlow(url, _)) if url == upstream.url);
         assert!(too_slow(impatient.find(&client_id, &upstream, Some(&User::Single)).await));
@@ -365,7 +405,7 @@ mod tests {
         let outgoing = Outgoing::new(&Config::default()).expect("a client");
         let discovery = Discovery::new(outgoing, ShareLimits { in_all: 9, of_user: 9, of_server: 9 });
         let client_id = ClientId::new("https://mcp.example.com/.well-known/mcp-client-metadata.json");
-        let upstream = Upstream { url: url.clone(), authorization_server: None };
+        let upstream = Upstream { url: url.clone(), authorization_server: None, resource: None };
         for _ in 0..3 {
             let found = discovery.find(&client_id, &upstream, Some(&User::Single)).await;
             assert!(matches!(found, Err(DiscoveryError::NoSignIn(named)) if named == url));
@@ -409,11 +449,12 @@ mod tests {
         let upstream = |url: &str, issuer: Option<&str>| Upstream {
             url: url.to_owned(),
             authorization_server: issuer.map(str::to_owned),
+            resource: None,
         };
         let first = first_asked(&upstream("https://mcp.example/a", None));
         assert_eq!(first, first_asked(&upstream("https://MCP.example:443/b", None)));
-        assert_eq!(first, first_asked(&upstream("https://other.example", Some("https://mcp.example"))));
-        assert_ne!(first, first_asked(&upstream("https://mcp.example/a", Some("https://as.example"))));
+        assert_eq!(first, first_asked(&upstream("https://mcp.example/a", Some("https://as.example"))), "pinned or not");
+        assert_ne!(first, first_asked(&upstream("https://other.example", Some("https://mcp.example"))));
         assert_eq!(first_asked(&upstream("nowhere", None)), None);
     }
 }

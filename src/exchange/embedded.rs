@@ -27,6 +27,7 @@ use crate::{
         client::ClientId,
         clock::UnixTime,
         flow::{FlowId, MAX_LIFETIME},
+        issuer::is_same,
         scope::Scope,
         secret::{Secret, random},
         shares::ShareLimits,
@@ -198,12 +199,12 @@ impl Embedded {
             let cause = format!("the authorization server {}: {lacks}", server.issuer).into();
             return Err(BeginError::AuthorizationServerUnusable(cause));
         }
-        if begin.shown_issuer.as_ref() != Some(&server.issuer) {
+        if !begin.shown_issuer.as_ref().is_some_and(|shown| is_same(shown, &server.issuer)) {
             return Err(BeginError::IssuerChanged(server.issuer.clone()));
         }
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let scope = server.scope.asked_of(server.offline_access);
+        let scope = begin.scope.as_ref().unwrap_or(&server.scope).asked_of(server.offline_access);
         let authorization_url = authorization_url(&server, &begin, &scope, challenge)
             .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
@@ -271,7 +272,7 @@ impl Embedded {
         let owner = TokenOwner {
             user: record.user.clone(),
             client_id: record.client_id.clone(),
-            upstream: Upstream { url: record.upstream.clone(), authorization_server: None },
+            upstream: Upstream { url: record.upstream.clone(), authorization_server: None, resource: None },
         };
         self.tokens.put(&owner, &token).await.map_err(|error| store_failed(&error).into())
     }
@@ -336,9 +337,13 @@ fn authorization_url(
         .set_pkce_challenge(challenge)
         .add_extra_param("resource", &server.resource)
         .add_scopes(scope.tokens().map(|token| oauth2::Scope::new(token.to_owned())));
-    if scope.has_offline_access() {
+    let prompt = match &begin.prompt {
+        Some(prompt) => prompt.sent(),
         // OpenID Connect Core, section 11: without the prompt, a server may leave the refresh token out.
-        request = request.add_extra_param("prompt", "consent");
+        None => scope.has_offline_access().then_some("consent"),
+    };
+    if let Some(prompt) = prompt {
+        request = request.add_extra_param("prompt", prompt);
     }
     let (mut url, _) = request.url();
     // The caller signs its own `state` when it knows the flow's id.

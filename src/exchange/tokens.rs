@@ -170,15 +170,7 @@ impl TokenRecord {
 #[async_trait]
 impl UpstreamTokens for Tokens {
     async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        let mut stored = self.stored(&owner).await?;
-        if self
-            .discovery
-            .known(&owner.client_id, &owner.upstream)
-            .await
-            .is_some_and(|issuer| issuer != stored.record.issuer)
-        {
-            return Err(TokenError::NotFound);
-        }
+        let mut stored = self.of_route(&owner).await?;
         let now = (self.clock)();
         if stored.record.is_over(now) {
             self.refreshed(&owner, &stored, Occasion::Over).await?;
@@ -198,7 +190,7 @@ impl UpstreamTokens for Tokens {
     }
 
     async fn refused(&self, owner: TokenOwner, tag: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
-        let stored = self.stored(&owner).await?;
+        let stored = self.of_route(&owner).await?;
         if stored.record.tag != Some(tag) {
             return Ok(Renewal::Renewed);
         }
@@ -493,6 +485,16 @@ impl Tokens {
         }
         // A try that failed may have done it.
         open.store.replace_token(key, sealed.clone(), sealed).await
+    }
+
+    /// As [`Self::stored`]; none where the route's authorization server or resource is another by now.
+    async fn of_route(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
+        let stored = self.stored(owner).await?;
+        let TokenRecord { issuer, resource, .. } = &stored.record;
+        match self.discovery.takes(&owner.client_id, &owner.upstream, issuer, resource).await {
+            true => Ok(stored),
+            false => Err(TokenError::NotFound),
+        }
     }
 
     /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.

@@ -1,6 +1,6 @@
 //! The OAuth Client ID Metadata Document of a route (draft-ietf-oauth-client-id-metadata-document).
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -70,14 +70,7 @@ impl Document {
     /// # Errors
     /// Where the document would be larger than [`MAX_DOCUMENT_BYTES`].
     pub fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
-        let templated;
-        let client_name = match route.client_name() {
-            Some(name) => name,
-            None => {
-                templated = names.name(&route.from);
-                &templated
-            }
-        };
+        let client_name = &*names.name(route);
         let members = Members {
             client_id: paths.client_id(&route.from),
             client_name,
@@ -169,7 +162,12 @@ impl Default for NameTemplate {
 }
 
 impl NameTemplate {
-    fn name(&self, from: &PublicUrl) -> String {
+    /// The name of a route's client: its own, or else this template's.
+    pub fn name<'a>(&self, route: &'a Route) -> Cow<'a, str> {
+        route.client_name().map_or_else(|| self.of(&route.from).into(), Cow::Borrowed)
+    }
+
+    fn of(&self, from: &PublicUrl) -> String {
         self.0.replace(HOSTNAME, &[from.origin().host(), from.path()].concat())
     }
 }
@@ -293,7 +291,7 @@ mod tests {
             ("https://a.example:8443", "a.example by a.example"),
             ("https://a.example:8443/linear", "a.example/linear by a.example/linear"),
         ] {
-            assert_eq!(template.name(&from.parse().expect("a URL")), name);
+            assert_eq!(template.of(&from.parse().expect("a URL")), name);
         }
     }
 }

@@ -80,7 +80,6 @@ impl Default for Config {
 /// The endpoints of every route.
 pub struct Endpoints {
     pub tools: Tools,
-    names: NameTemplate,
     /// The routes that came with requests lately, and the documents that were asked for.
     recent_routes: Recent<Route>,
     recent_documents: Recent<KeptDocument>,
@@ -131,6 +130,7 @@ impl Endpoints {
         Self {
             tools: Tools {
                 paths: config.paths,
+                names: config.names,
                 users: config.users,
                 state_keys: Arc::new(ArcSwap::from_pointee(state_keys)),
                 choreographer,
@@ -138,7 +138,6 @@ impl Endpoints {
                 clock: UnixTime::now,
                 max_query_bytes: config.limits.max_query_bytes,
             },
-            names: config.names,
             recent_routes: Recent::default(),
             recent_documents: Recent::default(),
             cache_control: document::cache_control(config.document_max_age),
@@ -167,9 +166,9 @@ impl Endpoints {
             Ok(route) => match endpoint {
                 Endpoint::Document => self.document(request, query, route),
                 // A route that cannot connect is misconfigured for every request of its connect page.
-                Endpoint::Start => start::upstream(route).and_then(|upstream| {
+                Endpoint::Start => start::target(route).and_then(|target| {
                     check(request, route, start::METHODS)?;
-                    start::start(visit(route), upstream)
+                    start::start(visit(route), target)
                 }),
                 Endpoint::Callback => {
                     check(request, route, callback::METHODS).and_then(|()| callback::callback(visit(route)))
@@ -249,7 +248,7 @@ impl Endpoints {
         let kept = self.recent_documents.get(
             (route.from.as_str(), route.client_name()),
             |kept| kept.from == route.from && kept.client_name.as_deref() == route.client_name(),
-            || KeptDocument::new(route, &self.tools.paths, &self.names),
+            || KeptDocument::new(route, &self.tools.paths, &self.tools.names),
         );
         let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
         check(request, route, document::METHODS)?;

@@ -19,27 +19,54 @@ use crate::{
         choreographer::{Begin, Begun},
         error::BeginError,
     },
-    model::{loopback::is_loopback, paths::Endpoint, return_to::ReturnTo, route::Route, upstream::Upstream},
+    model::{
+        loopback::is_loopback,
+        paths::Endpoint,
+        prompt::Prompt,
+        return_to::ReturnTo,
+        route::{Route, RouteError},
+        scope::Scope,
+        upstream::Upstream,
+    },
 };
 
 /// What the endpoint answers to.
 pub const METHODS: &str = "GET, POST";
 
+/// What a route connects to, and what of that is asked for.
+pub struct Target {
+    upstream: Upstream,
+    scope: Option<Scope>,
+    prompt: Option<Prompt>,
+}
+
+/// # Errors
+/// [`Refusal::MisconfiguredRoute`] where what [`upstream`] needs, `scope` or `prompt` is wrong.
+pub fn target(route: &Route) -> Result<Target, Refusal> {
+    let upstream = upstream(route)?;
+    let (scope, prompt) = (misconfigured(route.scope())?, misconfigured(route.prompt())?);
+    Ok(Target { upstream, scope, prompt })
+}
+
 /// What a route connects to.
 ///
 /// # Errors
-/// [`Refusal::MisconfiguredRoute`] where its `to` or `authorization_server` is missing or wrong.
+/// [`Refusal::MisconfiguredRoute`] where its `to` is missing, or it, `authorization_server` or `resource` is wrong.
 pub fn upstream(route: &Route) -> Result<Upstream, Refusal> {
-    let url = route.upstream().map_err(Refusal::MisconfiguredRoute)?.to_owned();
-    let issuer = route.pinned_issuer().map_err(Refusal::MisconfiguredRoute)?;
-    Ok(Upstream { url, authorization_server: issuer.map(str::to_owned) })
+    let url = misconfigured(route.upstream())?.to_owned();
+    let authorization_server = misconfigured(route.pinned_issuer())?.map(str::to_owned);
+    Ok(Upstream { url, authorization_server, resource: misconfigured(route.resource())? })
+}
+
+fn misconfigured<T>(value: Result<T, RouteError>) -> Result<T, Refusal> {
+    value.map_err(Refusal::MisconfiguredRoute)
 }
 
 /// Checks a request for the page, or from its button.
 ///
 /// # Errors
 /// Everything that is refused before the choreographer is called.
-pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
+pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Result<Step, Refusal> {
     let Visit { tools, request, query, route, user } = visit;
     let begins = request.method() == "POST";
     if begins && !browser::is_same_origin(request, route.from.origin()) {
@@ -83,7 +110,10 @@ pub fn start(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
     let begin = Begin {
         client_id,
         redirect_uri: redirect_uri.clone(),
+        client_name: tools.names.name(route).into_owned(),
         upstream,
+        scope,
+        prompt,
         user,
         browser_hash: cookie.hash(),
         return_to: page.return_to.to_string(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
-use super::{calls::Calls, refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
+use super::{calls::Calls, document::NameTemplate, refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
 use crate::{
     contract::choreographer::Choreographer,
     model::{
@@ -19,6 +19,7 @@ use crate::{
 /// What the endpoints that people come to work with.
 pub struct Tools {
     pub paths: Paths,
+    pub names: NameTemplate,
     pub users: Users,
     pub state_keys: Arc<ArcSwap<StateKeys>>,
     pub choreographer: Arc<dyn Choreographer>,

@@ -1,6 +1,6 @@
 //! A route: what an operator says of it, checked once.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, str::FromStr, sync::Arc};
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,7 +11,10 @@ use url::Url;
 use super::{
     origin::{DEFAULT_PORT, Origin},
     paths::{Endpoint, Paths},
+    prompt::Prompt,
     public_url::{PublicUrl, PublicUrlError},
+    resource::ResourceIndicator,
+    scope::Scope,
 };
 
 /// The metadata namespace that a route's keys live in.
@@ -53,6 +56,12 @@ keys! {
     ClientName = "client_name",
     /// The issuer that the operator pins.
     AuthorizationServer = "authorization_server",
+    /// What the upstream calls itself (RFC 8707), where that is another URL than `to`.
+    Resource = "resource",
+    /// What to ask for, in place of what the upstream says.
+    Scope = "scope",
+    /// The `prompt` of authorization requests.
+    Prompt = "prompt",
 }
 
 /// Something for each [`Key`].
@@ -114,14 +123,14 @@ pub enum RouteError {
     #[error("`from` {0}")]
     From(#[from] PublicUrlError),
     #[error("`{key}` {problem}")]
-    Url { key: &'static str, problem: &'static str },
+    Value { key: &'static str, problem: &'static str },
     #[error("the document would take {0} bytes, more than authorization servers accept ({max})", max = MAX_DOCUMENT_BYTES)]
     DocumentTooLarge(usize),
 }
 
 impl Route {
-    /// Checks what a source says. `to` and `authorization_server` are looked at when they are needed, so that a
-    /// mistake in them does not take the document away.
+    /// Checks what a source says. What only connecting needs is looked at when it is needed, so that a mistake in it does
+    /// not take the document away.
     ///
     /// # Errors
     /// The first key that cannot be served, in the order of [`Key::ALL`].
@@ -163,7 +172,7 @@ impl Route {
     /// # Errors
     /// Where it is missing, or no http or https URL with a host and without userinfo or fragment.
     pub fn upstream(&self) -> Result<&str, RouteError> {
-        let error = |problem| RouteError::Url { key: Key::To.name(), problem };
+        let error = |problem| RouteError::Value { key: Key::To.name(), problem };
         let to = self.text(Key::To).ok_or(error("is missing"))?;
         // It is shown to people, and sent to the authorization server as the `resource`: no place for an API key.
         match http_url(to).map_err(error)?.query() {
@@ -189,7 +198,7 @@ impl Route {
         let Some(issuer) = self.text(Key::AuthorizationServer) else {
             return Ok(None);
         };
-        let error = |problem| RouteError::Url { key: Key::AuthorizationServer.name(), problem };
+        let error = |problem| RouteError::Value { key: Key::AuthorizationServer.name(), problem };
         let url = http_url(issuer).map_err(error)?;
         if url.query().is_some() {
             return Err(error("must not have a query"));
@@ -197,15 +206,47 @@ impl Route {
         Ok(Some(issuer))
     }
 
+    /// What the upstream calls itself, where the operator says so.
+    ///
+    /// # Errors
+    /// Where it is no resource indicator.
+    pub fn resource(&self) -> Result<Option<ResourceIndicator>, RouteError> {
+        self.parsed(Key::Resource)
+    }
+
+    /// What to ask for, where the operator says so.
+    ///
+    /// # Errors
+    /// Where it is no scope.
+    pub fn scope(&self) -> Result<Option<Scope>, RouteError> {
+        self.parsed(Key::Scope)
+    }
+
+    /// What the operator says of the `prompt` of authorization requests.
+    ///
+    /// # Errors
+    /// Where it is no prompt that is sent, nor that none is.
+    pub fn prompt(&self) -> Result<Option<Prompt>, RouteError> {
+        self.parsed(Key::Prompt)
+    }
+
+    fn parsed<T: FromStr<Err = &'static str>>(&self, key: Key) -> Result<Option<T>, RouteError> {
+        let error = |problem| RouteError::Value { key: key.name(), problem };
+        self.text(key).map(|text| text.parse().map_err(error)).transpose()
+    }
+
     /// Checks all that is otherwise looked at late, for a file that an operator wrote.
     ///
     /// # Errors
-    /// As [`Self::upstream`] (a missing `to` is none) and [`Self::pinned_issuer`].
+    /// The first key that is wrong; a missing `to` is not.
     pub fn check(&self) -> Result<(), RouteError> {
         if self.text(Key::To).is_some() {
             self.upstream()?;
         }
-        self.pinned_issuer().map(drop)
+        self.pinned_issuer()?;
+        self.resource()?;
+        self.scope()?;
+        self.prompt().map(drop)
     }
 }
 
@@ -401,41 +442,51 @@ mod tests {
     #[test]
     fn a_route_says_what_is_wrong_with_it() {
         let text = |text| Some(Field::Text(text));
-        for (fields, error) in [
+        let only_from = |from| Keyed::new(|key| Some(from).filter(|_| key == Key::From));
+        for (metadata, error) in [
             (
-                [None; 5],
+                Keyed::default(),
                 "no source gives `from`: Envoy sends the metadata of the route that has our path, and of its virtual host",
             ),
-            ([Some(Field::NotText), None, None, None, None], "`from` must be a text"),
-            ([text(""), None, None, None, None], "`from` is empty"),
-            ([text("http://a.example"), None, None, None, None], "`from` must be https"),
-            ([text("https://a.example"), None, None, text(""), None], "`client_name` is empty"),
-            ([text("https://a.example"), Some(Field::NotText), None, None, None], "`to` must be a text"),
+            (only_from(Field::NotText), "`from` must be a text"),
+            (only_from(Field::Text("")), "`from` is empty"),
+            (only_from(Field::Text("http://a.example")), "`from` must be https"),
         ] {
-            let error_of = Route::new(&Keyed(fields)).expect_err(error);
+            let error_of = Route::new(&metadata).expect_err(error);
             assert_eq!(error_of.to_string(), error);
+        }
+        for key in Key::ALL {
+            for (field, problem) in [(text(""), "is empty"), (Some(Field::NotText), "must be a text")] {
+                let mut metadata = only_from(Field::Text("https://a.example"));
+                *metadata.get_mut(key) = field;
+                let error = format!("`{}` {problem}", key.name());
+                assert_eq!(Route::new(&metadata).expect_err(&error).to_string(), error);
+            }
         }
     }
 
     #[test]
     fn a_route_knows_what_it_was_made_of() {
         let text = |text| Some(Field::Text(text));
-        let fields =
-            [text("https://a.example"), text("https://b.example"), text("id"), text("name"), text("https://c.example")];
-        let route = Route::new(&Keyed(fields)).expect("a good route");
-        assert!(route.is_of(&Keyed(fields)));
-        for changed in 0..fields.len() {
+        let whole = Keyed::new(|key| match key {
+            Key::From => text("https://a.example"),
+            key => text(key.name()),
+        });
+        let route = Route::new(&whole).expect("a good route");
+        assert!(route.is_of(&whole));
+        for changed in Key::ALL {
             for other in [None, text("https://d.example"), Some(Field::NotText)] {
-                let mut fields = fields;
-                fields[changed] = other;
-                assert!(!route.is_of(&Keyed(fields)), "{fields:?}");
+                let mut metadata = whole;
+                *metadata.get_mut(changed) = other;
+                assert!(!route.is_of(&metadata), "{metadata:?}");
             }
         }
-        let bare = Keyed([text("https://a.example"), None, None, None, None]);
+        let only_from = |from| Keyed::new(|key| text(from).filter(|_| key == Key::From));
+        let bare = only_from("https://a.example");
         assert!(Route::new(&bare).expect("a good route").is_of(&bare));
-        assert!(!Route::new(&bare).expect("a good route").is_of(&Keyed(fields)));
+        assert!(!Route::new(&bare).expect("a good route").is_of(&whole));
         // Another spelling is made anew each time.
-        let other = Keyed([text("https://A.example"), None, None, None, None]);
+        let other = only_from("https://A.example");
         assert!(!Route::new(&other).expect("a good route").is_of(&other));
     }
 
@@ -459,6 +510,16 @@ mod tests {
             (
                 with(spec("https://a.example"), Key::AuthorizationServer, "https://b.example/?x"),
                 "`authorization_server` must not have a query",
+            ),
+            (with(spec("https://a.example"), Key::Resource, "/mcp"), "`resource` is not an absolute URI"),
+            (
+                with(spec("https://a.example"), Key::Resource, "https://b.example/#x"),
+                "`resource` must not have a fragment",
+            ),
+            (with(spec("https://a.example"), Key::Scope, " "), "`scope` names no scope"),
+            (
+                with(spec("https://a.example"), Key::Prompt, "ask"),
+                "`prompt` must be `none`, or some of `login`, `consent` and `select_account` with a space between two",
             ),
         ] {
             let table = RouteTable::new(&[change], &Paths::default()).expect_err(error);

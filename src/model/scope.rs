@@ -1,9 +1,12 @@
 //! What an authorization server is asked for.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, str::FromStr};
 
 /// What lets a server give a refresh token (OpenID Connect Core, section 11).
 const OFFLINE_ACCESS: &str = "offline_access";
+
+/// The longest scope, in bytes: it goes into an address.
+pub const MAX_SCOPE: usize = 4096;
 
 /// Scope tokens (RFC 6749, section 3.3), in the order in which they were named, none of them twice. It may be empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +51,24 @@ impl Scope {
     }
 }
 
+/// As an operator writes it: with no character that the syntax does not have, and not empty.
+impl FromStr for Scope {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let has_character = |byte| matches!(byte, 0x21 | 0x23..=0x5B | 0x5D..=0x7E);
+        // A text that is folded in YAML has other white space than spaces.
+        if !text.split_ascii_whitespace().all(|token| token.bytes().all(has_character)) {
+            return Err("has a character that no scope has: they are visible ASCII without `\"` and `\\`");
+        }
+        match Self::of([text]) {
+            scope if scope.is_empty() => Err("names no scope"),
+            scope if scope.to_string().len() > MAX_SCOPE => Err("takes more than 4096 bytes"),
+            scope => Ok(scope),
+        }
+    }
+}
+
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join(" "))
@@ -88,6 +109,33 @@ mod tests {
             let asked_of = Scope::of([wanted]).asked_of(listed);
             assert_eq!(asked_of.to_string(), asked, "{wanted:?} {listed}");
             assert_eq!(asked_of.has_offline_access(), asked.contains(OFFLINE_ACCESS), "{wanted:?} {listed}");
+        }
+    }
+
+    #[test]
+    fn an_operators_scope_keeps_the_syntax() {
+        for (text, scope) in [
+            ("read", "read"),
+            ("  mcp:tools\n\tfiles.read/all mcp:tools ", "mcp:tools files.read/all"),
+            ("https://api.example/.default !#[]~", "https://api.example/.default !#[]~"),
+        ] {
+            assert_eq!(text.parse::<Scope>().expect(text).to_string(), scope);
+        }
+        let character = "has a character that no scope has: they are visible ASCII without `\"` and `\\`";
+        let longest = "x".repeat(MAX_SCOPE);
+        assert!(longest.parse::<Scope>().is_ok());
+        for (text, problem) in [
+            ("", "names no scope"),
+            (" \n", "names no scope"),
+            ("read \"write\"", character),
+            ("read\\write", character),
+            ("lésen", character),
+            ("read\u{a0}write", character),
+            ("read\u{7f}", character),
+            ("read\0", character),
+            (&format!("{longest}x"), "takes more than 4096 bytes"),
+        ] {
+            assert_eq!(text.parse::<Scope>(), Err(problem), "{text:?}");
         }
     }
 }

@@ -322,6 +322,7 @@ impl Shared {
             client_id: format!("https://{}{DOCUMENT}", host(who)),
             upstream: self.servers.upstream_of(NAME),
             authorization_server: String::new(),
+            ..GetUpstreamTokenRequest::default()
         };
         match self.tokens.clone().get_upstream_token(request).await {
             Ok(token) => {

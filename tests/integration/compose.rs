@@ -225,6 +225,7 @@ impl Demo {
             client_id: format!("{origin}{DOCUMENT}"),
             upstream: format!("http://{}:3000/mcp", name(origin)),
             authorization_server: String::new(),
+            ..GetUpstreamTokenRequest::default()
         };
         let mut client = UpstreamTokensClient::new(endpoint.connect().await.expect("a connection"));
         client.get_upstream_token(request).await.expect("a token").into_inner().access_token

@@ -486,13 +486,19 @@ async fn hand_out(State(told): State<Arc<Told>>, client_id: String) -> Result<St
         client_id,
         upstream: told.url.clone(),
         authorization_server: String::new(),
+        ..GetUpstreamTokenRequest::default()
     };
     let token = told.client().await.get_upstream_token(request).await.map_err(answer)?;
     Ok(token.into_inner().access_token)
 }
 
 async fn disconnect(State(told): State<Arc<Told>>, client_id: String) -> Result<(), (StatusCode, String)> {
-    let request = DisconnectRequest { user: Some(single()), client_id, upstream: told.url.clone() };
+    let request = DisconnectRequest {
+        user: Some(single()),
+        client_id,
+        upstream: told.url.clone(),
+        ..DisconnectRequest::default()
+    };
     told.client().await.disconnect(request).await.map(drop).map_err(answer)
 }
 

@@ -27,6 +27,7 @@ mod quirks;
 mod raw_http2;
 mod recipes;
 mod rooms;
+mod route_keys;
 mod security;
 mod settings;
 mod soak;

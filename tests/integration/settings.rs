@@ -8,7 +8,7 @@ use envoy_cimd::{
         config_file::ConfigFile,
         settings::{Cli, parse::setting_keys},
     },
-    model::secret::generate_key_line,
+    model::{route::Key, secret::generate_key_line},
     store::url::StoreUrl,
 };
 
@@ -280,6 +280,66 @@ fn check_says_what_would_be_served() {
         assert_eq!((code, stdout.as_str()), (Some(1), ""));
         assert!(stderr.contains(error), "{stderr}");
     }
+}
+
+/// What is wrong with the value of a key is said with the key and the route, wherever an operator writes it.
+#[test]
+fn bad_values_of_a_route_are_named() {
+    let character = "has a character that no scope has: they are visible ASCII without `\"` and `\\`";
+    let prompts = "must be `none`, or some of `login`, `consent` and `select_account` with a space between two";
+    let (long, wide) = (format!("https://a.example/{}", "x".repeat(2048)), "x".repeat(4097));
+    for (key, value, problem) in [
+        ("to", "ftp://b.example", "must be an http or https URL"),
+        ("authorization_server", "https://as.example/?a", "must not have a query"),
+        ("resource", "", "is empty"),
+        ("resource", "/mcp", "is not an absolute URI"),
+        ("resource", "mcp.example.com/mcp", "is not an absolute URI"),
+        ("resource", "https://mcp.example.com/a b", "is not an absolute URI"),
+        ("resource", "https://mcp.example.com/mcp#tools", "must not have a fragment"),
+        ("resource", "https://user:pw@mcp.example.com", "must not have a user name or password"),
+        ("resource", &long, "takes more than 2048 bytes"),
+        ("scope", "", "is empty"),
+        ("scope", "  ", "names no scope"),
+        ("scope", "read \"all\"", character),
+        ("scope", "read\\write", character),
+        ("scope", "lésen", character),
+        ("scope", &wide, "takes more than 4096 bytes"),
+        ("prompt", "", "is empty"),
+        ("prompt", "None", prompts),
+        ("prompt", "none login", prompts),
+        ("prompt", "create", prompts),
+    ] {
+        let spec = serde_json::json!({"from": "https://b.example", key: value});
+        let bad = file(&format!("routes: [{{from: 'https://a.example'}}, {spec}]\n"));
+        let route = format!("--route=from=https://b.example,{key}={value}");
+        let place = |index| format!("routes[{index}] (https://b.example): `{key}` {problem}\n");
+        for (args, said) in [
+            (["check", "--config", path_of(&bad)], place(1)),
+            (["envoy-config", "--config", path_of(&bad)], place(1)),
+            (["envoy-config", "--part=routes", &route], place(0)),
+        ] {
+            let (code, stdout, stderr) = run(&args, &[]);
+            assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}");
+            assert!(stderr.ends_with(&said), "{args:?} {stderr}");
+            assert!(!stderr.contains("pw@"), "a password is not repeated: {stderr}");
+        }
+    }
+    // Another type than a text, where a file could have one.
+    let bad = file("routes: [{from: 'https://b.example', scope: [read, write]}]\n");
+    let (code, _, stderr) = run(&["check", "--config", path_of(&bad)], &[]);
+    assert!(code == Some(1) && stderr.contains("expected string scalar at line 1, column "), "{stderr}");
+}
+
+/// The keys of a route are the program's own list, wherever they stand.
+#[test]
+fn the_readme_and_the_help_list_every_route_key() {
+    let readme = readme();
+    let rows = section(&readme, "route keys").lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let documented: Vec<&str> = rows.map(|(key, _)| key).collect();
+    assert_eq!(documented, Key::NAMES);
+    let help = run(&["envoy-config", "--help"], &[]).1;
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains(&format!("the keys are {}.", Key::NAMES.join(", "))), "{help}");
 }
 
 /// What depends on how Envoy is configured is said, and nothing where nothing does.

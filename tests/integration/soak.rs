@@ -511,6 +511,7 @@ impl Person {
             browser_hash: vec![7; 32],
             return_to: "/after".to_owned(),
             shown_issuer: format!("{}/{NAME}", self.shared.servers.issuer),
+            ..BeginAuthorizationRequest::default()
         };
         let answer = self.shared.choreographer.clone().begin_authorization(request).await.ok()?;
         match answer.into_inner().outcome.expect("an outcome") {
@@ -552,6 +553,7 @@ impl Person {
             client_id: CLIENT.to_owned(),
             upstream: self.shared.servers.upstream_of(NAME),
             authorization_server: String::new(),
+            ..GetUpstreamTokenRequest::default()
         };
         match self.shared.tokens.clone().get_upstream_token(request).await {
             Ok(answer) => {

@@ -44,7 +44,7 @@ pub fn over(name: &'static str, refresh: Refresh) -> Lie {
 }
 
 /// A choreographer that hands out tokens on a Unix socket.
-async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClient<Channel>) {
+pub async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClient<Channel>) {
     let dir = tempfile::tempdir().expect("a folder").keep();
     let address = format!("unix:{}", dir.join("tokens.sock").display());
     let party = Party::start(lies, &[&["--tokens-listen", &address], flags].concat()).await;
@@ -82,6 +82,7 @@ async fn token(
         client_id: client_id.to_owned(),
         upstream: party.servers.upstream_of(name),
         authorization_server: String::new(),
+        ..GetUpstreamTokenRequest::default()
     };
     client.clone().get_upstream_token(request).await.map(|token| token.into_inner().access_token).map_err(|s| s.code())
 }
@@ -209,7 +210,10 @@ pub fn begin(servers: &Servers, name: &str) -> Begin {
     Begin {
         client_id: ClientId::new(CLIENT),
         redirect_uri: RedirectUri::new(CALLBACK),
-        upstream: Upstream { url: servers.upstream_of(name), authorization_server: None },
+        client_name: "Notes".to_owned(),
+        upstream: Upstream { url: servers.upstream_of(name), authorization_server: None, resource: None },
+        scope: None,
+        prompt: None,
         user: Person::Single,
         browser_hash: BrowserHash([7; 32]),
         return_to: "/".to_owned(),
@@ -295,6 +299,7 @@ async fn tag(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str) 
         client_id: CLIENT.to_owned(),
         upstream: party.servers.upstream_of(name),
         authorization_server: String::new(),
+        ..GetUpstreamTokenRequest::default()
     };
     client.clone().get_upstream_token(request).await.expect("a token").into_inner().tag
 }
@@ -311,6 +316,7 @@ async fn report(
         upstream: party.servers.upstream_of(name),
         authorization_server: String::new(),
         tag: tag.to_vec(),
+        ..proto::ReportRefusedTokenRequest::default()
     };
     client.clone().report_refused_token(request).await.map(|answer| answer.into_inner().outcome()).map_err(|s| s.code())
 }
@@ -514,6 +520,7 @@ async fn try_to_disconnect(
         user: Some(user),
         client_id: client_id.to_owned(),
         upstream: party.servers.upstream_of(name),
+        ..DisconnectRequest::default()
     };
     client.clone().disconnect(request).await.map(drop).map_err(|status| status.code())
 }
@@ -562,6 +569,7 @@ async fn the_choreographer_disconnects_one_route() {
         user: Some(single()),
         client_id: linear.to_owned(),
         upstream: party.servers.upstream_of("good"),
+        ..DisconnectRequest::default()
     };
     for _ in 0..2 {
         assert_eq!(party.disconnect(request.clone()).await, DisconnectResponse::default());
@@ -661,6 +669,7 @@ async fn isolation(flags: &[&str]) {
             client_id: CLIENT.to_owned(),
             upstream: party.servers.upstream_of("one"),
             authorization_server: issuer,
+            ..GetUpstreamTokenRequest::default()
         };
         assert_eq!(client.clone().get_upstream_token(request).await.is_ok(), found);
     }

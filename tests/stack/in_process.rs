@@ -46,7 +46,7 @@ pub fn endpoints() -> Arc<Endpoints> {
 
 /// Whose token it is that a route gets for an upstream.
 pub fn owner(user: User, client_id: &str, upstream: &str) -> TokenOwner {
-    let upstream = Upstream { url: upstream.to_owned(), authorization_server: None };
+    let upstream = Upstream { url: upstream.to_owned(), authorization_server: None, resource: None };
     TokenOwner { user, client_id: ClientId::new(client_id), upstream }
 }
 

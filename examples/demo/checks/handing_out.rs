@@ -65,6 +65,7 @@ async fn token(
         client_id: client_id.to_owned(),
         upstream: upstream.to_owned(),
         authorization_server: String::new(),
+        ..GetUpstreamTokenRequest::default()
     };
     Ok(client.clone().get_upstream_token(request).await?.into_inner().access_token)
 }

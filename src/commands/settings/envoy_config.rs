@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
 use super::shared::{FileArg, RouteArgs};
 use crate::{
-    model::route::RouteSpec,
+    model::route::{Key, RouteSpec},
     net::{listen::ListenAddr, tls::peer::PeerName},
 };
 
@@ -13,9 +13,7 @@ use crate::{
 pub struct EnvoyConfig {
     #[command(flatten)]
     pub file: FileArg,
-    /// A route, as `from=https://…,to=https://…`, also with route_id=, client_name= and authorization_server=.
-    /// Repeatable; the config file's routes come first.
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route)]
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = parse_route, help = route_help())]
     pub route: Vec<RouteSpec>,
     /// Let Envoy serve the documents by itself: print it anew when a route changes. The other paths stay with the filter.
     #[arg(long)]
@@ -75,6 +73,13 @@ pub enum Part {
     Filter,
     /// The cluster of envoy-cimd, and those of the routes' upstreams.
     Cluster,
+}
+
+fn route_help() -> String {
+    let keys = Key::NAMES.join(", ");
+    format!(
+        "A route, as `from=https://…,to=https://…`; the keys are {keys}. Repeatable; the config file's routes come first"
+    )
 }
 
 fn parse_route(text: &str) -> Result<RouteSpec, String> {

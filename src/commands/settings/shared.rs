@@ -127,8 +127,7 @@ pub struct ExchangeArgs {
     /// How many of them one user may have begun, so that the others can sign in; --single-user has 50 times as many.
     #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
     pub max_lookups_per_user: usize,
-    /// How many of them may be at one host and port, the upstream's or a pinned authorization server's, so that a slow one
-    /// leaves room for the others.
+    /// How many of them may be at one host and port of upstreams, so that a slow one leaves room for the others.
     #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS_PER_HOST", value_name = "COUNT", default_value = "50", value_parser = at_least_one)]
     pub max_lookups_per_host: usize,
 }

@@ -11,7 +11,7 @@ use super::{
     members::Members,
 };
 use crate::{
-    model::{issuer::is_same, scope::Scope},
+    model::{issuer::is_same, resource::ResourceIndicator, scope::Scope, upstream::Upstream},
     net::outgoing::{
         Outgoing,
         error::{redacted, truncate},
@@ -86,13 +86,19 @@ impl Document for ResourceMetadata {
 }
 
 impl ResourceMetadata {
-    /// Whether it is this upstream's (RFC 9728, section 3.3).
+    /// Whether it is this upstream's (RFC 9728, section 3.3), or where the operator says what that calls itself, of that
+    /// name.
     ///
     /// # Errors
     /// Where its `resource` is no URL, or another's.
-    pub fn check(&self, upstream: &Url) -> Result<(), Problem> {
+    pub fn check(&self, upstream: &Url, name: Option<&ResourceIndicator>) -> Result<(), Problem> {
         let named = strangers_url("resource", &self.resource)?;
-        if is_prefix(&named, upstream) { Ok(()) } else { Err(Problem::ForeignResource(redacted(&named))) }
+        match name {
+            Some(name) if name.as_str() == self.resource => Ok(()),
+            Some(name) => Err(Problem::OtherResource(redacted(&named), truncate(name.to_string()))),
+            None if is_prefix(&named, upstream) => Ok(()),
+            None => Err(Problem::ForeignResource(redacted(&named))),
+        }
     }
 
     /// The issuers that it names: the first, and the others.
@@ -107,8 +113,27 @@ impl ResourceMetadata {
 
     /// What to ask for: what the upstream's challenge says, else what is listed here.
     pub fn scope(&self, challenge: &Challenge, upstream: &str) -> Scope {
-        let asked = short(challenge.scope().clone(), upstream);
+        let asked = challenged(challenge, upstream);
         if asked.is_empty() { self.scope.clone() } else { asked }
+    }
+}
+
+/// What an upstream's challenge says to ask for; empty where it does not say.
+pub fn challenged(challenge: &Challenge, upstream: &str) -> Scope {
+    short(challenge.scope().clone(), upstream)
+}
+
+/// Whether a token for this resource is one for a route of this upstream: what [`ResourceMetadata::check`] takes, and the
+/// upstream itself. So it stays the right one when the metadata cannot be read for a while, or names another part of the
+/// upstream's path.
+pub fn is_resource_of(resource: &str, upstream: &Upstream) -> bool {
+    match &upstream.resource {
+        Some(name) => name.as_str() == resource,
+        None if resource == upstream.url => true,
+        None => Url::parse(resource)
+            .ok()
+            .zip(Url::parse(&upstream.url).ok())
+            .is_some_and(|(named, url)| is_prefix(&named, &url)),
     }
 }
 

@@ -12,8 +12,7 @@ use crate::{
 
 /// The longest URL that is taken of a stranger, in bytes.
 pub const MAX_URL: usize = 2048;
-/// The longest scope, in bytes: it goes into an address too.
-pub const MAX_SCOPE: usize = 4096;
+pub use crate::model::scope::MAX_SCOPE;
 
 /// Why no authorization server can be used. For operators.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -88,8 +87,13 @@ pub enum Problem {
     WrongType(&'static str),
     #[error("`authorization_endpoint` has a `{0}` of its own")]
     OwnParameter(String),
-    #[error("`resource` is {0}, which is neither the upstream's URL nor a prefix of it")]
+    #[error(
+        "`resource` is {0}, which is neither the upstream's URL nor a prefix of it; set the route's `resource` to {0} if \
+         that is this upstream"
+    )]
     ForeignResource(String),
+    #[error("`resource` is {0}, and the route's `resource` is {1}: they must be the same, character by character")]
+    OtherResource(String, String),
     #[error("it names no authorization server: `authorization_servers` is empty; pin one with `authorization_server`")]
     NoServer,
     #[error("its metadata names the issuer {0}, which is another")]
@@ -111,5 +115,11 @@ impl Problem {
     /// Whether there is no document, so that it may be elsewhere. One that lies is one.
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::NoMetadata(..) | Self::NotMetadata(..) | Self::Fetch(FetchError::TooLarge { .. }))
+    }
+
+    /// Whether it is the word of somebody else than who was asked. Any other may be the fault of a server that is to be
+    /// done without.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self, Self::ForeignResource(_) | Self::OtherResource(..))
     }
 }
