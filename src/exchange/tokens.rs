@@ -27,6 +27,7 @@ use crate::{
     model::{
         client::ClientId,
         clock::{Clock, UnixTime},
+        issuer::is_same,
         secret::random,
         trace::Trace,
     },
@@ -140,7 +141,10 @@ impl Stored {
 impl TokenRecord {
     /// Whether it is where its own user, client, issuer and resource say: an index can be made to point elsewhere.
     fn is_of(&self, owner: &TokenOwner, key: &TokenKey) -> bool {
-        TokenKey::of(&owner.user, &owner.client_id, Issuer(&self.issuer), Resource(&self.resource)) == *key
+        let made = |of: fn(&_, &_, Issuer<'_>, Resource<'_>) -> TokenKey| {
+            of(&owner.user, &owner.client_id, Issuer(&self.issuer), Resource(&self.resource))
+        };
+        made(TokenKey::of) == *key || made(TokenKey::as_spelled) == *key
     }
 
     fn left(&self, now: UnixTime) -> u64 {
@@ -263,7 +267,7 @@ impl Tokens {
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
             Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner).await,
-            Ok((old, _)) if old.issuer != record.issuer => self.end_grant(owner, &old).await,
+            Ok((old, _)) if !is_same(&old.issuer, &record.issuer) => self.end_grant(owner, &old).await,
             Ok(_) => {}
             Err(UnsealError::DoesNotOpen) => isolation_violation(owner).await,
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
@@ -581,7 +585,7 @@ pub(super) fn note_unread(issuer: &str, unread: &[&'static str]) {
 mod tests {
     use super::*;
     use crate::{
-        model::shares::ShareLimits,
+        model::{secret::Secret, shares::ShareLimits, upstream::Upstream, user::User},
         net::outgoing::Config,
         store::{url::StoreUrl, vault},
     };
@@ -594,6 +598,43 @@ mod tests {
         let discovery = Discovery::new(outgoing.clone(), limits);
         let tokens = Tokens::new(discovery, outgoing, vault, Deadlines::default());
         Tokens { dead_after, ..tokens }
+    }
+
+    /// A record is under its own key alone, or under the one that an earlier version made of its issuer as it was spelled.
+    #[test]
+    fn a_record_is_where_its_own_parts_say() {
+        let owner = TokenOwner {
+            user: User::Single,
+            client_id: ClientId::new("https://mcp.example.com/.well-known/mcp-client-metadata.json"),
+            upstream: Upstream { url: "https://u.example/mcp".to_owned(), authorization_server: None, resource: None },
+        };
+        let record = |issuer: &str, resource: &str| TokenRecord {
+            access_token: Secret::new("t"),
+            refresh_token: None,
+            issued_at: UnixTime::default(),
+            expires_at: None,
+            scope: None,
+            issuer: issuer.to_owned(),
+            token_endpoint: String::new(),
+            revocation_endpoint: None,
+            resource: resource.to_owned(),
+            client_id: owner.client_id.clone(),
+            tag: None,
+            refused: None,
+        };
+        let (issuer, resource) = ("https://as.example/", "https://u.example/mcp");
+        let made = |of: fn(&_, &_, Issuer<'_>, Resource<'_>) -> TokenKey, issuer, resource| {
+            of(&owner.user, &owner.client_id, Issuer(issuer), Resource(resource))
+        };
+        let [now, before] = [TokenKey::of, TokenKey::as_spelled].map(|of| made(of, issuer, resource));
+        assert_ne!(now, before);
+        for key in [now, before] {
+            assert!(record(issuer, resource).is_of(&owner, &key));
+            assert!(!record("https://as.example/t", resource).is_of(&owner, &key));
+            assert!(!record(issuer, "https://u.example").is_of(&owner, &key));
+        }
+        assert!(record("https://as.example", resource).is_of(&owner, &now), "the same issuer, spelled otherwise");
+        assert!(!record("https://as.example", resource).is_of(&owner, &before));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::model::{
     client::{ClientId, RedirectUri},
     flow::{BrowserHash, FlowId},
+    issuer::canonical,
     secret::tagged_hash,
     user::User,
 };
@@ -67,7 +68,18 @@ pub struct Issuer<'a>(pub &'a str);
 pub struct Resource<'a>(pub &'a str);
 
 impl TokenKey {
-    pub fn of(user: &User, client_id: &ClientId, Issuer(issuer): Issuer<'_>, Resource(resource): Resource<'_>) -> Self {
+    /// Two spellings of one issuer have one key.
+    pub fn of(user: &User, client_id: &ClientId, Issuer(issuer): Issuer<'_>, resource: Resource<'_>) -> Self {
+        Self::as_spelled(user, client_id, Issuer(canonical(issuer)), resource)
+    }
+
+    /// As versions before this one made it, of the issuer as its metadata spells it: what they stored stays readable.
+    pub fn as_spelled(
+        user: &User,
+        client_id: &ClientId,
+        Issuer(issuer): Issuer<'_>,
+        Resource(resource): Resource<'_>,
+    ) -> Self {
         Self(hash("envoy-cimd token", &(user, client_id, issuer, resource)))
     }
 }
@@ -125,5 +137,8 @@ mod tests {
             assert!(!keys[..index].contains(key) && *key != [0; 32], "{index}");
         }
         assert_eq!(route(&anna, "c", "u"), keys[6], "and are the same each time");
+        let of = |issuer| token(&anna, "c", issuer, "r");
+        assert_eq!(of("https://as.example"), of("https://as.example/"), "one issuer");
+        assert_ne!(of("https://as.example/t"), of("https://as.example/t/"), "two issuers");
     }
 }
