@@ -62,7 +62,7 @@ pub struct Discovery {
     outgoing: Outgoing,
     lookups: Cache<Sought, LookUp>,
     /// What upstreams said to POST, by their URLs.
-    posts: Cache<String, Shared<BoxFuture<'static, Reception>>>,
+    posts: Cache<String, Post>,
     longest: Duration,
     /// For those whom somebody waits for, and for the others: pages cannot keep sign-ins out.
     awaited: Shares,
@@ -91,6 +91,10 @@ enum LookUp {
     UnderWay(Shared<BoxFuture<'static, Found>>),
     Over(Found),
 }
+
+/// What an upstream says to POST, perhaps still under way.
+#[derive(Clone, Debug)]
+struct Post(Shared<BoxFuture<'static, Reception>>);
 
 impl Discovery {
     /// `limits` is how many upstreams may be looked up at once for who waits, and as many again for who does not.
@@ -211,9 +215,9 @@ impl Discovery {
             Some(issuer) => (issuer, &[][..]),
             None => metadata.authorization_servers().map_err(at_resource)?,
         };
-        self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match error {
-            DiscoveryError::Server(issuer, problem, _) => DiscoveryError::Server(issuer, problem, Others::of(others)),
-            error => error,
+        self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match Others::of(others) {
+            Some(others) => DiscoveryError::FirstOf(error.into(), others),
+            None => error,
         })
     }
 
@@ -227,9 +231,10 @@ impl Discovery {
         let post = async {
             let (outgoing, upstream) = (self.outgoing.clone(), upstream.clone());
             let task = tokio::spawn(covered(async move { reception::post(&outgoing, &upstream).await }));
-            task.map(Result::unwrap_or_default).boxed().shared()
+            Post(task.map(Result::unwrap_or_default).boxed().shared())
         };
-        Ok(self.posts.get_with_by_ref(upstream.as_str(), post).await.await)
+        let Post(reception) = self.posts.get_with_by_ref(upstream.as_str(), post).await;
+        Ok(reception.await)
     }
 
     /// At the challenge's address where that leads somewhere, else at the well-known ones.
@@ -271,7 +276,7 @@ impl Discovery {
         resource: String,
         scope: Scope,
     ) -> Result<AuthorizationServer, DiscoveryError> {
-        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem, Others::default());
+        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem);
         let addresses = server_addresses(issuer).map_err(of_server)?;
         let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
         metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)

@@ -61,9 +61,9 @@ impl Challenge {
                     said = scheme.eq_ignore_ascii_case("bearer").then(Vec::new);
                 }
                 Some(Piece::Parameter(name, value)) => {
-                    match KNOWN.iter().find(|known| known.eq_ignore_ascii_case(name)) {
-                        Some(known) => said.iter_mut().for_each(|said| said.push((known, value.clone()))),
-                        None => {}
+                    let known = KNOWN.into_iter().find(|known| known.eq_ignore_ascii_case(name));
+                    if let Some((said, known)) = said.as_mut().zip(known) {
+                        said.push((known, value));
                     }
                 }
                 Some(Piece::Unclear) => self.is_unclear = true,

@@ -21,8 +21,11 @@ pub enum DiscoveryError {
     Upstream(String, Problem),
     #[error("the protected resource metadata of {0}: {1}")]
     Resource(String, Problem),
-    #[error("the authorization server {0}: {1}{2}")]
-    Server(String, Problem, Others),
+    #[error("the authorization server {0}: {1}")]
+    Server(String, Problem),
+    /// The first of several authorization servers.
+    #[error("{0}; the upstream also names {1}: to use that, pin it with `authorization_server`")]
+    FirstOf(Box<Self>, Others),
     #[error(
         "the upstream {0} answers who comes without a token, and there is no metadata of it anywhere: this server needs no \
          sign-in, and can be used without connecting"
@@ -46,27 +49,25 @@ fn setting(used_up: UsedUp) -> &'static str {
     }
 }
 
-/// The other authorization servers that an upstream names.
-#[derive(Clone, Debug, Default)]
-pub struct Others(pub Vec<String>);
+/// The other authorization servers that an upstream names, of which there is at least one.
+#[derive(Clone, Debug)]
+pub struct Others(Vec<String>);
 
 impl Others {
     /// How many are named, at most.
     const MAX: usize = 3;
 
     /// Of these, those that can be pinned.
-    pub fn of(issuers: &[String]) -> Self {
+    pub fn of(issuers: &[String]) -> Option<Self> {
         let good = issuers.iter().filter(|issuer| server_addresses(issuer).is_ok());
-        Self(good.take(Self::MAX).map(|issuer| truncate(issuer.clone())).collect())
+        let good: Vec<_> = good.take(Self::MAX).map(|issuer| truncate(issuer.clone())).collect();
+        (!good.is_empty()).then_some(Self(good))
     }
 }
 
 impl fmt::Display for Others {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        write!(f, "; the upstream also names {}: to use that, pin it with `authorization_server`", self.0.join(" and "))
+        f.write_str(&self.0.join(" and "))
     }
 }
 
