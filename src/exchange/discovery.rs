@@ -10,7 +10,7 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use http::{Method, Request, StatusCode, header};
+use http::{Method, StatusCode};
 use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
 use tokio::time::timeout;
 use url::{Origin, Url};
@@ -20,6 +20,7 @@ pub mod documents;
 pub mod error;
 pub mod members;
 mod reception;
+mod strangers_url;
 
 use crate::{
     model::{
@@ -44,13 +45,16 @@ use documents::{
 };
 use error::{DiscoveryError, Others, Problem};
 use members::Members;
-use reception::Reception;
+use reception::{Reception, request};
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
 /// How long an upstream is not asked again as a client of MCP would ask, whatever came of it.
 const POSTED: Duration = Duration::from_secs(60);
+/// The longest that an upstream may take to say what it says without a token. Whoever waits for the look-up still has time
+/// for the metadata of one that says nothing, and is told why there is none.
+const RECEIVED: Duration = Duration::from_secs(4);
 /// The longest that a look-up may take in all: longer than anybody waits, so that who comes back finds it done.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How many upstreams are remembered.
@@ -215,7 +219,10 @@ impl Discovery {
             Some(issuer) => (issuer, &[][..]),
             None => metadata.authorization_servers().map_err(at_resource)?,
         };
+        let others = others.iter().filter(|other| server_addresses(other).is_ok()).cloned();
         self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match Others::of(others) {
+            Some(others) => DiscoveryError::FirstOf(error.into(), others),
+            None => error,
             Some(others) => DiscoveryError::FirstOf(error.into(), others),
             None => error,
         })
@@ -224,14 +231,16 @@ impl Discovery {
     /// What the upstream says to whoever comes without a token. One that says nothing may still have its metadata at the
     /// well-known addresses.
     async fn reception(&self, upstream: &Url) -> Result<Reception, FetchError> {
+        let begun = Instant::now();
         if let Some(challenge) = reception::get(&self.outgoing, upstream).await? {
             return Ok(Reception { challenge, is_open: false });
         }
         // Kept from when it begins, and a task of its own, so that it is one however many look-ups fail meanwhile.
         let post = async {
             let (outgoing, upstream) = (self.outgoing.clone(), upstream.clone());
-            let task = tokio::spawn(covered(async move { reception::post(&outgoing, &upstream).await }));
-            Post(task.map(Result::unwrap_or_default).boxed().shared())
+            let left = RECEIVED.saturating_sub(begun.elapsed());
+            let post = async move { timeout(left, reception::post(&outgoing, &upstream)).await.unwrap_or_default() };
+            Post(tokio::spawn(covered(post)).map(Result::unwrap_or_default).boxed().shared())
         };
         let Post(reception) = self.posts.get_with_by_ref(upstream.as_str(), post).await;
         Ok(reception.await)
@@ -323,15 +332,6 @@ fn note_unsaid(upstream: &Upstream, problem: &Problem) {
 fn document<T: Document>(body: &[u8]) -> Result<Members, String> {
     let members = Members::read(body)?;
     if members.has(T::WHOSE) { Ok(members) } else { Err(format!("it has no `{}`", T::WHOSE)) }
-}
-
-fn request(url: &Url, method: Method, accept: &'static str) -> Request<Vec<u8>> {
-    let mut request = Request::new(Vec::new());
-    *request.method_mut() = method;
-    // A URL that was parsed is one that a request takes; were it not, the request would go nowhere.
-    *request.uri_mut() = url.as_str().parse().unwrap_or_default();
-    request.headers_mut().insert(header::ACCEPT, http::HeaderValue::from_static(accept));
-    request
 }
 
 /// The server that a look-up asks first, where it names one.

@@ -4,7 +4,7 @@
 use http::{HeaderMap, header::WWW_AUTHENTICATE};
 use url::Url;
 
-use super::{documents::strangers_url, error::Problem};
+use super::{error::Problem, strangers_url::strangers_url};
 use crate::model::scope::Scope;
 
 /// A 401's challenges of the Bearer scheme, as far as they are read. Of several, the first that says a thing counts.

@@ -1,14 +1,13 @@
 //! What upstreams and authorization servers say of themselves in metadata, read and checked without a network. All of it is a
 //! stranger's word.
 
-use std::cell::Cell;
-
 use url::Url;
 
 use super::{
     challenge::Challenge,
-    error::{MAX_SCOPE, MAX_URL, Problem},
+    error::{MAX_SCOPE, Problem},
     members::Members,
+    strangers_url::strangers_url,
 };
 use crate::{
     model::{issuer::is_same, resource::ResourceIndicator, scope::Scope, upstream::Upstream},
@@ -307,17 +306,6 @@ const OURS: &[&str] = &[
     "scope",
     "state",
 ];
-
-/// A URL that a stranger wrote: what a parser would have to mend is refused, since others would mend it otherwise.
-pub(super) fn strangers_url(name: &'static str, text: &str) -> Result<Url, Problem> {
-    let mended = Cell::new(false);
-    let note = |_| mended.set(true);
-    let url = (text.len() <= MAX_URL && text.is_ascii())
-        .then(|| Url::options().syntax_violation_callback(Some(&note)).parse(text).ok())
-        .flatten();
-    url.filter(|url| !mended.get() && url.username().is_empty() && url.password().is_none())
-        .ok_or(Problem::NotUrl(name))
-}
 
 /// Where the metadata of a URL may be: its path inserted after the well-known name, then the root.
 fn well_known(url: &Url, name: &str) -> Vec<Url> {

@@ -4,7 +4,6 @@ use std::{fmt, time::Duration};
 
 use http::StatusCode;
 
-use super::documents::server_addresses;
 use crate::{
     model::shares::UsedUp,
     net::outgoing::error::{FetchError, truncate},
@@ -57,11 +56,10 @@ impl Others {
     /// How many are named, at most.
     const MAX: usize = 3;
 
-    /// Of these, those that can be pinned.
-    pub fn of(issuers: &[String]) -> Option<Self> {
-        let good = issuers.iter().filter(|issuer| server_addresses(issuer).is_ok());
-        let good: Vec<_> = good.take(Self::MAX).map(|issuer| truncate(issuer.clone())).collect();
-        (!good.is_empty()).then_some(Self(good))
+    /// None where there is none.
+    pub fn of(issuers: impl Iterator<Item = String>) -> Option<Self> {
+        let named: Vec<_> = issuers.take(Self::MAX).map(truncate).collect();
+        (!named.is_empty()).then_some(Self(named))
     }
 }
 

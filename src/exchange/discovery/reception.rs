@@ -25,7 +25,7 @@ pub struct Reception {
 /// # Errors
 /// Where it cannot be reached.
 pub async fn get(outgoing: &Outgoing, upstream: &Url) -> Result<Option<Challenge>, FetchError> {
-    match outgoing.send_for_headers(request(upstream, Method::GET), Some(upstream)).await {
+    match outgoing.send_for_headers(request(upstream, Method::GET, ACCEPT), Some(upstream)).await {
         Ok(answer) => Ok(challenge(answer.status(), answer.headers())),
         // It is there, and may have more to say to a client.
         Err(error) if error.may_have_arrived() => Ok(None),
@@ -56,6 +56,7 @@ pub async fn post(outgoing: &Outgoing, upstream: &Url) -> Reception {
     Reception { challenge: Challenge::default(), is_open }
 }
 
+const ACCEPT: &str = "application/json, text/event-stream";
 const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
@@ -88,7 +89,7 @@ fn client_info() -> Value {
 }
 
 fn call(upstream: &Url, method: &str, params: &Value) -> Request<Vec<u8>> {
-    let mut request = request(upstream, Method::POST);
+    let mut request = request(upstream, Method::POST, ACCEPT);
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     *request.body_mut() =
         json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string().into_bytes();
@@ -97,7 +98,7 @@ fn call(upstream: &Url, method: &str, params: &Value) -> Request<Vec<u8>> {
 
 /// Nobody waits for it: where it fails, the session ends by itself.
 fn end_session(outgoing: Outgoing, upstream: Url, session: HeaderValue) {
-    let mut request = request(&upstream, Method::DELETE);
+    let mut request = request(&upstream, Method::DELETE, ACCEPT);
     request.headers_mut().insert(REVISION, HeaderValue::from_static("2025-11-25"));
     request.headers_mut().insert(SESSION, session);
     tokio::spawn(covered(async move {
@@ -107,6 +108,12 @@ fn end_session(outgoing: Outgoing, upstream: Url, session: HeaderValue) {
     }));
 }
 
-fn request(upstream: &Url, method: Method) -> Request<Vec<u8>> {
-    super::request(upstream, method, "application/json, text/event-stream")
+/// A request without a body.
+pub fn request(url: &Url, method: Method, accept: &'static str) -> Request<Vec<u8>> {
+    let mut request = Request::new(Vec::new());
+    *request.method_mut() = method;
+    // A URL that was parsed is one that a request takes; were it not, the request would go nowhere.
+    *request.uri_mut() = url.as_str().parse().unwrap_or_default();
+    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static(accept));
+    request
 }
