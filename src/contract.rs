@@ -1,11 +1,13 @@
 //! The seam between filter and exchange: the traits of the two services, their errors, and both sides of their gRPC.
 
+mod calling;
 pub mod choreographer;
 pub mod client;
 pub mod error;
 pub mod proto;
 pub mod service;
 pub mod tokens;
-pub(crate) mod tokens_service;
+pub mod tokens_client;
+pub mod tokens_service;
 pub(crate) mod traced;
 mod wire;

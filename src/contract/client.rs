@@ -1,30 +1,27 @@
 //! A choreographer in another process, called over gRPC.
 
-use std::{error::Error, iter::successors, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::timeout;
-use tonic::{Code, ConnectError, Status, TimeoutExpired, transport::Channel};
+use tonic::{Status, transport::Channel};
 
 use super::{
+    calling::{DEADLINE, broken_contract, call_error, call_once},
     choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
-    error::{BeginError, CallError, Cause, CompleteError},
+    error::{BeginError, CallError, CompleteError},
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
     },
     tokens::TokenOwner,
-    wire::{set_trace, text, time},
+    wire::{text, time},
 };
 use crate::model::{client::ClientId, flow::FlowId, trace::Trace, upstream::Upstream};
 
-/// The longest a call may take in all. The choreographer's own limit (`--patience`) is less, Envoy's 15 s.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// What errors call it.
+const SERVICE: &str = "the choreographer";
 /// The longest that the page waits for a name that it can do without.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(2);
-
-const NO_ANSWER: Cause = Cause::Borrowed("the choreographer did not answer in time");
-const NO_CONTRACT: Cause = Cause::Borrowed("the choreographer's answer does not keep the contract");
 
 /// A connection that is made when it is first needed, and made again when it breaks.
 #[derive(Clone, Debug)]
@@ -37,7 +34,6 @@ impl Client {
         Self { inner: AuthorizationChoreographerClient::new(channel) }
     }
 
-    /// Calls once, and never again: the request may have arrived whatever is heard of it.
     async fn call<Q, A, F>(
         &self,
         deadline: Duration,
@@ -48,14 +44,8 @@ impl Client {
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
-        let mut request = tonic::Request::new(request);
-        set_trace(&mut request, trace);
-        request.set_timeout(deadline);
-        match timeout(deadline, call(self.inner.clone(), request)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(call_error(&status)),
-            Err(_) => Err(CallError::Timeout(NO_ANSWER)),
-        }
+        let answer = call_once(deadline, request, trace, |request| call(self.inner.clone(), request)).await;
+        answer.map_err(|status| call_error(SERVICE, &status))
     }
 }
 
@@ -103,9 +93,9 @@ impl Choreographer for Client {
             })
             .await?;
         match answer.outcome {
-            Some(Outcome::Begun(answer)) => Ok(begun(answer).ok_or(CallError::Failed(NO_CONTRACT))?),
+            Some(Outcome::Begun(answer)) => Ok(begun(answer).ok_or_else(broke_contract)?),
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),
-            None => Err(CallError::Failed(NO_CONTRACT).into()),
+            None => Err(broke_contract().into()),
         }
     }
 
@@ -134,7 +124,7 @@ impl Choreographer for Client {
         match answer.outcome {
             Some(Outcome::Completed(completed)) => Ok(completed.return_to),
             Some(Outcome::Refusal(refusal)) => Err(refusal.into()),
-            None => Err(CallError::Failed(NO_CONTRACT).into()),
+            None => Err(broke_contract().into()),
         }
     }
 
@@ -151,24 +141,8 @@ impl Choreographer for Client {
     }
 }
 
-/// Only a failed connection proves that nothing was sent. (A code says less: a connection that breaks is `CANCELLED`,
-/// as a deadline is.)
-fn call_error(status: &Status) -> CallError {
-    let sources = || successors(Error::source(status), |error| (*error).source());
-    let innermost = sources().last().map(ToString::to_string);
-    if sources().any(|error| error.is::<ConnectError>()) {
-        return CallError::Unavailable(cause("no connection to the choreographer", innermost));
-    }
-    if status.code() == Code::DeadlineExceeded || sources().any(|error| error.is::<TimeoutExpired>()) {
-        return CallError::Timeout(NO_ANSWER);
-    }
-    // With TLS 1.3 it shows only here that the other side does not let us in.
-    let said = innermost.or_else(|| Some(format!("{:?}, {}", status.code(), status.message())));
-    CallError::Failed(cause("the call of the choreographer broke", said))
-}
-
-fn cause(what: &str, why: Option<String>) -> Cause {
-    why.map_or_else(|| what.to_owned(), |why| format!("{what}: {why}")).into()
+fn broke_contract() -> CallError {
+    CallError::Failed(broken_contract(SERVICE))
 }
 
 /// None where the answer keeps no contract.

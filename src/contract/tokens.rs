@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::error::{Cause, Label};
 use crate::model::{client::ClientId, clock::UnixTime, secret::Secret, trace::Trace, upstream::Upstream, user::User};
 
 /// Hands out tokens. One trait for the exchange in this process and the one that is called. Whoever may call it may have
@@ -26,7 +27,8 @@ pub trait UpstreamTokens: Send + Sync {
     /// the authorization server says does not keep them.
     ///
     /// # Errors
-    /// [`TokenError::Unavailable`] where the store cannot be reached, or nothing can be audited: nothing was forgotten.
+    /// [`TokenError::Unavailable`] where the store cannot be reached, or nothing can be audited: nothing was forgotten. Of
+    /// another process, where the call broke; it may have been done.
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError>;
 }
 
@@ -63,12 +65,31 @@ pub struct AccessToken {
 }
 
 /// Why there is no token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenError {
-    /// This user has none for this route: never connected, ended by the authorization server, or of an authorization
-    /// server or for a resource that is not the route's any more.
-    NotFound,
-    /// There may be one, and it may work later: the store or the authorization server cannot be reached, or nothing can
-    /// be audited.
-    Unavailable,
+    /// This user has none for this route, and can have one by connecting.
+    NotFound(Missing),
+    /// There may be one, and it may work later: the store, the authorization server or the process that has the tokens
+    /// cannot be reached, or nothing can be audited.
+    Unavailable(Cause),
+}
+
+/// What became of a token that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// There was none: never connected, disconnected, or connected to an authorization server or for a resource that
+    /// is not the route's any more.
+    Never,
+    /// The grant ended by itself: the authorization server ended it, or refuses to renew it for good.
+    Lost,
+}
+
+impl Label for TokenError {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::NotFound(Missing::Never) => "never",
+            Self::NotFound(Missing::Lost) => "lost",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
 }

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     proto::{self, upstream_tokens_server},
-    tokens::{Renewal, TokenError, TokenTag, UpstreamTokens},
+    tokens::{Renewal, TokenTag, UpstreamTokens},
     wire::{bytes, owner, timestamp, trace},
 };
 
@@ -23,7 +23,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let request = request.into_inner();
         let (issuer, resource) = (request.authorization_server, &request.resource);
         let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
-        let token = self.0.upstream_token(owner, &trace).await.map_err(status)?;
+        let token = self.0.upstream_token(owner, &trace).await?;
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
             expires_at: token.expires_at.and_then(timestamp),
@@ -41,7 +41,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let (issuer, resource) = (request.authorization_server, &request.resource);
         let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
         let tag = TokenTag(bytes("tag", request.tag)?);
-        let outcome = match self.0.refused(owner, tag, &trace).await.map_err(status)? {
+        let outcome = match self.0.refused(owner, tag, &trace).await? {
             Renewal::Renewed => Outcome::Renewed,
             Renewal::TooSoon => Outcome::TooSoon,
         };
@@ -55,14 +55,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let trace = trace(&request);
         let request = request.into_inner();
         let owner = owner(request.user, request.client_id, request.upstream, String::new(), &request.resource)?;
-        self.0.disconnect(owner, &trace).await.map_err(status)?;
+        self.0.disconnect(owner, &trace).await?;
         Ok(Response::new(proto::DisconnectResponse::default()))
-    }
-}
-
-fn status(error: TokenError) -> Status {
-    match error {
-        TokenError::NotFound => Status::not_found("this user has no token for this route"),
-        TokenError::Unavailable => Status::unavailable("no token can be had at the moment"),
     }
 }

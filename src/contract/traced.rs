@@ -69,17 +69,20 @@ impl Choreographer for Traced<dyn Choreographer> {
 impl UpstreamTokens for Traced<dyn UpstreamTokens> {
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
         let (span, trace) = self.span(trace, "GetUpstreamToken");
-        span.cover(self.inner.upstream_token(owner, &trace)).await
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.upstream_token(owner, &trace)).await)
     }
 
     async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
         let (span, trace) = self.span(trace, "ReportRefusedToken");
-        span.cover(self.inner.refused(owner, tag, &trace)).await
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.refused(owner, tag, &trace)).await)
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
         let (span, trace) = self.span(trace, "Disconnect");
-        span.cover(self.inner.disconnect(owner, &trace)).await
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.disconnect(owner, &trace)).await)
     }
 }
 
@@ -110,6 +113,16 @@ impl Fault for CompleteError {
             | Self::AuthorizationError(_)
             | Self::AlreadyUsed { .. } => false,
             Self::ExchangeFailed(_) | Self::Call(_) => true,
+        }
+    }
+}
+
+impl Fault for TokenError {
+    fn is_fault(&self) -> bool {
+        match self {
+            // Nobody's: the person has not connected.
+            Self::NotFound(_) => false,
+            Self::Unavailable(_) => true,
         }
     }
 }

@@ -1,19 +1,28 @@
 //! Between the messages of the contracts and the values that they stand for.
 
-use std::str::FromStr;
+use std::{error::Error, str::FromStr};
 
 use prost_types::Timestamp;
-use tonic::{Request, Status};
+use tonic::{
+    Code, Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
 
 use super::{
     error::{BeginError, CallError, Cause, CompleteError},
     proto::{self, begin_refusal, complete_refusal, disconnect_refusal, user},
-    tokens::TokenOwner,
+    tokens::{Missing, TokenError, TokenOwner},
 };
 use crate::model::{client::ClientId, clock::UnixTime, trace::Trace, upstream::Upstream, user::User};
 
 /// The reason of a version that this one does not know is none.
 const UNKNOWN_REASON: Cause = Cause::Borrowed("the choreographer refused for a reason that this version does not know");
+
+/// Where a `NOT_FOUND` of the tokens says what became of the one that is not there: metadata, so that whoever knows the
+/// code alone needs nothing more.
+const NOT_FOUND: &str = "envoy-cimd-not-found";
+const NEVER: &str = "never";
+const LOST: &str = "lost";
 
 impl From<User> for proto::User {
     fn from(user: User) -> Self {
@@ -201,5 +210,34 @@ impl From<proto::DisconnectRefusal> for CallError {
             Reason::Unspecified => Self::Failed(UNKNOWN_REASON),
             Reason::TimedOut => Self::Timeout(cause),
         }
+    }
+}
+
+impl From<TokenError> for Status {
+    fn from(error: TokenError) -> Self {
+        let (missing, message) = match error {
+            TokenError::NotFound(Missing::Never) => (NEVER, "this user is not connected to this route"),
+            TokenError::NotFound(Missing::Lost) => (LOST, "this user's grant has ended"),
+            TokenError::Unavailable(cause) => return Self::unavailable(cause),
+        };
+        let mut metadata = MetadataMap::new();
+        metadata.insert(NOT_FOUND, MetadataValue::from_static(missing));
+        Self::with_metadata(Code::NotFound, message, metadata)
+    }
+}
+
+/// What the tokens' service said; none where it is not the service that says it.
+pub(super) fn token_error(status: &Status) -> Option<TokenError> {
+    match status.code() {
+        // A version before `lost` says nothing more, and a later one may say what this one does not know.
+        Code::NotFound => Some(TokenError::NotFound(match status.metadata().get(NOT_FOUND) {
+            Some(missing) if missing == LOST => Missing::Lost,
+            _ => Missing::Never,
+        })),
+        // What the connection says of itself has a source.
+        Code::Unavailable if status.source().is_none() => {
+            Some(TokenError::Unavailable(status.message().to_owned().into()))
+        }
+        _ => None,
     }
 }

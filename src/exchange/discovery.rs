@@ -223,8 +223,6 @@ impl Discovery {
         self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match Others::of(others) {
             Some(others) => DiscoveryError::FirstOf(error.into(), others),
             None => error,
-            Some(others) => DiscoveryError::FirstOf(error.into(), others),
-            None => error,
         })
     }
 

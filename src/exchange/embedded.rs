@@ -21,7 +21,7 @@ use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, Cause, CompleteError, Label},
-        tokens::{TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
         client::ClientId,
@@ -148,9 +148,11 @@ impl Choreographer for Embedded {
         self.open().await?;
         let patience = self.tokens.deadlines.patience;
         match timeout(patience, self.tokens.disconnect(owner, trace)).await {
-            Ok(result) => result.map_err(|_| {
-                CallError::Failed("the store failed: the token may be forgotten, and not be revoked".into())
-            }),
+            Ok(Ok(()) | Err(TokenError::NotFound(_))) => Ok(()),
+            Ok(Err(TokenError::Unavailable(cause))) => {
+                let cause = format!("the token may be forgotten, and not be revoked: {cause}");
+                Err(CallError::Failed(cause.into()))
+            }
             Err(_) => {
                 let cause = format!("the disconnect did not end within {} s, and goes on", patience.as_secs());
                 Err(CallError::Timeout(cause.into()))
@@ -312,6 +314,7 @@ impl Embedded {
             client_id: record.client_id.clone(),
             tag: Some(TokenTag(random().map_err(call_failed)?)),
             refused: None,
+            ended: false,
         })
     }
 }

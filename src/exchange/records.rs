@@ -93,7 +93,7 @@ impl Binding {
     }
 }
 
-/// A token as it is kept, sealed.
+/// A token as it is kept, sealed; or what is left of one whose grant has ended.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenRecord {
     pub access_token: Secret,
@@ -113,4 +113,38 @@ pub struct TokenRecord {
     /// When the last token before this was refused by the upstream, and how many were in a row.
     #[serde(default)]
     pub refused: Option<(UnixTime, u32)>,
+    /// Whether the grant ended by itself. Its tokens are gone then, and the rest says whose it was.
+    #[serde(default)]
+    pub ended: bool,
+}
+
+impl TokenRecord {
+    /// What is left when the grant ends. A version that knows nothing of this finds a token that is over, with nothing to
+    /// renew it.
+    pub fn ended(&self, now: UnixTime) -> Self {
+        Self { access_token: Secret::new(""), refresh_token: None, expires_at: Some(now), ended: true, ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Versions of both sides of this one share a store while they are rolled out, or back.
+    #[test]
+    fn what_is_left_of_a_grant_is_read_by_versions_before_it() {
+        let now = UnixTime::from_secs(1_800_000_000);
+        let before = r#"{"access_token":"a","refresh_token":"r","issued_at":1,"expires_at":null,"scope":"s","issuer":"i",
+            "token_endpoint":"t","revocation_endpoint":null,"resource":"u","client_id":"c"}"#;
+        let record: TokenRecord = serde_json::from_str(before).expect("a record of the first version");
+        assert!(!record.ended);
+        let ended = record.ended(now);
+        let mut left = serde_json::to_value(&ended).expect("JSON");
+        assert!(serde_json::from_value::<TokenRecord>(left.clone()).expect("a record").ended);
+        // To such a version it is a token that is over, with nothing to renew it.
+        left.as_object_mut().expect("an object").remove("ended");
+        let read: TokenRecord = serde_json::from_value(left).expect("a record");
+        assert_eq!((read.access_token.expose(), read.refresh_token, read.expires_at), ("", None, Some(now)));
+        assert_eq!((read.issuer, read.resource, read.client_id), (record.issuer, record.resource, record.client_id));
+    }
 }

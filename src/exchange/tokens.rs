@@ -23,12 +23,15 @@ use super::{
     token_answer::{GrantedToken, TokenAnswer},
 };
 use crate::{
-    contract::tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    contract::{
+        error::Cause,
+        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    },
     model::{
         client::ClientId,
         clock::{Clock, UnixTime},
         issuer::is_same,
-        secret::random,
+        secret::{NoRandomness, random},
         trace::Trace,
     },
     net::outgoing::Outgoing,
@@ -70,6 +73,11 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 const REFRESHES: u64 = 10_000;
 const REFRESH_STANDS: Duration = Duration::from_secs(1);
 
+const NEVER: TokenError = TokenError::NotFound(Missing::Never);
+const LOST: TokenError = TokenError::NotFound(Missing::Lost);
+const ENDED_EARLY: TokenError =
+    TokenError::Unavailable(Cause::Borrowed("the call ended early: a fault of envoy-cimd itself"));
+
 /// The tokens of this process's store.
 #[derive(Clone)]
 pub struct Tokens {
@@ -97,6 +105,8 @@ struct Setback {
     pause: Duration,
     /// When the first of the refusals in a row was, and how many there were.
     refused: Option<(Instant, u32)>,
+    /// What was heard.
+    reason: String,
 }
 
 /// A refresh under way, or what one came to.
@@ -132,6 +142,11 @@ struct Stored {
 }
 
 impl Stored {
+    /// Itself, where its grant has not ended.
+    fn granted(self) -> Result<Self, TokenError> {
+        if self.record.ended { Err(LOST) } else { Ok(self) }
+    }
+
     /// Whether somebody refreshed it since, to something that can be handed out.
     fn replaces(&self, old: &Self, now: UnixTime) -> bool {
         self.record.access_token != old.record.access_token && !self.record.is_over(now)
@@ -188,7 +203,7 @@ impl UpstreamTokens for Tokens {
         }
         Ok(AccessToken {
             secret: stored.record.access_token.clone(),
-            tag: stored.record.tag.ok_or(TokenError::Unavailable)?,
+            tag: stored.record.tag.ok_or_else(|| no_randomness(NoRandomness))?,
             expires_at: stored.record.expires_at,
         })
     }
@@ -214,7 +229,7 @@ impl UpstreamTokens for Tokens {
         let this = self.clone();
         // A task of its own: what was forgotten is to be revoked as well, whoever left.
         let ending = self.calls.spawn(covered(async move { this.forget(&owner).await }));
-        ending.await.unwrap_or(Err(TokenError::Unavailable))
+        ending.await.unwrap_or(Err(ENDED_EARLY))
     }
 }
 
@@ -239,14 +254,20 @@ impl Tokens {
         self.vault.open().await.inspect_err(|error| tracing::error!(%error, "the store cannot be opened"))
     }
 
-    /// The record as it is stored, over or not: for who looks into a store.
+    /// As [`Self::open`], for who asks for a token.
+    async fn opened(&self) -> Result<&Opened, TokenError> {
+        let unavailable = |error| TokenError::Unavailable(format!("the store cannot be opened: {error}").into());
+        self.open().await.map_err(unavailable)
+    }
+
+    /// The record as it is stored, over or not, where its grant has not ended: for who looks into a store.
     ///
     /// # Errors
     /// [`TokenError::Unavailable`] where the store cannot say.
     pub async fn record(&self, owner: &TokenOwner) -> Result<Option<TokenRecord>, TokenError> {
         match self.stored(owner).await {
             Ok(stored) => Ok(Some(stored.record)),
-            Err(TokenError::NotFound) => Ok(None),
+            Err(TokenError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -267,7 +288,7 @@ impl Tokens {
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
             Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner).await,
-            Ok((old, _)) if !is_same(&old.issuer, &record.issuer) => self.end_grant(owner, &old).await,
+            Ok((old, _)) if !is_same(&old.issuer, &record.issuer) && !old.ended => self.end_grant(owner, &old).await,
             Ok(_) => {}
             Err(UnsealError::DoesNotOpen) => isolation_violation(owner).await,
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
@@ -278,16 +299,18 @@ impl Tokens {
     /// Forgets what this owner has, and revokes it.
     async fn forget(&self, owner: &TokenOwner) -> Result<(), TokenError> {
         can_be_audited()?;
-        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
+        let open = self.opened().await?;
         loop {
-            let Stored { key, route, sealed, record } = match self.stored(owner).await {
-                Ok(stored) => stored,
-                Err(TokenError::NotFound) => return Ok(()),
+            let Stored { key, route, sealed, record } = match self.found(owner).await {
+                Ok(found) => found,
+                Err(TokenError::NotFound(_)) => return Ok(()),
                 Err(error) => return Err(error),
             };
             // First here, so that nobody is given a token that is being revoked.
             if open.store.remove_token(key, route, sealed).await.map_err(|error| unavailable(&error))? {
-                self.end_grant(owner, &record).await;
+                if !record.ended {
+                    self.end_grant(owner, &record).await;
+                }
                 return Ok(());
             }
             // It was refreshed, or connected anew: what came is to go.
@@ -327,8 +350,9 @@ impl Tokens {
     /// the refresh goes on without them, since a server that rotates tokens has rotated by then.
     async fn refreshed(&self, owner: &TokenOwner, old: &Stored, occasion: Occasion) -> Result<(), TokenError> {
         can_be_audited()?;
-        if self.setbacks.get(&old.key).await.is_some_and(|setback| Instant::now() < setback.until) {
-            return Err(TokenError::Unavailable);
+        if let Some(setback) = self.setbacks.get(&old.key).await.filter(|setback| Instant::now() < setback.until) {
+            let cause = format!("the last refresh failed, and the next is not due yet: {}", setback.reason);
+            return Err(TokenError::Unavailable(cause.into()));
         }
         let begin = async {
             let (this, owner, old, ended) = (self.clone(), owner.clone(), old.clone(), Arc::new(OnceLock::new()));
@@ -339,17 +363,21 @@ impl Tokens {
                 let _ = ends.set(Instant::now());
                 result
             });
-            let outcome = task.map(|result| result.unwrap_or(Err(TokenError::Unavailable))).boxed().shared();
+            let outcome = task.map(|result| result.unwrap_or(Err(ENDED_EARLY))).boxed().shared();
             Refreshing { outcome, ended }
         };
         let refreshing =
             self.refreshes.entry((old.key, old.record.tag)).or_insert_with_if(begin, Refreshing::is_past).await;
-        timeout(self.deadlines.patience, refreshing.into_value().outcome).await.unwrap_or(Err(TokenError::Unavailable))
+        let patience = self.deadlines.patience;
+        timeout(patience, refreshing.into_value().outcome).await.unwrap_or_else(|_| {
+            let cause = format!("the refresh did not end within {} s, and goes on", patience.as_secs());
+            Err(TokenError::Unavailable(cause.into()))
+        })
     }
 
     async fn claim_and_refresh(&self, owner: &TokenOwner, old: &Stored, occasion: Occasion) -> Result<(), TokenError> {
-        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
-        let holder = random().map(Holder).map_err(|_| TokenError::Unavailable)?;
+        let open = self.opened().await?;
+        let holder = random().map(Holder).map_err(no_randomness)?;
         let deadline = Instant::now() + self.deadlines.claim;
         while !open
             .store
@@ -363,7 +391,7 @@ impl Tokens {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(TokenError::Unavailable);
+                return Err(TokenError::Unavailable("the refresh of another process did not end".into()));
             }
         }
         let result = match self.stored(owner).await {
@@ -379,7 +407,7 @@ impl Tokens {
 
     /// Notes that a refresh brought nothing, so that the next is not tried at once. True where the grant is over: the
     /// server says so, or has refused for minutes whatever it calls that.
-    async fn set_back(&self, key: TokenKey, verdict: Verdict) -> bool {
+    async fn set_back(&self, key: TokenKey, verdict: Verdict, reason: &str) -> bool {
         let now = Instant::now();
         let last = self.setbacks.get(&key).await;
         let pause = last.as_ref().map_or(SHORTEST_PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
@@ -396,26 +424,26 @@ impl Tokens {
             (_, refused) => refused,
         };
         let over = matches!(refused, Some((first, count)) if count >= REFUSALS && first.elapsed() >= self.dead_after);
-        self.setbacks.insert(key, Setback { until: now + pause.max(asked_for), pause, refused }).await;
+        let setback = Setback { until: now + pause.max(asked_for), pause, refused, reason: reason.to_owned() };
+        self.setbacks.insert(key, setback).await;
         over && verdict == Verdict::Refused
     }
 
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
     async fn refresh(&self, owner: &TokenOwner, stored: Stored, occasion: Occasion) -> Result<(), TokenError> {
-        let Stored { key, route, sealed: old, record } = stored;
-        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
+        let Stored { key, sealed: old, record, .. } = stored;
         let audit = async |outcome| {
             self.metrics.refreshed(outcome);
             audit::event("refreshed", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
         };
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
-            open.store.remove_token(key, route, old).await.map_err(|error| unavailable(&error))?;
+            self.end(key, old, &record).await?;
             audit("ended").await;
             return self.stored(owner).await.map(drop);
         };
-        let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| TokenError::NotFound)?;
-        let tag = TokenTag(random().map_err(|_| TokenError::Unavailable)?);
+        let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| LOST)?;
+        let tag = TokenTag(random().map_err(no_randomness)?);
         let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
         let http = self.http(&record.client_id, self.deadlines.token_endpoint);
         let answer: Result<TokenAnswer, _> = client
@@ -430,11 +458,11 @@ impl Tokens {
             Ok(granted) => granted,
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
-                if !self.set_back(key, verdict).await {
+                if !self.set_back(key, verdict, &reason).await {
                     audit("failed").await;
-                    return Err(TokenError::Unavailable);
+                    return Err(TokenError::Unavailable(format!("the refresh failed: {reason}").into()));
                 }
-                open.store.remove_token(key, route, old).await.map_err(|error| unavailable(&error))?;
+                self.end(key, old, &record).await?;
                 audit("ended").await;
                 return self.stored(owner).await.map(drop);
             }
@@ -479,6 +507,13 @@ impl Tokens {
         }
     }
 
+    /// Remembers that a grant ended, in the place of its token; until this user connects anew or disconnects. Where
+    /// somebody did meanwhile, nothing is done.
+    async fn end(&self, key: TokenKey, old: Vec<u8>, record: &TokenRecord) -> Result<(), TokenError> {
+        let ended = record.ended((self.clock)());
+        self.replace(key, old, &ended).await.map(drop).map_err(|error| unavailable(&error))
+    }
+
     /// Stores what a refresh brought in the place of `old`. False where that is not there any more.
     async fn replace(&self, key: TokenKey, old: Vec<u8>, fresh: &TokenRecord) -> Result<bool, StoreError> {
         let failed = |reason: &str| StoreError::Failed(reason.to_owned());
@@ -493,20 +528,25 @@ impl Tokens {
 
     /// As [`Self::stored`]; none where the route's authorization server or resource is another by now.
     async fn of_route(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
-        let stored = self.stored(owner).await?;
-        let TokenRecord { issuer, resource, .. } = &stored.record;
+        let found = self.found(owner).await?;
+        let TokenRecord { issuer, resource, .. } = &found.record;
         match self.discovery.takes(&owner.client_id, &owner.upstream, issuer, resource).await {
-            true => Ok(stored),
-            false => Err(TokenError::NotFound),
+            true => found.granted(),
+            false => Err(NEVER),
         }
     }
 
-    /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.
+    /// As [`Self::found`], where its grant has not ended.
     async fn stored(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
-        let open = self.open().await.map_err(|_| TokenError::Unavailable)?;
+        self.found(owner).await?.granted()
+    }
+
+    /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.
+    async fn found(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
+        let open = self.opened().await?;
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         let found = open.store.token(route).await.map_err(|error| unavailable(&error))?;
-        let (key, sealed) = found.ok_or(TokenError::NotFound)?;
+        let (key, sealed) = found.ok_or(NEVER)?;
         match open.unseal::<TokenRecord>(Place::Token(&key), &sealed) {
             Ok((mut record, stale)) if record.is_of(owner, &key) => {
                 let mut sealed = sealed;
@@ -521,7 +561,7 @@ impl Tokens {
                     match open.store.replace_token(key, sealed.clone(), anew.clone()).await {
                         Ok(true) => sealed = anew,
                         // Somebody else gave it a tag, or another token is there.
-                        Ok(false) if untagged => return Box::pin(self.stored(owner)).await,
+                        Ok(false) if untagged => return Box::pin(self.found(owner)).await,
                         Ok(false) | Err(_) => {}
                     }
                 }
@@ -530,11 +570,11 @@ impl Tokens {
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
                 can_be_audited()?;
                 isolation_violation(owner).await;
-                Err(TokenError::NotFound)
+                Err(NEVER)
             }
             Err(error) => {
                 tracing::error!(%error, "a stored token cannot be opened");
-                Err(TokenError::Unavailable)
+                Err(TokenError::Unavailable(format!("a stored token cannot be opened: {error}").into()))
             }
         }
     }
@@ -550,13 +590,17 @@ async fn isolation_violation(owner: &TokenOwner) {
 fn can_be_audited() -> Result<(), TokenError> {
     audit::blocked().map_or(Ok(()), |cause| {
         tracing::error!(cause, "no token is refreshed or ended");
-        Err(TokenError::Unavailable)
+        Err(TokenError::Unavailable(cause.into()))
     })
 }
 
 fn unavailable(error: &StoreError) -> TokenError {
     tracing::error!(%error, "the store failed");
-    TokenError::Unavailable
+    TokenError::Unavailable(format!("the store failed: {error}").into())
+}
+
+fn no_randomness(error: NoRandomness) -> TokenError {
+    TokenError::Unavailable(error.to_string().into())
 }
 
 /// Has the store keep what a token endpoint gave, and asks it again where it fails: the code, or the old refresh token,
@@ -621,6 +665,7 @@ mod tests {
             client_id: owner.client_id.clone(),
             tag: None,
             refused: None,
+            ended: false,
         };
         let (issuer, resource) = ("https://as.example/", "https://u.example/mcp");
         let made = |of: fn(&_, &_, Issuer<'_>, Resource<'_>) -> TokenKey, issuer, resource| {
@@ -644,7 +689,7 @@ mod tests {
             let key = TokenKey::from_bytes(random().expect("randomness"));
             let mut pauses = Vec::new();
             for verdict in verdicts {
-                assert!(!tokens.set_back(key, *verdict).await, "nothing ends");
+                assert!(!tokens.set_back(key, *verdict, "").await, "nothing ends");
                 let until = tokens.setbacks.get(&key).await.expect("a setback").until;
                 pauses.push(until.duration_since(Instant::now()).as_secs_f64().ceil() as u64);
             }
@@ -671,7 +716,7 @@ mod tests {
             let key = TokenKey::from_bytes(random().expect("randomness"));
             let mut last = false;
             for verdict in verdicts {
-                last = tokens.set_back(key, *verdict).await;
+                last = tokens.set_back(key, *verdict, "").await;
             }
             assert_eq!(last, over, "{verdicts:?}");
         }

@@ -7,7 +7,7 @@ use envoy_cimd::{
             self, DisconnectRequest, DisconnectResponse, GetUpstreamTokenRequest, Subject, User,
             begin_authorization_response::Outcome, upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
-        tokens::{Renewal, TokenError, UpstreamTokens as _},
+        tokens::{Missing, Renewal, TokenError, UpstreamTokens as _},
     },
     exchange::embedded::{self, Embedded},
     model::{
@@ -168,11 +168,11 @@ async fn a_server_that_rotates_and_dies() {
     let (_dir, servers, embedded) = in_process_and_connected(over("dies", Refresh::RotatesAndDies)).await;
     let owner = owner(Person::Single, CLIENT, &servers.upstream_of("dies"));
     let mut answers = Vec::new();
-    while answers.last() != Some(&Some(TokenError::NotFound)) {
+    while answers.last() != Some(&Some(TokenError::NotFound(Missing::Lost))) {
         answers.push(embedded.tokens.upstream_token(owner.clone(), &Trace::default()).await.err());
         tokio::task::yield_now().await;
     }
-    assert!(answers.iter().rev().skip(1).all(|answer| *answer == Some(TokenError::Unavailable)), "{answers:?}");
+    assert!(answers.iter().rev().skip(1).all(|answer| matches!(answer, Some(TokenError::Unavailable(_)))), "{answers:?}");
     assert_eq!(servers.refreshes().len(), 2, "one that was lost, and one that was refused");
     assert!(embedded.tokens.record(&owner).await.expect("a store").is_none());
 }

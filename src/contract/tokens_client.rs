@@ -1,0 +1,95 @@
+//! The tokens of another process, called over gRPC.
+
+use async_trait::async_trait;
+use tonic::{Status, transport::Channel};
+
+use super::{
+    calling::{DEADLINE, broken_contract, call_error, call_once},
+    proto::{self, report_refused_token_response, upstream_tokens_client},
+    tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    wire::{text, time, token_error},
+};
+use crate::model::{secret::Secret, trace::Trace};
+
+/// What errors call it.
+const SERVICE: &str = "the service of tokens";
+
+/// A connection that is made when it is first needed, and made again when it breaks.
+#[derive(Clone, Debug)]
+pub struct TokensClient {
+    inner: upstream_tokens_client::UpstreamTokensClient<Channel>,
+}
+
+impl TokensClient {
+    pub fn new(channel: Channel) -> Self {
+        Self { inner: upstream_tokens_client::UpstreamTokensClient::new(channel) }
+    }
+}
+
+#[async_trait]
+impl UpstreamTokens for TokensClient {
+    async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
+        let request = proto::GetUpstreamTokenRequest {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+            authorization_server: owner.upstream.authorization_server.unwrap_or_default(),
+            resource: text(owner.upstream.resource),
+        };
+        let mut client = self.inner.clone();
+        let call = async |request| client.get_upstream_token(request).await;
+        let answer = call_once(DEADLINE, request, trace, call).await.map_err(|status| refusal(&status))?;
+        token(answer).ok_or_else(broke_contract)
+    }
+
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+        use report_refused_token_response::Outcome;
+        let request = proto::ReportRefusedTokenRequest {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+            authorization_server: owner.upstream.authorization_server.unwrap_or_default(),
+            resource: text(owner.upstream.resource),
+            tag: tag.0.to_vec(),
+        };
+        let mut client = self.inner.clone();
+        let call = async |request| client.report_refused_token(request).await;
+        let answer = call_once(DEADLINE, request, trace, call).await.map_err(|status| refusal(&status))?;
+        match answer.outcome() {
+            Outcome::Renewed => Ok(Renewal::Renewed),
+            Outcome::TooSoon => Ok(Renewal::TooSoon),
+            Outcome::Unspecified => Err(broke_contract()),
+        }
+    }
+
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
+        let request = proto::DisconnectRequest {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+            resource: text(owner.upstream.resource),
+        };
+        let mut client = self.inner.clone();
+        let call = async |request| client.disconnect(request).await;
+        call_once(DEADLINE, request, trace, call).await.map(drop).map_err(|status| refusal(&status))
+    }
+}
+
+/// What the service said, or what became of the call.
+fn refusal(status: &Status) -> TokenError {
+    token_error(status).unwrap_or_else(|| TokenError::Unavailable(call_error(SERVICE, status).cause().clone()))
+}
+
+fn broke_contract() -> TokenError {
+    TokenError::Unavailable(broken_contract(SERVICE))
+}
+
+/// None where the answer keeps no contract.
+fn token(answer: proto::GetUpstreamTokenResponse) -> Option<AccessToken> {
+    let expires_at = match answer.expires_at {
+        Some(at) => Some(time(at)?),
+        None => None,
+    };
+    let secret = Some(answer.access_token).filter(|token| !token.is_empty())?;
+    Some(AccessToken { secret: Secret::new(secret), tag: TokenTag(answer.tag.try_into().ok()?), expires_at })
+}
