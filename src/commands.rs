@@ -7,6 +7,7 @@ pub(crate) mod envoy_config;
 mod listeners;
 pub(crate) mod output;
 pub mod probe;
+mod roles;
 pub(crate) mod running;
 pub(crate) mod serve;
 pub mod settings;

@@ -1,6 +1,7 @@
 //! Listening, TLS, and the one way out.
 
 pub(crate) mod admin;
+pub mod callee;
 pub mod dial;
 pub mod grpc;
 pub mod listen;

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::{
     listeners::main_tls,
+    roles::roles,
     serve,
     settings::{Check, Task, parse},
     shared_hosts::{several_ports, several_routes},
@@ -28,6 +29,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
+    let roles = runtime.block_on(roles(&settings))?;
     let exchange = runtime.block_on(serve::exchange(&settings))?;
     let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.0.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
@@ -64,6 +66,10 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
             "no routes in the file: they come from Envoy's metadata, all keys of a route from the level that sets `from` \
              (the route, or its virtual host)"
         )?;
+    }
+    writeln!(text, "serves {roles}")?;
+    if let Some(reason) = &roles.left_out {
+        writeln!(text, "  {reason}")?;
     }
     for warning in several_ports(&public_urls).into_iter().chain(several_routes(&public_urls)) {
         writeln!(text, "warning: {warning}")?;

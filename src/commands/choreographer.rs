@@ -41,7 +41,8 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
-    let tokens = tokens.map(|listener| listener.serving(traced_tokens(&traces, Arc::new(embedded.tokens.clone()))));
+    let handed_out = || traced_tokens(&traces, SpanKind::Server, Arc::new(embedded.tokens.clone()));
+    let tokens = tokens.map(|listener| listener.serving(handed_out()));
     let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
     let served = TaskTracker::new();
     let service = AuthorizationChoreographerServer::new(Service::new(choreographer, served.clone()));

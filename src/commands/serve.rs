@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::{
     config_file::ConfigFile,
     listeners::{TokensListener, main_tls},
+    roles::{Roles, roles},
     running::Process,
     settings::{
         parse::{LoadedFile, setting_keys},
@@ -23,7 +24,10 @@ use super::{
     },
 };
 use crate::{
-    contract::{choreographer::Choreographer, client::Client, tokens::UpstreamTokens, traced::Traced},
+    contract::{
+        choreographer::Choreographer, client::Client, tokens::UpstreamTokens, tokens_client::TokensClient,
+        traced::Traced,
+    },
     edge::{
         ext_proc::ExtProc,
         proto::external_processor_server::{ExternalProcessorServer, SERVICE_NAME},
@@ -35,10 +39,11 @@ use crate::{
         secret::{Key, parse_keys, random},
     },
     net::{
-        dial::{self, GrpcUrl},
+        callee::{CHOREOGRAPHER, TOKENS},
+        dial::{self, Plain},
         grpc::GrpcListener,
-        listen::bare_host,
-        tls::client::{self, ClientTls},
+        listen::ListenAddr,
+        tls::client::ClientTls,
     },
     process::tasks::Tasks,
     store::url::StoreUrl,
@@ -54,6 +59,8 @@ use crate::{
 /// The choreographer that the settings ask for, and what goes with it.
 pub struct Exchange {
     pub choreographer: Arc<dyn Choreographer>,
+    /// Where tokens come from; none where nobody says so.
+    pub tokens: Option<Arc<dyn UpstreamTokens>>,
     pub metrics: Arc<Metrics>,
     pub side: Side,
 }
@@ -63,8 +70,18 @@ pub struct Exchange {
 pub enum Side {
     /// In this process, with where its tokens are handed out.
     Here(Embedded, Option<TokensListener>),
-    /// In another, with what the connection to it is made with.
-    There(Option<ClientTls>),
+    /// In another, with what the connections to it are made with.
+    There(Vec<ClientTls>),
+}
+
+impl Side {
+    /// Which side of the exchange's calls this process is.
+    fn kind(&self) -> SpanKind {
+        match self {
+            Self::Here(..) => SpanKind::Internal,
+            Self::There(_) => SpanKind::Client,
+        }
+    }
 }
 
 /// Another process, or the choreographer in this.
@@ -78,45 +95,39 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
             "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
         );
     }
-    let Some((url, tls)) = settings.client()? else {
+    let plain = if settings.process.insecure_grpc { Plain::Anywhere } else { Plain::OnLoopback };
+    let tls = settings.choreographer_tls();
+    let choreographer = dial::connect(&CHOREOGRAPHER, settings.choreographer.as_ref(), &tls, plain).await?;
+    let (url, tls) = (settings.traffic.tokens.as_ref(), settings.traffic.tokens_tls(tls));
+    let tokens = dial::connect(&TOKENS, url, &tls, Plain::Nowhere).await?;
+    let Some(choreographer) = choreographer else {
+        if tokens.is_some() {
+            bail!("--tokens is for --choreographer: without it, this process has the tokens");
+        }
         let embedded = Embedded::new(settings.exchange.config(settings.routes.paths()?))?;
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
+            tokens: Some(Arc::new(embedded.tokens.clone())),
             metrics: Arc::clone(&embedded.tokens.metrics),
             side: Side::Here(embedded, TokensListener::new(&settings.exchange, &settings.process)?),
         });
     };
-    if let Some(address) = url.plain()
-        && !settings.process.insecure_grpc
-        // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
-        && !address.is_local().await.unwrap_or(false)
-    {
-        bail!(
-            "--choreographer http://{address}: codes and users would cross the network in the clear; \
-             use https://, a Unix socket or loopback, or say --insecure-grpc"
-        );
-    }
     if settings.exchange.tokens_listen.is_some() {
         bail!("--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one");
     }
-    let tls = match &url {
-        GrpcUrl::Tcp { tls: true, host, .. } => Some(ClientTls::new(bare_host(host), &tls)?),
-        _ if tls == client::Config::default() => None,
-        _ => bail!(
-            "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need an https:// \
-             --choreographer"
-        ),
-    };
+    let tls = [Some(&choreographer), tokens.as_ref()].into_iter().flatten();
+    let side = Side::There(tls.filter_map(|connection| connection.tls.clone()).collect());
     Ok(Exchange {
-        choreographer: Arc::new(Client::new(dial::channel(url, tls.clone())?)),
+        choreographer: Arc::new(Client::new(choreographer.channel)),
+        tokens: tokens.map(|tokens| Arc::new(TokensClient::new(tokens.channel)) as Arc<dyn UpstreamTokens>),
         metrics: Arc::default(),
-        side: Side::There(tls),
+        side,
     })
 }
 
 /// Where there is a collector, tokens whose calls are traced; else the same.
-pub fn traced_tokens(traces: &Exporter, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
-    if traces.is_on() { Arc::new(Traced::new(SpanKind::Server, tokens)) } else { tokens }
+pub fn traced_tokens(traces: &Exporter, kind: SpanKind, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
+    if traces.is_on() { Arc::new(Traced::new(kind, tokens)) } else { tokens }
 }
 
 /// Where there is a collector, a choreographer whose calls are traced; else the same.
@@ -145,7 +156,8 @@ pub fn endpoints(
 
 /// The files that hold secrets: those that the settings name, and the store's.
 pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
-    let named = [&settings.state_keys, &settings.choreographer_key, &settings.process.tls.tls_key];
+    let (choreographer, tokens) = (&settings.choreographer_key, &settings.traffic.tokens_key);
+    let named = [&settings.state_keys, choreographer, tokens, &settings.process.tls.tls_key];
     let kept = match &exchange.side {
         Side::Here(embedded, _) => embedded.tokens.vault.files(),
         Side::There(_) => Vec::new(),
@@ -159,17 +171,21 @@ pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
+    let roles = roles(&settings).await?;
     let mut exchange = exchange(&settings).await?;
     if let Side::Here(embedded, _) = &exchange.side {
         settings.process.warn_of_short_drain(&settings.exchange);
         embedded.check().await?;
     }
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
-    let kind = if matches!(exchange.side, Side::Here(..)) { SpanKind::Internal } else { SpanKind::Client };
-    exchange.choreographer = traced(&traces, kind, exchange.choreographer);
+    let kind = exchange.side.kind();
+    exchange.choreographer = traced(&traces, kind.clone(), exchange.choreographer);
+    let tokens_of_users = exchange.tokens.take().filter(|_| roles.traffic);
+    let _tokens_of_users = tokens_of_users.map(|tokens| traced_tokens(&traces, kind, tokens));
     let (endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
     let endpoints = Arc::new(endpoints);
-    warn_of(&settings);
+    tracing::info!(%roles, left_out = roles.left_out, "what is served");
+    warn_of(&settings, &roles);
     secret_files(&settings, &exchange).iter().for_each(|path| exposure::warn(path));
     let mut tasks = Tasks::default();
     tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
@@ -184,12 +200,14 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     match exchange.side {
         Side::Here(embedded, listener) => {
             calls.push(embedded.tokens.calls.clone());
-            tokens = listener.map(|listener| listener.serving(traced_tokens(&traces, Arc::new(embedded.tokens))));
+            let handed_out = |tokens| traced_tokens(&traces, SpanKind::Server, Arc::new(tokens));
+            tokens = listener.map(|listener| listener.serving(handed_out(embedded.tokens)));
         }
-        Side::There(Some(tls)) => {
-            tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+        Side::There(connections) => {
+            for tls in connections {
+                tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
+            }
         }
-        Side::There(None) => {}
     }
     let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints), settings.streams()));
     let process = Process {
@@ -228,7 +246,18 @@ fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
 }
 
 /// What is allowed, and should not go unnoticed.
-fn warn_of(settings: &Serve) {
+fn warn_of(settings: &Serve, roles: &Roles) {
+    if roles.traffic {
+        match settings.listen {
+            ListenAddr::Tcp { .. } if !settings.process.tls.is_given() => {
+                tracing::warn!("--insecure-traffic: every account of this machine can have every user's token");
+            }
+            ListenAddr::Unix(_) if settings.process.socket_mode.lets_everybody_in() => {
+                tracing::warn!("--socket-mode: every account that reaches the socket can have every user's token");
+            }
+            ListenAddr::Tcp { .. } | ListenAddr::Unix(_) => {}
+        }
+    }
     if settings.single_user {
         tracing::warn!(
             "--single-user: everybody who reaches the routes is taken for one person, and shares their tokens"
@@ -282,7 +311,7 @@ mod tests {
         commands::settings::{Task, parse::parse},
         edge::ext_proc,
         exchange::embedded,
-        filter::endpoint,
+        filter::{endpoint, traffic},
     };
 
     /// What a test makes without flags is what the program is without flags.
@@ -294,6 +323,7 @@ mod tests {
         let endpoints = settings.endpoints().expect("good settings");
         assert_eq!(shown(&endpoints), shown(&endpoint::Config::default()));
         assert_eq!(settings.streams(), ext_proc::Config::default());
+        assert_eq!(settings.traffic.config(), traffic::Config::default());
         let mut exchange = settings.exchange.config(settings.routes.paths().expect("paths"));
         exchange.store.state_dir = None;
         assert_eq!(shown(&exchange), shown(&embedded::Config::default()));

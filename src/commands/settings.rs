@@ -17,6 +17,7 @@ pub(crate) mod probe;
 pub(crate) mod serve;
 pub(crate) mod shared;
 mod store_url;
+pub(crate) mod traffic;
 
 use envoy_config::EnvoyConfig;
 use probe::Probe;

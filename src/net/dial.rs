@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,8 +19,9 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
+    callee::Callee,
     listen::{ListenAddr, bare_host, unix_path},
-    tls::client::ClientTls,
+    tls::client::{self, ClientTls},
 };
 
 /// The longest that a connection may take to be made.
@@ -54,8 +56,12 @@ impl FromStr for GrpcUrl {
 }
 
 impl GrpcUrl {
+    pub fn is_https(&self) -> bool {
+        matches!(self, Self::Tcp { tls: true, .. })
+    }
+
     /// The address that would be called without encryption; none on a Unix socket, and with https.
-    pub fn plain(&self) -> Option<ListenAddr> {
+    fn plain(&self) -> Option<ListenAddr> {
         match self {
             Self::Tcp { tls: false, host, port } => Some(ListenAddr::Tcp { host: host.clone(), port: *port }),
             Self::Tcp { tls: true, .. } | Self::Unix(_) => None,
@@ -63,24 +69,84 @@ impl GrpcUrl {
     }
 }
 
-/// A connection that is made when it is first needed, and made again when it breaks; `tls` goes with an https URL.
-///
-/// # Errors
-/// Where the URL is none that can be called.
-pub fn channel(url: GrpcUrl, tls: Option<ClientTls>) -> anyhow::Result<Channel> {
-    let origin = match &url {
-        GrpcUrl::Tcp { host, port, .. } => format!("http://{host}:{port}"),
-        GrpcUrl::Unix(_) => "http://choreographer".to_owned(),
-    };
-    let connector = Connector { url: Arc::new(url), tls, pause: Arc::default() };
-    // The connector does the TLS, so that its files can change: to the channel, the URL is a plain one.
-    let endpoint = Endpoint::from_shared(origin)?;
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| connector.clone().connect())))
+/// Where a process may be called besides a Unix socket and over https.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Plain {
+    Anywhere,
+    OnLoopback,
+    /// Nowhere, and over https with a certificate of ours alone: what comes from there is every user's token.
+    Nowhere,
 }
 
-/// Makes connections, and pauses between failures, so that a choreographer that comes back is not overrun.
+/// A connection that is made when it is first needed, and made again when it breaks.
+pub struct Connection {
+    pub channel: Channel,
+    /// What it is made with, where it is encrypted: its files are to be watched.
+    pub tls: Option<ClientTls>,
+}
+
+/// The connection that the settings ask for; none where they name no address.
+///
+/// # Errors
+/// Where they say how, but not where; where the address may not be called; where a part of TLS is missing, is without
+/// use, or cannot be used. Each names the setting.
+pub async fn connect(
+    callee: &'static Callee,
+    url: Option<&GrpcUrl>,
+    tls: &client::Config,
+    plain: Plain,
+) -> anyhow::Result<Option<Connection>> {
+    let flag = callee.flag;
+    let without_use =
+        |needed: &str| format!("--{flag}-ca, --{flag}-cert, --{flag}-key and --{flag}-peer need {needed}");
+    let Some(url) = url else {
+        // What is kept there would be kept here, and nobody would notice.
+        if tls.is_given() {
+            bail!(without_use(&format!("--{flag}")));
+        }
+        return Ok(None);
+    };
+    if let Some(address) = url.plain() {
+        match plain {
+            Plain::Anywhere => {}
+            // A name that cannot be resolved yet may be one of the mesh's: not this machine's.
+            Plain::OnLoopback if address.is_local().await.unwrap_or(false) => {}
+            Plain::OnLoopback => bail!(
+                "--{flag} http://{address}: codes and users would cross the network in the clear; \
+                 use https://, a Unix socket or loopback, or say --insecure-grpc"
+            ),
+            Plain::Nowhere => bail!(
+                "--{flag} http://{address}: what comes from there is every user's token, and whoever can listen there \
+                 could give others; it is a Unix socket (unix:/path), or https:// with --{flag}-ca, --{flag}-cert and \
+                 --{flag}-key"
+            ),
+        }
+    }
+    let tls = match url {
+        GrpcUrl::Tcp { tls: true, host, .. } => {
+            if plain == Plain::Nowhere && tls.cert.is_none() && tls.key.is_none() {
+                bail!("an https:// --{flag} needs --{flag}-cert and --{flag}-key: nobody else is given a token");
+            }
+            Some(ClientTls::new(callee, bare_host(host), tls)?)
+        }
+        _ if tls.is_given() => bail!(without_use(&format!("an https:// --{flag}"))),
+        _ => None,
+    };
+    let origin = match url {
+        GrpcUrl::Tcp { host, port, .. } => format!("http://{host}:{port}"),
+        GrpcUrl::Unix(_) => format!("http://{flag}"),
+    };
+    let connector = Connector { callee, url: Arc::new(url.clone()), tls: tls.clone(), pause: Arc::default() };
+    // The connector does the TLS, so that its files can change: to the channel, the URL is a plain one.
+    let endpoint = Endpoint::from_shared(origin)?;
+    let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| connector.clone().connect()));
+    Ok(Some(Connection { channel, tls }))
+}
+
+/// Makes connections, and pauses between failures, so that a process that comes back is not overrun.
 #[derive(Clone)]
 struct Connector {
+    callee: &'static Callee,
     url: Arc<GrpcUrl>,
     tls: Option<ClientTls>,
     pause: Arc<Mutex<Pause>>,
@@ -110,7 +176,8 @@ impl Connector {
             Ok(_) => Pause::default(),
             Err(error) => {
                 let length = (pause.length * 2).clamp(shortest, longest);
-                tracing::warn!(%error, pause_ms = length.as_millis(), "no connection to the choreographer");
+                let name = self.callee.name;
+                tracing::warn!(%error, pause_ms = length.as_millis(), "no connection to {name}");
                 Pause { length, until: Some((Instant::now() + length, error.to_string())) }
             }
         };

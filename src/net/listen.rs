@@ -104,6 +104,13 @@ pub fn bare_host(host: &str) -> &str {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SocketMode(u32);
 
+impl SocketMode {
+    /// Whether every account of the machine may connect, whose folder it may reach.
+    pub fn lets_everybody_in(self) -> bool {
+        self.0 & 0o002 != 0
+    }
+}
+
 /// The owner and the group.
 impl Default for SocketMode {
     fn default() -> Self {

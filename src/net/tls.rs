@@ -1,9 +1,9 @@
 //! Encryption between the parts: mTLS where they meet over TCP, from PEM files that are read again when they change.
 
-pub(crate) mod client;
+pub mod client;
 mod files;
 pub mod listener;
-pub(crate) mod peer;
+pub mod peer;
 pub(crate) mod pem;
 pub mod provider;
 pub(crate) mod roots;

@@ -26,7 +26,7 @@ pub struct Metrics {
 }
 
 /// The files that are read again.
-const FILES: [&str; 5] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls"];
+const FILES: [&str; 6] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls", "tokens_client_tls"];
 
 /// What becomes of a refresh.
 const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];

@@ -30,7 +30,11 @@ use envoy_cimd::{
         upstream::Upstream,
         user::{Claims, Users},
     },
-    net::dial,
+    net::{
+        callee::CHOREOGRAPHER,
+        dial::{self, Plain},
+        tls::client,
+    },
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -117,7 +121,9 @@ async fn refused_alike(refusing: Refusing, method: &str, path: &str, expected: (
     let service = AuthorizationChoreographerServer::new(Service::new(Arc::clone(&here), Default::default()));
     let server = tokio::spawn(envoy_cimd::net::grpc::server().add_service(service).serve_with_incoming(incoming));
     let url = format!("unix:{}", socket.display()).parse().expect("a URL");
-    let there = Arc::new(Client::new(dial::channel(url, None).expect("a channel")));
+    let connection = dial::connect(&CHOREOGRAPHER, Some(&url), &client::Config::default(), Plain::OnLoopback).await;
+    let connection = connection.expect("good settings").expect("an address is given");
+    let there = Arc::new(Client::new(connection.channel));
     let (here, there) = (endpoints(here), endpoints(there));
     let cookie = format!("__Host-envoy_cimd_{}={COOKIE}", FLOW.tag());
     for accept in ["*/*", "text/html"] {

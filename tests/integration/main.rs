@@ -40,4 +40,5 @@ mod store;
 mod stream;
 mod telemetry;
 mod tokens;
+mod tokens_client;
 mod world;

@@ -2,11 +2,20 @@
 
 use std::path::Path;
 
+use envoy_cimd::{
+    contract::tokens::{Missing, TokenError, UpstreamTokens},
+    model::{trace::Trace, user::User},
+    net::tls::client,
+};
 use http::Version;
 
 use crate::{
     flow::press,
-    stack::{Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy, key_file, metric},
+    stack::{
+        Authority, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::owner, key_file, metric,
+        ready_address,
+    },
+    tokens_client::client_of,
     world::{DOCUMENT, HOSTS, Upstream, Wish, envoy_config, executable},
 };
 
@@ -183,6 +192,79 @@ async fn the_choreographer_and_we_prove_who_we_are() {
         let (_, begun) = through_envoy(&filter, &[]).await;
         let unusable = "envoy_cimd_requests_total{endpoint=\"start\",outcome=\"authorization_server_unusable\"}";
         assert_eq!(metric(&filter.admin, unusable).await, Some(u64::from(good)), "{flags:?} {begun}");
+    }
+}
+
+/// Who asks for tokens proves who they are, and so does who hands them out; else there is none.
+#[tokio::test]
+async fn who_hands_out_tokens_and_who_asks_prove_who_they_are() {
+    let (ours, others) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let authority = Authority::make(ours.path());
+    let stranger = Authority::make(others.path());
+    let server = authority.issue("choreographer", &["localhost", "spiffe://mesh.example/choreographer"]);
+    let (cimd, other) = (authority.issue("cimd", CIMD), authority.issue("other", OTHER));
+    let state = ours.path().join("state");
+    let names = ["--allow-peer", OTHER[0], "--tokens-allow-peer", "spiffe://mesh.example/ns/edge/sa/cimd"];
+    let listens = ["--tokens-listen", "127.0.0.1:0", "--state-dir", text(&state)];
+    let flags = [&listener(&server)[..], &names, &listens].concat();
+    let mut choreographer = Choreographer::start(&executable(), &flags).await;
+    let address = choreographer.process.line(|line| ready_address(line, "tokens")).await;
+    let url = address.replace("127.0.0.1", "https://localhost");
+    let by_address = format!("https://{address}");
+    let spiffe = Some("spiffe://mesh.example/choreographer");
+    let owner = || owner(User::Single, "https://notes.localhost/document", "https://upstream.example/mcp");
+    for (url, ca, identity, peer, good) in [
+        (&url, &authority.ca, &cimd, None, true),
+        (&by_address, &authority.ca, &cimd, spiffe, true),
+        (&by_address, &authority.ca, &cimd, None, false),
+        (&url, &authority.ca, &cimd, Some("spiffe://mesh.example/other"), false),
+        (&url, &stranger.ca, &cimd, None, false),
+        // May begin flows, and have no token.
+        (&url, &authority.ca, &other, None, false),
+        (&url, &authority.ca, &stranger.issue("cimd", CIMD), None, false),
+    ] {
+        let tls = client::Config {
+            ca: Some(ca.clone()),
+            cert: Some(identity.cert.clone()),
+            key: Some(identity.key.clone()),
+            peer: peer.map(|peer| peer.parse().expect("a name")),
+        };
+        let answer = client_of(url, &tls).await.upstream_token(owner(), &Trace::default()).await;
+        match answer.expect_err("nobody connected") {
+            TokenError::NotFound(missing) => assert!(good && missing == Missing::Never, "{url} {tls:?}"),
+            TokenError::Unavailable(cause) => assert!(!good, "{url} {tls:?}: {cause}"),
+        }
+    }
+}
+
+/// With `--tokens` as with the choreographer: its TLS is the choreographer's unless it has its own, and is read again.
+#[tokio::test]
+async fn certificates_of_the_tokens_are_read_again() {
+    let (first, second) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (old, new) = (Authority::make(first.path()), Authority::make(second.path()));
+    let (cimd, own) = (old.issue("cimd", CIMD), old.issue("own", CIMD));
+    let keys = key_file(first.path());
+    let socket = format!("unix:{}", first.path().join("cimd.sock").display());
+    let flags = ["--state-keys", text(&keys), "--listen", &socket, "--choreographer", "https://localhost:1"];
+    let tls = ["--choreographer-ca", text(&cimd.ca), "--choreographer-cert", text(&cimd.cert)];
+    let key = ["--choreographer-key", text(&cimd.key), "--tokens", "https://localhost:2"];
+    let shared = [&flags[..], &tls, &key].concat();
+    let own_files = ["--tokens-cert", text(&own.cert), "--tokens-key", text(&own.key)];
+    for (flags, changed, own) in [(shared.clone(), &cimd, false), ([&shared[..], &own_files].concat(), &own, true)] {
+        let filter = Cimd::start(&executable(), &flags).await;
+        let output = filter.process.output();
+        assert!(output.contains("\"roles\":\"endpoints, traffic\""), "{output}");
+        let fresh = new.issue("fresh", CIMD);
+        for (to, from) in [(&changed.cert, &fresh.cert), (&changed.key, &fresh.key)] {
+            std::fs::copy(from, to).expect("copied");
+        }
+        reloaded(&filter.admin, "tokens_client_tls", "ok", 1).await;
+        let choreographers = "envoy_cimd_reloads_total{file=\"choreographer_tls\",result=\"ok\"}";
+        if own {
+            assert_eq!(metric(&filter.admin, choreographers).await, Some(0));
+        } else {
+            reloaded(&filter.admin, "choreographer_tls", "ok", 1).await;
+        }
     }
 }
 

@@ -2,6 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
+use envoy_cimd::{
+    contract::tokens::UpstreamTokens,
+    model::{trace::Trace, user::User},
+    net::tls::client,
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -15,8 +20,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers},
-    exchange::{connect_through, with_upstream},
-    stack::{Certificates, Choreographer, key_file},
+    exchange::{CLIENT, connect_through, with_upstream},
+    stack::{Certificates, Choreographer, in_process::owner, key_file},
+    tokens_client::client_of,
     world::{Wish, World, executable},
 };
 
@@ -104,6 +110,30 @@ async fn traces_join_envoys_and_hold_no_secret() {
     assert!(all.contains(HOST) && !all.contains("SECRET"), "{all}");
     for secret in &secrets {
         assert!(!all.contains(secret), "{secret}");
+    }
+}
+
+/// A hand-out has a span, which fails where a token could not be had, and not where there is none.
+#[tokio::test]
+async fn calls_for_tokens_have_spans() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    for (state, label) in [(text("state"), None), ("/dev/null/none".to_owned(), Some("unavailable"))] {
+        let (collector, url) = Collector::start().await;
+        let tokens = format!("unix:{}", text("tokens.sock"));
+        let flags = ["--otlp-endpoint", &url, "--tokens-listen", &tokens, "--state-dir", &state];
+        let mut choreographer = Choreographer::start(&executable(), &flags).await;
+        let client = client_of(&tokens, &client::Config::default()).await;
+        let owner = owner(User::Single, CLIENT, "https://upstream.example/mcp");
+        assert!(client.upstream_token(owner, &Trace::default()).await.is_err());
+        assert_eq!(choreographer.process.stop().await, Some(0));
+        let spans = collector.0.lock().expect("spans").clone();
+        let [(_, span)] = &spans[..] else { panic!("{spans:?}") };
+        assert_eq!((span.name.as_str(), span.kind()), ("GetUpstreamToken", SpanKind::Server));
+        let failed = span.status.as_ref().map(|status| status.message.as_str()).filter(|message| !message.is_empty());
+        assert_eq!(failed, label, "{span:?}");
+        let noted = span.attributes.iter().any(|attribute| attribute.key == "envoy_cimd.label");
+        assert_eq!(noted, label.is_none(), "{span:?}");
     }
 }
 

@@ -70,6 +70,10 @@ fn with_defaults_of(file: &ConfigFile, command: Command) -> anyhow::Result<Comma
         if values.len() != 1 && !args.any(|arg| matches!(arg.get_action(), ArgAction::Append)) {
             bail!("`{key}` takes one value, not a list");
         }
+        // clap takes none for the default, which is not to serve nothing.
+        if values.is_empty() && key == "roles" {
+            bail!("`roles` is an empty list: name one, or leave the key out");
+        }
         defaults.insert(key.as_str(), values);
     }
     let with_defaults = |arg: Arg| match defaults.get(arg.get_id().as_str()) {

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 
-use super::shared::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one};
+use super::{
+    shared::{ExchangeArgs, FileArg, ProcessArgs, RouteArgs, at_least_one},
+    traffic::TrafficArgs,
+};
 use crate::{
     edge::ext_proc,
     filter::endpoint,
@@ -63,6 +66,8 @@ pub struct Serve {
     #[command(flatten)]
     pub routes: RouteArgs,
     #[command(flatten)]
+    pub traffic: TrafficArgs,
+    #[command(flatten)]
     pub limits: Limits,
     #[command(flatten)]
     pub exchange: ExchangeArgs,
@@ -118,25 +123,13 @@ impl Serve {
         }
     }
 
-    /// How the choreographer is reached, where it is another process.
-    ///
-    /// # Errors
-    /// Where it is said how, but not where.
-    pub fn client(&self) -> anyhow::Result<Option<(GrpcUrl, client::Config)>> {
-        let tls = client::Config {
+    /// The TLS of the connection to `--choreographer`.
+    pub fn choreographer_tls(&self) -> client::Config {
+        client::Config {
             ca: self.choreographer_ca.clone(),
             cert: self.choreographer_cert.clone(),
             key: self.choreographer_key.clone(),
             peer: self.choreographer_peer.clone(),
-        };
-        match &self.choreographer {
-            Some(url) => Ok(Some((url.clone(), tls))),
-            None if tls == client::Config::default() => Ok(None),
-            // The flows and tokens would be kept here, and nobody would notice.
-            None => bail!(
-                "--choreographer-ca, --choreographer-cert, --choreographer-key and --choreographer-peer need \
-                 --choreographer"
-            ),
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
     peer::{self, PeerName},
     provider::{ALPN, provider},
 };
-use crate::telemetry::metrics::Metrics;
+use crate::{net::callee::Callee, telemetry::metrics::Metrics};
 
 /// Whom we trust, and how we prove who we are.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,7 +33,21 @@ pub struct Config {
     pub peer: Option<PeerName>,
 }
 
-/// TLS to the choreographer.
+impl Config {
+    /// With what another says where this says nothing; a certificate and its key are one.
+    pub fn or(self, other: Self) -> Self {
+        let (cert, key) =
+            if self.cert.is_none() && self.key.is_none() { (other.cert, other.key) } else { (self.cert, self.key) };
+        Self { ca: self.ca.or(other.ca), cert, key, peer: self.peer.or(other.peer) }
+    }
+
+    /// Whether any of it is.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// TLS to another process of ours.
 #[derive(Clone)]
 pub struct ClientTls {
     config: Following<ClientConfig>,
@@ -43,25 +57,25 @@ pub struct ClientTls {
 impl ClientTls {
     /// # Errors
     /// Where a part is missing, or a file cannot be used.
-    pub fn new(host: &str, settings: &Config) -> anyhow::Result<Self> {
+    pub fn new(callee: &'static Callee, host: &str, settings: &Config) -> anyhow::Result<Self> {
+        let flag = callee.flag;
         let Some(authority) = &settings.ca else {
-            bail!("an https:// --choreographer needs --choreographer-ca, the authority that its certificate is from");
+            bail!("an https:// --{flag} needs --{flag}-ca, the authority that its certificate is from");
         };
+        let file = |part, path| PemFile::new(format!("{flag}-{part}"), path);
         let files = TlsFiles {
-            name: "choreographer_tls",
-            authority: PemFile::new("choreographer-ca", authority),
+            name: callee.files,
+            authority: file("ca", authority),
             identity: match (&settings.cert, &settings.key) {
-                (Some(cert), Some(key)) => {
-                    Some([PemFile::new("choreographer-cert", cert), PemFile::new("choreographer-key", key)])
-                }
+                (Some(cert), Some(key)) => Some([file("cert", cert), file("key", key)]),
                 (None, None) => None,
-                _ => bail!("--choreographer-cert and --choreographer-key go together"),
+                _ => bail!("--{flag}-cert and --{flag}-key go together"),
             },
         };
         let peer = settings.peer.clone();
         Ok(Self {
-            config: Following::new(files, move |loaded| config(loaded, peer.as_ref()))?,
-            host: ServerName::try_from(host.to_owned()).context("--choreographer")?,
+            config: Following::new(files, move |loaded| config(flag, loaded, peer.as_ref()))?,
+            host: ServerName::try_from(host.to_owned()).with_context(|| format!("--{flag}"))?,
         })
     }
 
@@ -77,11 +91,11 @@ impl ClientTls {
     }
 }
 
-fn config(loaded: Loaded, peer: Option<&PeerName>) -> anyhow::Result<ClientConfig> {
+fn config(flag: &str, loaded: Loaded, peer: Option<&PeerName>) -> anyhow::Result<ClientConfig> {
     let authorities = Arc::new(loaded.authorities);
     let by_host = WebPkiServerVerifier::builder_with_provider(Arc::clone(&authorities), provider())
         .build()
-        .context("--choreographer-ca")?;
+        .with_context(|| format!("--{flag}-ca"))?;
     let servers: Arc<dyn ServerCertVerifier> = match peer {
         None => by_host,
         Some(peer) => Arc::new(Named { by_host, authorities, peer: peer.clone() }),
@@ -92,7 +106,7 @@ fn config(loaded: Loaded, peer: Option<&PeerName>) -> anyhow::Result<ClientConfi
         .with_custom_certificate_verifier(servers);
     let mut config = match loaded.identity {
         Some((chain, key)) => {
-            builder.with_client_auth_cert(chain, key).context("--choreographer-cert and --choreographer-key")?
+            builder.with_client_auth_cert(chain, key).with_context(|| format!("--{flag}-cert and --{flag}-key"))?
         }
         None => builder.with_no_client_auth(),
     };

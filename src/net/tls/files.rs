@@ -1,6 +1,7 @@
 //! A TLS configuration that follows its files.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,7 +34,7 @@ pub struct TlsFiles {
 /// A PEM file, and the flag that names it.
 #[derive(Clone, Debug)]
 pub struct PemFile {
-    flag: &'static str,
+    flag: Cow<'static, str>,
     path: PathBuf,
 }
 
@@ -121,8 +122,8 @@ impl TlsFiles {
 
 impl PemFile {
     /// `flag` is its name without the dashes.
-    pub fn new(flag: &'static str, path: &Path) -> Self {
-        Self { flag, path: path.to_owned() }
+    pub fn new(flag: impl Into<Cow<'static, str>>, path: &Path) -> Self {
+        Self { flag: flag.into(), path: path.to_owned() }
     }
 
     fn read(&self) -> anyhow::Result<Zeroizing<String>> {

@@ -1,0 +1,90 @@
+//! What the listener of `serve` serves. Whoever reaches the role traffic can have every user's token.
+
+use std::fmt;
+
+use anyhow::{Context, bail};
+
+use super::settings::{serve::Serve, traffic::Role};
+use crate::net::listen::ListenAddr;
+
+/// The roles of the listener, of which there is at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Roles {
+    pub endpoints: bool,
+    pub traffic: bool,
+    /// Why there is no traffic, where nobody said that there should be none.
+    pub left_out: Option<String>,
+}
+
+/// What the settings ask for, or else what may be served where they have it listen.
+///
+/// # Errors
+/// Where they ask for traffic, and it must not or cannot be served; where they name a role twice, or the address cannot be
+/// resolved.
+pub async fn roles(settings: &Serve) -> anyhow::Result<Roles> {
+    let traffic = &settings.traffic;
+    let named = traffic.roles()?;
+    // Whoever says where tokens come from, or allows them where they would not be, wants them.
+    let wanted_by = match &named {
+        Some(named) if !named.contains(&Role::Traffic) => {
+            if traffic.tokens.is_some() {
+                bail!("--tokens is for the role traffic, which --roles leaves out");
+            }
+            return Ok(Roles { endpoints: true, traffic: false, left_out: None });
+        }
+        Some(_) => Some("--roles traffic"),
+        None if traffic.tokens.is_some() => Some("--tokens"),
+        None if traffic.insecure_traffic => Some("--insecure-traffic"),
+        None => None,
+    };
+    let left_out = fault(settings).await?;
+    if let (Some(flag), Some(reason)) = (wanted_by, &left_out) {
+        bail!("{flag}: {reason}");
+    }
+    let endpoints = named.is_none_or(|named| named.contains(&Role::Endpoints));
+    Ok(Roles { endpoints, traffic: left_out.is_none(), left_out })
+}
+
+/// Why traffic is not to be served with these settings.
+async fn fault(settings: &Serve) -> anyhow::Result<Option<String>> {
+    let (address, tls) = (&settings.listen, &settings.process.tls);
+    let exposed = match address {
+        ListenAddr::Unix(_) => None,
+        ListenAddr::Tcp { .. } if tls.is_given() && tls.allow_peer.is_empty() => {
+            Some("without --allow-peer, whoever has a certificate of --client-ca can have every user's token")
+        }
+        ListenAddr::Tcp { .. } if tls.is_given() => None,
+        ListenAddr::Tcp { .. } => {
+            let named = || format!("--listen {address}: cannot listen there");
+            let is_local = address.is_local().await.with_context(named)?;
+            match (is_local, settings.traffic.insecure_traffic) {
+                (true, true) => None,
+                (true, false) => Some(
+                    "every account of this machine could have every user's token; listen on a Unix socket, or give mTLS \
+                     and --allow-peer, or say --insecure-traffic for a demo",
+                ),
+                (false, _) => Some(
+                    "other machines reach this address in the clear, and could have every user's token; listen on a Unix \
+                     socket, or give mTLS and --allow-peer",
+                ),
+            }
+        }
+    };
+    Ok(match exposed {
+        Some(exposed) => Some(format!("no traffic on --listen {address}: {exposed}")),
+        None if settings.choreographer.is_some() && settings.traffic.tokens.is_none() => {
+            Some("no traffic with --choreographer unless --tokens says where tokens come from".to_owned())
+        }
+        None => None,
+    })
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.endpoints, self.traffic) {
+            (true, true) => "endpoints, traffic",
+            (false, true) => "traffic",
+            (_, false) => "endpoints",
+        })
+    }
+}

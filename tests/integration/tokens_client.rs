@@ -1,0 +1,269 @@
+//! Tokens are the same for whoever asks, whether they are in this process or called over gRPC.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use async_trait::async_trait;
+use envoy_cimd::{
+    contract::{
+        error::Cause,
+        proto::{
+            self,
+            upstream_tokens_server::{self, UpstreamTokensServer},
+        },
+        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens_client::TokensClient,
+        tokens_service::TokensService,
+    },
+    model::{clock::UnixTime, secret::Secret, trace::Trace, user::User},
+    net::{
+        callee::TOKENS,
+        dial::{self, Plain},
+        tls::client,
+    },
+};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
+
+use crate::{
+    exchange::CLIENT,
+    stack::{Choreographer, Cimd, in_process::owner, key_file},
+    world::executable,
+};
+
+/// A client of the tokens at an address, as `serve` makes it.
+pub async fn client_of(url: &str, tls: &client::Config) -> TokensClient {
+    let url = url.parse().expect("a URL");
+    let connection = dial::connect(&TOKENS, Some(&url), tls, Plain::Nowhere).await.expect("good settings");
+    TokensClient::new(connection.expect("an address is given").channel)
+}
+
+/// Tokens whose every call comes to the same, and what they were asked.
+struct Same {
+    token: Result<(Secret, TokenTag, Option<UnixTime>), TokenError>,
+    renewal: Result<Renewal, TokenError>,
+    disconnected: Result<(), TokenError>,
+    asked: Mutex<Vec<(TokenOwner, Option<TokenTag>)>>,
+}
+
+impl Same {
+    fn error(error: &TokenError) -> Self {
+        Self {
+            token: Err(error.clone()),
+            renewal: Err(error.clone()),
+            disconnected: Err(error.clone()),
+            asked: Mutex::default(),
+        }
+    }
+
+    fn asked(&self, owner: TokenOwner, tag: Option<TokenTag>) {
+        self.asked.lock().expect("what was asked").push((owner, tag));
+    }
+}
+
+#[async_trait]
+impl UpstreamTokens for Same {
+    async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
+        self.asked(owner, None);
+        let (secret, tag, expires_at) = self.token.clone()?;
+        Ok(AccessToken { secret, tag, expires_at })
+    }
+
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+        self.asked(owner, Some(tag));
+        self.renewal.clone()
+    }
+
+    async fn disconnect(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        self.asked(owner, None);
+        self.disconnected.clone()
+    }
+}
+
+/// A service on a Unix socket, and a client of it.
+async fn over_grpc(service: impl upstream_tokens_server::UpstreamTokens) -> (TempDir, TokensClient) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = dir.path().join("tokens.sock");
+    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).expect("a socket"));
+    let server = envoy_cimd::net::grpc::server().add_service(UpstreamTokensServer::new(service));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    let client = client_of(&format!("unix:{}", socket.display()), &client::Config::default()).await;
+    (dir, client)
+}
+
+fn ann() -> TokenOwner {
+    let ann = User::Subject { issuer: "https://idp.example".to_owned(), subject: "ann".to_owned() };
+    let mut owner = owner(ann, CLIENT, "https://upstream.example/mcp");
+    owner.upstream.authorization_server = Some("https://as.example".to_owned());
+    owner
+}
+
+const TAG: TokenTag = TokenTag([7; 16]);
+
+type Outcomes =
+    (Result<(Secret, TokenTag, Option<UnixTime>), TokenError>, Result<Renewal, TokenError>, Result<(), TokenError>);
+
+/// What each call comes to.
+async fn outcomes(tokens: &dyn UpstreamTokens) -> Outcomes {
+    let trace = Trace::default();
+    let token = tokens.upstream_token(ann(), &trace).await;
+    (
+        token.map(|AccessToken { secret, tag, expires_at }| (secret, tag, expires_at)),
+        tokens.refused(ann(), TAG, &trace).await,
+        tokens.disconnect(ann(), &trace).await,
+    )
+}
+
+/// In this process and over gRPC, each call is asked the same and comes to the same.
+async fn the_same_both_ways(same: Same) {
+    let same = Arc::new(same);
+    let expected = outcomes(&*same).await;
+    let (_dir, there) = over_grpc(TokensService(Arc::clone(&same) as Arc<dyn UpstreamTokens>)).await;
+    assert_eq!(outcomes(&there).await, expected);
+    let asked = same.asked.lock().expect("what was asked").clone();
+    let (here, there) = asked.split_at(3);
+    assert_eq!(here[..2], there[..2]);
+    // Which authorization server it is makes no difference to who disconnects.
+    let mut disconnect = here[2].clone();
+    disconnect.0.upstream.authorization_server = None;
+    assert_eq!(there[2], disconnect);
+}
+
+#[tokio::test]
+async fn each_error_crosses_the_wire() {
+    let unavailable = |cause: &str| TokenError::Unavailable(Cause::Owned(cause.to_owned()));
+    for error in [
+        TokenError::NotFound(Missing::Never),
+        TokenError::NotFound(Missing::Lost),
+        unavailable("a cause"),
+        unavailable("a cause\nof two lines, ünd more: 100 %"),
+        unavailable(""),
+    ] {
+        the_same_both_ways(Same::error(&error)).await;
+    }
+}
+
+#[tokio::test]
+async fn each_answer_crosses_the_wire() {
+    for (expires_at, renewal) in
+        [(None, Renewal::Renewed), (Some(UnixTime::from_secs(4_000_000_000)), Renewal::TooSoon)]
+    {
+        the_same_both_ways(Same {
+            token: Ok((Secret::new("SECRET"), TAG, expires_at)),
+            renewal: Ok(renewal),
+            disconnected: Ok(()),
+            asked: Mutex::default(),
+        })
+        .await;
+    }
+}
+
+/// A service that answers with what it is given, and hangs once it has nothing more.
+#[derive(Default)]
+struct Raw(Mutex<Vec<Result<proto::GetUpstreamTokenResponse, Status>>>);
+
+#[tonic::async_trait]
+impl upstream_tokens_server::UpstreamTokens for Raw {
+    async fn get_upstream_token(
+        &self,
+        _: Request<proto::GetUpstreamTokenRequest>,
+    ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
+        let next = self.0.lock().expect("answers").pop();
+        match next {
+            Some(answer) => answer.map(Response::new),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn report_refused_token(
+        &self,
+        _: Request<proto::ReportRefusedTokenRequest>,
+    ) -> Result<Response<proto::ReportRefusedTokenResponse>, Status> {
+        Ok(Response::new(proto::ReportRefusedTokenResponse::default()))
+    }
+
+    async fn disconnect(
+        &self,
+        _: Request<proto::DisconnectRequest>,
+    ) -> Result<Response<proto::DisconnectResponse>, Status> {
+        Err(Status::internal("SECRETS are not quoted"))
+    }
+}
+
+fn not_found(reason: Option<&'static str>) -> Status {
+    let mut metadata = MetadataMap::new();
+    if let Some(reason) = reason {
+        metadata.insert("envoy-cimd-not-found", reason.parse().expect("a value"));
+    }
+    Status::with_metadata(Code::NotFound, "a message", metadata)
+}
+
+/// What another version or another program may say.
+#[tokio::test]
+async fn an_answer_that_keeps_no_contract_is_no_token() {
+    let good = proto::GetUpstreamTokenResponse { access_token: "token".to_owned(), expires_at: None, tag: vec![7; 16] };
+    let broken = TokenError::Unavailable("the answer of the service of tokens does not keep the contract".into());
+    let before_1970 = prost_types::Timestamp { seconds: -1, nanos: 0 };
+    for (answer, expected) in [
+        (Ok(good.clone()), None),
+        (Ok(proto::GetUpstreamTokenResponse { tag: vec![7; 15], ..good.clone() }), Some(broken.clone())),
+        (Ok(proto::GetUpstreamTokenResponse { tag: Vec::new(), ..good.clone() }), Some(broken.clone())),
+        (Ok(proto::GetUpstreamTokenResponse { access_token: String::new(), ..good.clone() }), Some(broken.clone())),
+        (Ok(proto::GetUpstreamTokenResponse { expires_at: Some(before_1970), ..good }), Some(broken.clone())),
+        // A version before `lost`, and one after this.
+        (Err(not_found(None)), Some(TokenError::NotFound(Missing::Never))),
+        (Err(not_found(Some("for another reason"))), Some(TokenError::NotFound(Missing::Never))),
+        (Err(not_found(Some("lost"))), Some(TokenError::NotFound(Missing::Lost))),
+    ] {
+        let case = format!("{answer:?}");
+        let (_dir, client) = over_grpc(Raw(Mutex::new(vec![answer]))).await;
+        assert_eq!(client.upstream_token(ann(), &Trace::default()).await.err(), expected, "{case}");
+    }
+    let (_dir, client) = over_grpc(Raw::default()).await;
+    assert_eq!(client.refused(ann(), TAG, &Trace::default()).await, Err(broken));
+    let Err(TokenError::Unavailable(cause)) = client.disconnect(ann(), &Trace::default()).await else {
+        panic!("it failed")
+    };
+    assert!(cause.starts_with("the call of the service of tokens broke: Internal, "), "{cause}");
+}
+
+/// Whatever breaks, there may be a token later: nobody is told to connect.
+#[tokio::test]
+async fn a_service_that_is_gone_or_hangs_is_unavailable() {
+    let trace = Trace::default();
+    let nowhere = client_of("unix:/nowhere/tokens.sock", &client::Config::default()).await;
+    let cause = "no connection to the service of tokens: No such file or directory (os error 2)";
+    let unavailable = TokenError::Unavailable(cause.into());
+    assert_eq!(nowhere.upstream_token(ann(), &trace).await.err(), Some(unavailable));
+
+    let once = proto::GetUpstreamTokenResponse { access_token: "token".to_owned(), expires_at: None, tag: vec![7; 16] };
+    let (_dir, client) = over_grpc(Raw(Mutex::new(vec![Ok(once)]))).await;
+    assert!(client.upstream_token(ann(), &trace).await.is_ok(), "there is a connection");
+    // After the 10 seconds of the deadline.
+    let cause = "the service of tokens did not answer in time";
+    let unavailable = TokenError::Unavailable(cause.into());
+    assert_eq!(client.upstream_token(ann(), &trace).await.err(), Some(unavailable));
+}
+
+/// A `serve` whose tokens are another process's has the role traffic, and follows where that process is.
+#[tokio::test]
+async fn tokens_of_another_process_over_a_unix_socket() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    let at = |name: &str| format!("unix:{}", text(&dir.path().join(name)));
+    let (listen, tokens, ext_proc) = (at("choreographer.sock"), at("tokens.sock"), at("ext_proc.sock"));
+    let (keys, state) = (text(&key_file(dir.path())), text(&dir.path().join("state")));
+    let flags = ["--listen", &listen, "--tokens-listen", &tokens, "--state-dir", &state];
+    let _choreographer = Choreographer::start(&executable(), &flags).await;
+    let client = client_of(&tokens, &client::Config::default()).await;
+    let answer = client.upstream_token(ann(), &Trace::default()).await.err();
+    assert_eq!(answer, Some(TokenError::NotFound(Missing::Never)), "it is asked, and its store is");
+    let flags = ["--choreographer", &listen, "--tokens", &tokens, "--state-keys", &keys, "--listen", &ext_proc];
+    let cimd = Cimd::start(&executable(), &flags).await;
+    let output = cimd.process.output();
+    assert!(output.contains("\"roles\":\"endpoints, traffic\""), "{output}");
+}
