@@ -283,7 +283,7 @@ async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Re
     let watched = Watched { name: "config", paths: vec![file.path], seen: fingerprint(&[&file.text]) };
     watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
         let file = ConfigFile::parse(&contents.concat(), &keys)?;
-        endpoints.routes.store(Arc::new(file.route_table(&endpoints.tools.paths)?));
+        endpoints.routes.table.store(Arc::new(file.route_table(&endpoints.tools.paths)?));
         if file.settings != started_with {
             tracing::warn!(
                 "only `routes` is read again: the other settings that changed take effect at the next start"

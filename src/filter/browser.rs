@@ -79,6 +79,14 @@ pub fn is_navigation(request: &Request<'_>) -> bool {
     request.sole(Header::SecFetchDest).is_none_or(|dest| dest == b"document")
 }
 
+/// Whether a person opened this address in a browser: a page's own request, or a program's, does not look so.
+pub fn is_opened(request: &Request<'_>) -> bool {
+    request.method() == "GET"
+        && wants_html(request)
+        && is_navigation(request)
+        && request.sole(Header::SecFetchMode).is_none_or(|mode| mode == b"navigate")
+}
+
 /// Whether the answer is for a person to read.
 pub fn wants_html(request: &Request<'_>) -> bool {
     request.values(Header::Accept).any(|value| {

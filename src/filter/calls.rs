@@ -1,7 +1,10 @@
 //! The calls of the choreographer that are under way, and what is left for others.
 
 use super::refusal::Refusal;
-use crate::model::shares::{ShareLimits, Shares, UsedUp};
+use crate::{
+    contract::error::Cause,
+    model::shares::{ShareLimits, Shares, UsedUp},
+};
 
 /// Each kind apart: however many begin, those who consented can finish.
 #[derive(Debug)]
@@ -20,12 +23,17 @@ impl Calls {
     }
 }
 
-/// Where there is no share. The log says which limit it was, and not whose.
+/// Where there is no share.
 pub fn refusal(used_up: UsedUp) -> Refusal {
+    Refusal::TooManyFlows(limit(used_up))
+}
+
+/// Which limit it was, for the log, and not whose.
+pub fn limit(used_up: UsedUp) -> Cause {
     let setting = match used_up {
         UsedUp::InAll => "--max-calls",
         UsedUp::OfUser => "--max-calls-per-user",
         UsedUp::OfServer => "--max-calls-per-upstream",
     };
-    Refusal::TooManyFlows(format!("as many calls are under way as {setting} allows").into())
+    format!("as many calls are under way as {setting} allows").into()
 }

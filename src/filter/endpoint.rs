@@ -10,14 +10,15 @@ use tokio_util::task::TaskTracker;
 use super::{
     browser, callback,
     calls::Calls,
-    disconnect,
+    checks, disconnect,
     document::{self, Document, NameTemplate},
     outcome::Outcome,
     recent::Recent,
-    refusal::{Audience, Refusal},
+    refusal::{Audience, Reader, Refusal},
     refusal_log::RefusalLog,
     reply::Reply,
     request::{Request, Sources},
+    routes::Routes,
     start,
     state::StateKeys,
     verdict::{Role, Verdict},
@@ -29,7 +30,7 @@ use crate::{
         clock::UnixTime,
         paths::{Endpoint, Paths},
         public_url::PublicUrl,
-        route::{Key, Route, RouteError, RouteMetadata, RouteTable},
+        route::{Route, RouteError, RouteTable},
         shares::ShareLimits,
         user::Users,
     },
@@ -80,15 +81,12 @@ impl Default for Config {
 /// The endpoints of every route.
 pub struct Endpoints {
     pub tools: Tools,
-    /// The routes that came with requests lately, and the documents that were asked for.
-    recent_routes: Recent<Route>,
+    /// The documents that were asked for lately.
     recent_documents: Recent<KeptDocument>,
     /// The `cache-control` of a document.
     cache_control: Bytes,
-    /// The config file's routes, the newest good ones.
-    pub routes: ArcSwap<RouteTable>,
-    dynamic_metadata: bool,
-    max_header_bytes: usize,
+    pub routes: Arc<Routes>,
+    pub max_header_bytes: usize,
     pub metrics: Arc<Metrics>,
     pub refusals: Arc<RefusalLog>,
     /// The calls in flight, which go on when the browser goes away, and which shutdown waits for.
@@ -138,11 +136,9 @@ impl Endpoints {
                 clock: UnixTime::now,
                 max_query_bytes: config.limits.max_query_bytes,
             },
-            recent_routes: Recent::default(),
             recent_documents: Recent::default(),
             cache_control: document::cache_control(config.document_max_age),
-            routes: ArcSwap::from_pointee(routes),
-            dynamic_metadata: config.dynamic_metadata,
+            routes: Arc::new(Routes::new(routes, config.dynamic_metadata)),
             max_header_bytes: config.limits.max_header_bytes,
             metrics,
             refusals: Arc::default(),
@@ -153,8 +149,11 @@ impl Endpoints {
     /// Answers a request for one of our paths; counts and logs it.
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Verdict {
         let (path, query) = request.path_and_query();
-        let ours =
-            self.tools.paths.find(path).and_then(|(of, endpoint)| Some((self.route(request, sources, of)?, endpoint)));
+        let ours = self
+            .tools
+            .paths
+            .find(path)
+            .and_then(|(of, endpoint)| Some((self.routes.of_endpoint(request, sources, of)?, endpoint)));
         let Some((route, endpoint)) = ours else {
             self.metrics.passed_through.inc();
             return Verdict::Pass;
@@ -215,34 +214,6 @@ impl Endpoints {
         Verdict::Reply(reply)
     }
 
-    /// The route of a path of ours under `path`; none where no route has that path. The first source that gives `from`
-    /// wins whole.
-    fn route(
-        &self,
-        request: &Request<'_>,
-        sources: &Sources<'_>,
-        path: &str,
-    ) -> Option<Result<Arc<Route>, RouteError>> {
-        let gives_from = |metadata: &RouteMetadata<'_>| metadata.get(Key::From).is_some();
-        // A route that is misconfigured answers for itself, since nobody knows what its path should be.
-        let has_path = |route: &Result<Arc<Route>, _>| route.as_ref().map_or(true, |route| route.from.path() == path);
-        if gives_from(&sources.attributes) {
-            let metadata = &sources.attributes;
-            let route = self.recent_routes.get(metadata, |route| route.is_of(metadata), || Route::new(metadata));
-            return Some(route).filter(has_path);
-        }
-        let table = self.routes.load();
-        let host = table.host(request.authority());
-        if let Some(route) = host.and_then(|host| host.at(path)) {
-            return Some(Ok(Arc::clone(route)));
-        }
-        if self.dynamic_metadata && gives_from(&sources.dynamic_metadata) {
-            return Some(Route::new(&sources.dynamic_metadata).map(Arc::new)).filter(has_path);
-        }
-        // Where nobody knows the host, Envoy was told to ask us and not of what: no reason to let a code pass.
-        host.is_none().then_some(Err(RouteError::NoFrom))
-    }
-
     fn document(&self, request: &Request<'_>, query: Option<&[u8]>, route: &Route) -> Result<Step, Refusal> {
         // Built before anything else is looked at: a route without a document is misconfigured for every request.
         let kept = self.recent_documents.get(
@@ -270,7 +241,7 @@ impl Endpoints {
             None => self.tools.paths.of(Endpoint::Start).as_str().into(),
         };
         Audience {
-            html: for_people && browser::wants_html(request),
+            reader: if for_people && browser::wants_html(request) { Reader::Person } else { Reader::Program },
             request_id: request.id().map(Cow::from),
             start: for_people.then(start),
         }
@@ -285,16 +256,8 @@ impl Role for Endpoints {
 
 /// The checks that every endpoint makes first, in the order that the contract gives them.
 fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<(), Refusal> {
-    if !request.is_https() {
-        return Err(Refusal::HttpsRequired);
-    }
-    if !request.is_for(route.from.origin()) {
-        return Err(Refusal::MisdirectedRequest);
-    }
-    if !methods.split(',').any(|method| method.trim_start() == request.method()) {
-        return Err(Refusal::MethodNotAllowed { allow: methods });
-    }
-    Ok(())
+    checks::addressed(request, route)?;
+    checks::method(request, methods)
 }
 
 /// A call that panicked.

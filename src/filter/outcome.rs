@@ -1,26 +1,31 @@
 //! What becomes of a request: one list, from which come statuses, words, log lines and metrics.
 
-use crate::model::paths::Endpoint::{self, Callback, Disconnect, Document, Start};
+use crate::model::paths::Part::{self, Callback, Disconnect, Document, Start, Traffic};
 
-const EVERYWHERE: &[Endpoint] = &Endpoint::ALL;
-const FOR_PEOPLE: &[Endpoint] = &[Start, Callback, Disconnect];
+const EVERYWHERE: &[Part] = &[Document, Start, Callback, Disconnect, Traffic];
+const FOR_PEOPLE: &[Part] = &[Start, Callback, Disconnect];
+/// Where it takes a person.
+const OF_USERS: &[Part] = &[Start, Callback, Disconnect, Traffic];
 
 /// What every 400 says: the same for each reason, which only the log has.
 pub const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
+
+/// What an MCP client reads where there is no token; behind it comes where to get one.
+const NOT_YET: &str = "This MCP server wants you to connect first.";
 
 /// A row of the list.
 pub struct Row {
     /// Stable: in log lines, metrics and Envoy's access log.
     pub label: &'static str,
     pub status: u16,
-    /// The endpoints at which it can happen.
-    pub endpoints: &'static [Endpoint],
+    /// Where it can happen.
+    pub parts: &'static [Part],
     /// What the caller is told of a refusal: nothing of the configuration, and nothing of what the request said.
     pub message: &'static str,
 }
 
 macro_rules! outcomes {
-    ($($name:ident = $label:literal, $status:literal, $endpoints:expr, $message:expr;)*) => {
+    ($($name:ident = $label:literal, $status:literal, $parts:expr, $message:expr;)*) => {
         /// What becomes of a request.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Outcome {
@@ -35,7 +40,7 @@ macro_rules! outcomes {
                     $(Self::$name => Row {
                         label: $label,
                         status: $status,
-                        endpoints: $endpoints,
+                        parts: $parts,
                         message: $message,
                     },)*
                 }
@@ -52,6 +57,8 @@ outcomes! {
     Begun = "begun", 303, &[Start], "";
     Completed = "completed", 303, &[Callback], "";
     Disconnected = "disconnected", 303, &[Disconnect], "";
+    Told = "told", 200, &[Traffic], "";
+    SentToConnect = "sent_to_connect", 303, &[Traffic], "";
 
     HeadersTooLarge = "headers_too_large", 431, EVERYWHERE, "The headers of the request are too large.";
     MisconfiguredRoute = "misconfigured_route", 500, EVERYWHERE,
@@ -61,7 +68,7 @@ outcomes! {
     MethodNotAllowed = "method_not_allowed", 405, EVERYWHERE, "This address does not take that method.";
     NotFound = "not_found", 404, &[Document], "There is nothing at this address.";
 
-    UserUnknown = "user_unknown", 403, FOR_PEOPLE,
+    UserUnknown = "user_unknown", 403, OF_USERS,
         "Nobody told this service who you are. Its operator has to put an authentication filter before this address, \
          and name the filter's metadata with --user-namespace, --user-issuer and --user-subject; or to say \
          --single-user where only one person can get here.";
@@ -93,14 +100,25 @@ outcomes! {
     ChoreographerUnavailable = "choreographer_unavailable", 503, FOR_PEOPLE,
         "The service that signs in cannot be reached, and nothing is lost: reload this page in a moment.";
     Timeout = "timeout", 504, FOR_PEOPLE, "The service that signs in took too long, and the sign-in may be lost.";
+
+    ForbiddenOrigin = "forbidden_origin", 403, &[Traffic], "Pages of that origin may not send MCP requests here.";
+    NoToken = "no_token", 405, &[Traffic], NOT_YET;
+    NotARequest = "not_a_request", 403, &[Traffic], NOT_YET;
+    CutBody = "cut_body", 502, &[Traffic], NOT_YET;
+    BadBody = "bad_body", 400, &[Traffic], "The body is not one JSON-RPC message.";
+    VersionMismatch = "version_mismatch", 400, &[Traffic],
+        "The header mcp-protocol-version and the protocol version in `_meta` differ.";
+    TooManyCalls = "too_many_calls", 503, &[Traffic], "Too many requests are waiting for a token. Try again in a moment.";
+    TokenUnavailable = "token_unavailable", 502, &[Traffic],
+        "It cannot be said at the moment whether you are connected. Try again in a moment.";
 }
 
 impl Outcome {
-    /// The label of each outcome, with the endpoints at which it can happen.
-    pub fn labels() -> impl Iterator<Item = (Endpoint, &'static str)> {
+    /// The label of each outcome, with where it can happen.
+    pub fn labels() -> impl Iterator<Item = (Part, &'static str)> {
         Self::ALL.iter().flat_map(|outcome| {
-            let Row { label, endpoints, .. } = outcome.row();
-            endpoints.iter().map(move |endpoint| (*endpoint, label))
+            let Row { label, parts, .. } = outcome.row();
+            parts.iter().map(move |part| (*part, label))
         })
     }
 }

@@ -62,7 +62,7 @@ pub fn page(reply: Reply, page: &impl Template) -> Reply {
 pub fn guarded(reply: Reply) -> Reply {
     let has = |name| reply.headers.iter().any(|(header, _)| *header == name);
     let (policy, referrer) = (has("content-security-policy"), has("referrer-policy"));
-    let mut reply = reply.header("cache-control", "no-store").header("x-content-type-options", "nosniff");
+    let mut reply = unkept(reply);
     if !policy {
         reply = reply.header("content-security-policy", POLICY);
     }
@@ -70,4 +70,9 @@ pub fn guarded(reply: Reply) -> Reply {
         reply = reply.header("referrer-policy", "no-referrer");
     }
     reply
+}
+
+/// What every answer of a refusal carries: nobody keeps it, nor takes it for anything else.
+pub fn unkept(reply: Reply) -> Reply {
+    reply.header("cache-control", "no-store").header("x-content-type-options", "nosniff")
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
+    json_rpc::{self, Code, Fault, Id},
     outcome::{NOT_CONNECTED, Outcome},
     pages::{self, Link, Page},
     reply::Reply,
@@ -59,24 +60,49 @@ pub enum Refusal {
     /// No connection could be made, so nothing was sent.
     ChoreographerUnavailable(Cause),
     Timeout(Cause),
+    /// A page of another origin sent an MCP request, or nobody can say which one did.
+    ForbiddenOrigin,
+    /// There is no token, and the request has no message that could be answered with where to get one.
+    NoToken,
+    /// The same, where the message is a notification, or a client's own response.
+    NotARequest,
+    /// The same, where the message was cut before its id.
+    CutBody,
+    BadBody(Fault),
+    /// The protocol version of the headers is not that of the body (MCP 2026-07-28, Streamable HTTP, Server Validation).
+    VersionMismatch,
+    /// As many look-ups of tokens as may be: which limit it is.
+    TooManyCalls(Cause),
+    /// There may be a token, and nobody can say so now.
+    TokenUnavailable(Cause),
 }
 
-/// Who is answered: what it takes to write a page, or JSON, for one request.
+/// Who is answered: what it takes to write the answer in their form.
 #[derive(Clone, Debug)]
 pub struct Audience<'a> {
-    /// A person reads it.
-    pub html: bool,
+    pub reader: Reader,
     /// Envoy's name for the request, so that the person can report it.
     pub request_id: Option<Cow<'a, str>>,
-    /// The path of the route's connect page, to start again; none at the document.
+    /// Where the route's connect page is, to start again; none at the document.
     pub start: Option<Cow<'a, str>>,
+}
+
+/// Who reads an answer.
+#[derive(Clone, Debug)]
+pub enum Reader {
+    /// A person in a browser, who gets a page.
+    Person,
+    /// A program, which gets JSON.
+    Program,
+    /// An MCP client, which gets a JSON-RPC error; with the id of its request where there is one to answer.
+    McpClient(Option<Id>),
 }
 
 impl Audience<'_> {
     /// For an answer that is made when the request is gone.
     pub fn into_owned(self) -> Audience<'static> {
         let owned = |text: Option<Cow<'_, str>>| text.map(|text| Cow::Owned(text.into_owned()));
-        Audience { html: self.html, request_id: owned(self.request_id), start: owned(self.start) }
+        Audience { reader: self.reader, request_id: owned(self.request_id), start: owned(self.start) }
     }
 }
 
@@ -128,6 +154,14 @@ impl Refusal {
             Self::ChoreographerFailed(_) => Outcome::ChoreographerFailed,
             Self::ChoreographerUnavailable(_) => Outcome::ChoreographerUnavailable,
             Self::Timeout(_) => Outcome::Timeout,
+            Self::ForbiddenOrigin => Outcome::ForbiddenOrigin,
+            Self::NoToken => Outcome::NoToken,
+            Self::NotARequest => Outcome::NotARequest,
+            Self::CutBody => Outcome::CutBody,
+            Self::BadBody(_) => Outcome::BadBody,
+            Self::VersionMismatch => Outcome::VersionMismatch,
+            Self::TooManyCalls(_) => Outcome::TooManyCalls,
+            Self::TokenUnavailable(_) => Outcome::TokenUnavailable,
         }
     }
 
@@ -162,6 +196,16 @@ impl Refusal {
             }
             Self::AlreadyUsed { .. } => "the flow was completed before, by the same user in the same browser".into(),
             Self::AuthorizationError(code) => format!("the authorization server sent the error `{code}`").into(),
+            Self::ForbiddenOrigin => {
+                "Origin is neither that of the route's `from` nor one of --allow-origin, or it is there twice".into()
+            }
+            Self::NoToken => "this user has no token for this route, and there is no message to answer".into(),
+            Self::NotARequest => "this user has no token for this route, and the message is not a request".into(),
+            Self::CutBody => {
+                "this user has no token for this route, and the id is not in what is read of a body".into()
+            }
+            Self::BadBody(fault) => fault.reason().into(),
+            Self::VersionMismatch => "mcp-protocol-version and the version in `_meta` differ".into(),
             Self::UserUnknown(cause)
             | Self::IssuerMismatch(cause)
             | Self::ExchangeFailed(cause)
@@ -169,7 +213,9 @@ impl Refusal {
             | Self::TooManyFlows(cause)
             | Self::ChoreographerFailed(cause)
             | Self::ChoreographerUnavailable(cause)
-            | Self::Timeout(cause) => cause.clone(),
+            | Self::Timeout(cause)
+            | Self::TooManyCalls(cause)
+            | Self::TokenUnavailable(cause) => cause.clone(),
         }
     }
 
@@ -198,33 +244,57 @@ impl Refusal {
         }
     }
 
-    /// The answer, as a page for a person and as JSON for a program.
-    pub fn reply(&self, audience: &Audience<'_>) -> Reply {
-        let reply = Reply::new(self.outcome());
-        let mut reply = if audience.html {
-            let request_id = audience.request_id.as_deref().unwrap_or_default();
-            let page = Page { title: self.title(), message: self.message(), links: self.links(audience), request_id };
-            pages::page(reply, &page)
-        } else {
-            let body = match self.status() {
-                400 => NOT_CONNECTED_JSON.clone(),
-                _ => json(&Body { error: self.code(), message: self.message() }),
-            };
-            reply.header("content-type", "application/json").body(body)
-        };
-        if audience.start.is_some() {
-            reply = pages::guarded(reply);
-        } else {
-            reply = reply.header("cache-control", "no-store").header("x-content-type-options", "nosniff");
+    /// The code of the error that an MCP client gets.
+    fn rpc_code(&self) -> Code {
+        match self {
+            Self::NoToken | Self::NotARequest | Self::CutBody => Code::Connect,
+            Self::BadBody(fault) => fault.code(),
+            Self::VersionMismatch => Code::HeaderMismatch,
+            _ => Code::Refused,
         }
-        if let Self::MethodNotAllowed { allow } = self {
-            reply = reply.header("allow", *allow);
-        }
-        if let Some(id) = &audience.request_id {
-            reply = reply.header("x-request-id", Bytes::copy_from_slice(id.as_bytes()));
-        }
-        reply
     }
+
+    /// The answer, in the form of who reads it.
+    pub fn reply(&self, audience: &Audience<'_>) -> Reply {
+        let request_id = audience.request_id.as_deref();
+        let reply = Reply::new(self.outcome());
+        let guard = if audience.start.is_some() { pages::guarded } else { pages::unkept };
+        let mut reply = match &audience.reader {
+            Reader::Person => {
+                let request_id = request_id.unwrap_or_default();
+                let links = self.links(audience);
+                guard(pages::page(reply, &Page { title: self.title(), message: self.message(), links, request_id }))
+            }
+            Reader::Program => {
+                let body = match self.status() {
+                    400 => NOT_CONNECTED_JSON.clone(),
+                    _ => json(&Body { error: self.code(), message: self.message() }),
+                };
+                guard(reply.header("content-type", "application/json").body(body))
+            }
+            Reader::McpClient(id) => {
+                let (code, link) = (self.rpc_code(), audience.start.as_deref());
+                let message = match link.filter(|_| code == Code::Connect) {
+                    Some(link) => Cow::Owned(told(link)),
+                    None => self.message().into(),
+                };
+                let body = json_rpc::error(id.as_ref(), code, &message);
+                pages::unkept(reply.header("content-type", "application/json").body(body))
+            }
+        };
+        match self {
+            Self::MethodNotAllowed { allow } => reply = reply.header("allow", *allow),
+            // What else the upstream takes, it may take from who has a token.
+            Self::NoToken => reply = reply.header("allow", "POST"),
+            _ => {}
+        }
+        reply.named(request_id)
+    }
+}
+
+/// Where to get a token, for a person to whom an MCP client shows it.
+pub fn told(link: &str) -> String {
+    format!("{} Open {link} in your browser, and try again after that.", Outcome::NoToken.row().message)
 }
 
 impl From<CallError> for Refusal {
@@ -318,6 +388,17 @@ mod tests {
             (Refusal::ChoreographerFailed(CAUSE), "a cause"),
             (Refusal::ChoreographerUnavailable(CAUSE), "a cause"),
             (Refusal::Timeout(CAUSE), "a cause"),
+            (
+                Refusal::ForbiddenOrigin,
+                "Origin is neither that of the route's `from` nor one of --allow-origin, or it is there twice",
+            ),
+            (Refusal::NoToken, "this user has no token for this route, and there is no message to answer"),
+            (Refusal::NotARequest, "this user has no token for this route, and the message is not a request"),
+            (Refusal::CutBody, "this user has no token for this route, and the id is not in what is read of a body"),
+            (Refusal::BadBody(Fault::Batch), "the body is a batch, which MCP does not have"),
+            (Refusal::VersionMismatch, "mcp-protocol-version and the version in `_meta` differ"),
+            (Refusal::TooManyCalls(CAUSE), "a cause"),
+            (Refusal::TokenUnavailable(CAUSE), "a cause"),
         ];
         for outcome in Outcome::ALL.iter().filter(|outcome| outcome.row().status >= 400) {
             assert!(causes.iter().any(|(refusal, _)| refusal.outcome() == *outcome), "{outcome:?}");
@@ -360,13 +441,57 @@ mod tests {
             Refusal::IssuerMismatch(CAUSE),
             Refusal::AuthorizationError("access_denied".into()),
         ];
-        for html in [false, true] {
-            let audience = Audience { html, request_id: Some("id".into()), start: Some("/start".into()) };
+        for reader in [Reader::Person, Reader::Program] {
+            let audience = Audience { reader, request_id: Some("id".into()), start: Some("/start".into()) };
             let replies = refusals.each_ref().map(|refusal| {
                 let reply = refusal.reply(&audience);
                 (reply.status, reply.headers, reply.body)
             });
             assert!(replies.windows(2).all(|pair| pair.first() == pair.last()), "{replies:?}");
+        }
+    }
+
+    /// An MCP client gets one form for all: a JSON-RPC error, without an id where no request is answered.
+    #[test]
+    fn an_mcp_client_gets_a_json_rpc_error() {
+        let link = "https://a.example/.pomerium/oauth/start";
+        let told = |text: &str| format!("{text} Open {link} in your browser, and try again after that.");
+        let first = "This MCP server wants you to connect first.";
+        for (refusal, status, code, message) in [
+            (Refusal::MisdirectedRequest, 421, -31001, "This server does not serve that host and port.".to_owned()),
+            (
+                Refusal::TokenUnavailable(CAUSE),
+                502,
+                -31001,
+                "It cannot be said at the moment whether you are connected. Try again in a moment.".to_owned(),
+            ),
+            (Refusal::NoToken, 405, -31000, told(first)),
+            (Refusal::NotARequest, 403, -31000, told(first)),
+            (Refusal::CutBody, 502, -31000, told(first)),
+            (Refusal::BadBody(Fault::NotJson), 400, -32700, "The body is not one JSON-RPC message.".to_owned()),
+            (Refusal::BadBody(Fault::Batch), 400, -32600, "The body is not one JSON-RPC message.".to_owned()),
+            (
+                Refusal::VersionMismatch,
+                400,
+                -32020,
+                "The header mcp-protocol-version and the protocol version in `_meta` differ.".to_owned(),
+            ),
+        ] {
+            let audience = Audience {
+                reader: Reader::McpClient(None),
+                request_id: Some("the-request".into()),
+                start: Some(link.into()),
+            };
+            let reply = refusal.reply(&audience);
+            let body: serde_json::Value = serde_json::from_slice(&reply.body).expect("JSON");
+            let error = serde_json::json!({ "code": code, "message": message });
+            assert_eq!(body, serde_json::json!({ "jsonrpc": "2.0", "error": error }));
+            assert_eq!((reply.status, reply.label), (status, refusal.code()));
+            let header = |name| reply.headers.iter().find(|(other, _)| *other == name).map(|(_, value)| &value[..]);
+            assert_eq!(header("content-type"), Some(&b"application/json"[..]));
+            assert_eq!(header("cache-control"), Some(&b"no-store"[..]));
+            assert_eq!(header("x-request-id"), Some(&b"the-request"[..]));
+            assert_eq!(header("allow"), (refusal == Refusal::NoToken).then_some(&b"POST"[..]));
         }
     }
 }

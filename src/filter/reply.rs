@@ -26,6 +26,15 @@ impl Reply {
         self
     }
 
+    /// With Envoy's name for the request, where it has one.
+    #[must_use]
+    pub fn named(self, request_id: Option<&str>) -> Self {
+        match request_id {
+            Some(id) => self.header("x-request-id", Bytes::copy_from_slice(id.as_bytes())),
+            None => self,
+        }
+    }
+
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();

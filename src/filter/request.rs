@@ -12,9 +12,11 @@ pub enum Header {
     Accept,
     Cookie,
     IfNoneMatch,
+    McpProtocolVersion,
     Origin,
     Purpose,
     SecFetchDest,
+    SecFetchMode,
     SecFetchSite,
     SecPurpose,
     TraceParent,
@@ -24,7 +26,7 @@ pub enum Header {
 }
 
 impl Header {
-    /// All that is read, so that Envoy forwards no more; never `authorization`.
+    /// All that the endpoints read, so that Envoy forwards no more; never `authorization`.
     pub const NAMES: [(&str, Self); 16] = [
         (":authority", Self::Authority),
         (":method", Self::Method),
@@ -45,9 +47,27 @@ impl Header {
     ];
 
     fn named(name: &[u8]) -> Option<Self> {
-        Self::NAMES.into_iter().find_map(|(known, header)| (known.as_bytes() == name).then_some(header))
+        let known = Self::NAMES.iter().chain(&TRAFFIC_HEADERS);
+        known.into_iter().find_map(|(known, header)| (known.as_bytes() == name).then_some(*header))
     }
 }
+
+/// All that is read of MCP traffic, so that Envoy forwards no more: neither `authorization` nor `cookie`.
+pub const TRAFFIC_HEADERS: [(&str, Header); 13] = [
+    (":authority", Header::Authority),
+    (":method", Header::Method),
+    (":path", Header::Path),
+    (":scheme", Header::Scheme),
+    ("accept", Header::Accept),
+    ("mcp-protocol-version", Header::McpProtocolVersion),
+    ("origin", Header::Origin),
+    ("sec-fetch-dest", Header::SecFetchDest),
+    ("sec-fetch-mode", Header::SecFetchMode),
+    ("traceparent", Header::TraceParent),
+    ("tracestate", Header::TraceState),
+    ("x-forwarded-proto", Header::XForwardedProto),
+    ("x-request-id", Header::XRequestId),
+];
 
 /// The longest name of a request, in bytes.
 const MAX_ID: usize = 128;

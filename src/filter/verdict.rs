@@ -1,6 +1,6 @@
 //! What becomes of a request, before Envoy's protocol says it.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -31,13 +31,21 @@ pub enum Verdict {
 }
 
 /// What is changed of a request that goes on.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Edits {
     /// Each of these headers then has this one value, however many it had.
     pub set: Vec<(&'static str, Bytes)>,
     pub remove: &'static [&'static str],
     /// What the token is called, for the filters that come later.
     pub tag: Option<TokenTag>,
+}
+
+/// A token is among the values, and the tag is not for logs either.
+impl fmt::Debug for Edits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set: Vec<&str> = self.set.iter().map(|(name, _)| *name).collect();
+        f.debug_struct("Edits").field("set", &set).field("remove", &self.remove).finish_non_exhaustive()
+    }
 }
 
 /// A body that is waited for, and what is made of it.

@@ -39,11 +39,40 @@ impl Endpoint {
 
     /// Its label in log lines and metrics.
     pub fn name(self) -> &'static str {
+        Part::from(self).name()
+    }
+}
+
+/// A part of the service that answers requests: an endpoint, or what carries MCP traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    Document,
+    Start,
+    Callback,
+    Disconnect,
+    Traffic,
+}
+
+impl Part {
+    /// Its label in log lines and metrics.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Document => "document",
             Self::Start => "start",
             Self::Callback => "callback",
             Self::Disconnect => "disconnect",
+            Self::Traffic => "traffic",
+        }
+    }
+}
+
+impl From<Endpoint> for Part {
+    fn from(endpoint: Endpoint) -> Self {
+        match endpoint {
+            Endpoint::Document => Self::Document,
+            Endpoint::Start => Self::Start,
+            Endpoint::Callback => Self::Callback,
+            Endpoint::Disconnect => Self::Disconnect,
         }
     }
 }
@@ -137,14 +166,19 @@ impl Paths {
         [from.path(), self.of(endpoint).as_str()].concat()
     }
 
+    /// The URL of a route's endpoint.
+    pub fn url(&self, from: &PublicUrl, endpoint: Endpoint) -> String {
+        [from.as_str(), self.of(endpoint).as_str()].concat()
+    }
+
     /// The URL of the document, which is the route's `client_id`.
     pub fn client_id(&self, from: &PublicUrl) -> ClientId {
-        ClientId::new([from.as_str(), &self.document.0].concat())
+        ClientId::new(self.url(from, Endpoint::Document))
     }
 
     /// The route's redirect URI.
     pub fn redirect_uri(&self, from: &PublicUrl) -> RedirectUri {
-        RedirectUri::new([from.as_str(), &self.callback.0].concat())
+        RedirectUri::new(self.url(from, Endpoint::Callback))
     }
 }
 

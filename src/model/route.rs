@@ -424,6 +424,17 @@ impl HostRoutes {
     pub fn at(&self, path: &str) -> Option<&Arc<Route>> {
         self.0.get(path)
     }
+
+    /// The route of a request with this path: the longest `from` whose path it is, or begins with, by whole segments.
+    pub fn covering(&self, path: &str) -> Option<&Arc<Route>> {
+        let mut path = path;
+        loop {
+            if let Some(route) = self.at(path) {
+                return Some(route);
+            }
+            path = path.rsplit_once('/')?.0;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use prometheus_client::{
 };
 
 use super::lines;
-use crate::model::paths::Endpoint;
+use crate::model::paths::Part;
 
 /// The metrics of one process.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     pub passed_through: Counter,
+    pub handed_out: Counter,
     pub streams: Gauge,
     pub broken_streams: Counter,
     pub refused_streams: Counter,
@@ -58,6 +59,7 @@ impl Default for Metrics {
         let mut registry = Registry::with_prefix("envoy_cimd");
         let requests = Family::default();
         let passed_through = Counter::<u64, AtomicU64>::default();
+        let handed_out = Counter::<u64, AtomicU64>::default();
         let streams = Gauge::default();
         let broken_streams = Counter::<u64, AtomicU64>::default();
         let refused_streams = Counter::<u64, AtomicU64>::default();
@@ -65,11 +67,16 @@ impl Default for Metrics {
         let reload_ok = Family::default();
         let refreshes = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("requests", "Requests answered, by endpoint and outcome", requests.clone());
+        registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
         registry.register(
             "passed_through",
             "Requests left to Envoy because their path is not one of ours",
             passed_through.clone(),
+        );
+        registry.register(
+            "handed_out",
+            "MCP requests that went on to their upstream, each with its user's token",
+            handed_out.clone(),
         );
         registry.register("streams", "ext_proc streams open now", streams.clone());
         registry.register(
@@ -99,6 +106,7 @@ impl Default for Metrics {
             registry,
             requests,
             passed_through,
+            handed_out,
             streams,
             broken_streams,
             refused_streams,
@@ -122,15 +130,15 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Shows the outcomes that there can be at zero.
-    pub fn expect(&self, outcomes: impl Iterator<Item = (Endpoint, &'static str)>) {
-        for (endpoint, outcome) in outcomes {
-            drop(self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }));
+    pub fn expect(&self, outcomes: impl Iterator<Item = (Part, &'static str)>) {
+        for (part, outcome) in outcomes {
+            drop(self.requests.get_or_create(&RequestLabels { endpoint: part.name(), outcome }));
         }
     }
 
     /// Counts an answer; `outcome` is its label.
-    pub fn answered(&self, endpoint: Endpoint, outcome: &'static str) {
-        self.requests.get_or_create(&RequestLabels { endpoint: endpoint.name(), outcome }).inc();
+    pub fn answered(&self, part: impl Into<Part>, outcome: &'static str) {
+        self.requests.get_or_create(&RequestLabels { endpoint: part.into().name(), outcome }).inc();
     }
 
     /// Counts a reading of files after a change, and whether they were good.

@@ -10,7 +10,7 @@ use crate::{
     commands::settings::shared::RouteArgs,
     filter::{
         document::{self, Document},
-        refusal::{Audience, Refusal},
+        refusal::{Audience, Reader, Refusal},
         reply::Reply,
     },
     model::{
@@ -81,7 +81,7 @@ fn text(bytes: &[u8]) -> Cow<'_, str> {
 
 /// Envoy fills in its name for the request. (No other header of ours has a `%`.)
 fn refused(refusal: &Refusal) -> Reply {
-    refusal.reply(&Audience { html: false, request_id: Some("%REQ(X-REQUEST-ID)%".into()), start: None })
+    refusal.reply(&Audience { reader: Reader::Program, request_id: Some("%REQ(X-REQUEST-ID)%".into()), start: None })
 }
 
 fn when(header: &str, regex: &str) -> Value {
