@@ -19,6 +19,7 @@ pub mod request;
 pub mod routes;
 pub(crate) mod start;
 pub mod state;
+pub mod token_cache;
 pub mod traffic;
 pub mod verdict;
 pub(crate) mod visit;

@@ -55,6 +55,9 @@ pub enum Renewal {
     TooSoon,
 }
 
+/// A token with no more than this left is not handed out any more, in seconds: it would end on its way.
+pub const TOO_LATE: u64 = 5;
+
 /// An access token.
 #[derive(Debug)]
 pub struct AccessToken {

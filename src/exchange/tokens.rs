@@ -25,7 +25,7 @@ use super::{
 use crate::{
     contract::{
         error::Cause,
-        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{AccessToken, Missing, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
         client::ClientId,
@@ -48,8 +48,6 @@ use crate::{
 
 /// A token with no more than this left, or than a quarter of its life, is refreshed in the background, in seconds.
 const AHEAD: u64 = 60;
-/// A token with no more than this left is not handed out any more, in seconds: it would end on its way.
-const TOO_LATE: u64 = 5;
 const POLL: Duration = Duration::from_millis(50);
 /// How often, and with which pause, a store that fails is asked to keep what a token endpoint gave.
 const STORE_TRIES: u32 = 8;

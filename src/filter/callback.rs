@@ -9,12 +9,14 @@ use super::{
     pages, query,
     refusal::Refusal,
     reply::Reply,
+    start,
     visit::{Served, Step, Visit},
 };
 use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Complete},
         error::CompleteError,
+        tokens::TokenOwner,
     },
     model::{return_to::ReturnTo, secret::Secret},
 };
@@ -46,6 +48,13 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let share = tools.calls.callbacks.take(Some(&user), upstream).map_err(calls::refusal)?;
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
+    // What is kept of the token that this one replaces goes at once; a route whose upstream is wrong has none.
+    let owner = start::upstream(route).ok().map(|upstream| TokenOwner {
+        user: user.clone(),
+        client_id: tools.paths.client_id(&route.from),
+        upstream,
+    });
+    let kept = tools.tokens.clone().zip(owner);
     let origin = route.from.origin().clone();
     let iss = iss.map(Cow::into_owned);
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };
@@ -54,6 +63,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
         flow: flow.clone(),
         call: Box::pin(async move {
             let _share = share;
+            let _replacing = kept.as_ref().map(|(tokens, owner)| tokens.changing(owner.clone()));
             let result = match choreographer.complete(complete, &trace).await {
                 Ok(return_to) => match ReturnTo::parse(&return_to, &origin) {
                     Some(return_to) => {

@@ -33,11 +33,13 @@ pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal>
     let owner = TokenOwner { user, client_id: tools.paths.client_id(&route.from), upstream };
     let choreographer = Arc::clone(&tools.choreographer);
     let trace = request.trace();
+    let tokens = tools.tokens.clone();
     let location = tools.paths.on(&route.from, Endpoint::Start);
     Ok(Step::Call {
         flow: None,
         call: Box::pin(async move {
             let _share = share;
+            let _ending = tokens.as_ref().map(|tokens| tokens.changing(owner.clone()));
             let result = match choreographer.disconnect(owner, &trace).await {
                 Ok(()) => Ok(pages::guarded(Reply::new(Outcome::Disconnected).header("location", location))),
                 Err(error) => Err(error.into()),

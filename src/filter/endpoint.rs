@@ -134,6 +134,7 @@ impl Endpoints {
                 choreographer,
                 calls: Calls::new(config.limits.calls),
                 clock: UnixTime::now,
+                tokens: None,
                 max_query_bytes: config.limits.max_query_bytes,
             },
             recent_documents: Recent::default(),

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 
-use super::{calls::Calls, document::NameTemplate, refusal::Refusal, reply::Reply, request::Request, state::StateKeys};
+use super::{
+    calls::Calls, document::NameTemplate, refusal::Refusal, reply::Reply, request::Request, state::StateKeys,
+    token_cache::Cached,
+};
 use crate::{
     contract::choreographer::Choreographer,
     model::{
@@ -25,6 +28,8 @@ pub struct Tools {
     pub choreographer: Arc<dyn Choreographer>,
     pub calls: Calls,
     pub clock: Clock,
+    /// The tokens that are kept for MCP traffic, where this process carries it.
+    pub tokens: Option<Arc<Cached>>,
     /// How long the query of a request may be, in bytes.
     pub max_query_bytes: usize,
 }

@@ -1,0 +1,814 @@
+//! The tokens that MCP traffic has just used, so that not every request takes a call.
+//!
+//! A look-up is made once for all who want the same token, and what it brings is kept for a short while. What is being
+//! replaced or ended is forgotten before and after, with the look-ups that are under way: these began too early to know.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::{Hash, Hasher},
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use moka::{Equivalent, sync::Cache};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use super::calls;
+use crate::{
+    contract::{
+        error::Cause,
+        tokens::{AccessToken, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    },
+    model::{
+        clock::{Clock, UnixTime},
+        secret::Secret,
+        shares::{ShareLimits, Shares, UsedUp},
+        trace::Trace,
+    },
+};
+
+/// How long a look-up may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The longest that a token is kept, whatever was asked for: nobody means more, and the cache takes no more than this.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+const SCHEME: &str = "Bearer ";
+
+/// A token as the header that carries it (RFC 6750, section 2.1): visible ASCII, and not empty. What servers issue is more
+/// than the RFC's `b64token` has, and all that a header may have. Zeroed when the last one who has it lets it go.
+pub struct Bearer {
+    authorization: Bytes,
+    pub tag: TokenTag,
+    expires_at: Option<UnixTime>,
+}
+
+impl Bearer {
+    /// None where it has characters that no token has.
+    fn new(token: AccessToken) -> Option<Self> {
+        let AccessToken { secret, tag, expires_at } = token;
+        let text = secret.expose();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return None;
+        }
+        let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
+        Some(Self { authorization, tag, expires_at })
+    }
+
+    /// The value of `authorization`, which shares its memory.
+    pub fn authorization(&self) -> Bytes {
+        self.authorization.clone()
+    }
+
+    fn token(&self) -> AccessToken {
+        let text = std::str::from_utf8(&self.authorization).ok().and_then(|text| text.strip_prefix(SCHEME));
+        AccessToken { secret: Secret::new(text.unwrap_or_default()), tag: self.tag, expires_at: self.expires_at }
+    }
+}
+
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bearer(…)")
+    }
+}
+
+/// A look-up that is under way, or what it came to. It goes on when those who wait for it leave.
+pub type LookUp = Shared<BoxFuture<'static, Result<Arc<Bearer>, TokenError>>>;
+
+/// Tokens, of which those that were just handed out are kept.
+pub struct Cached {
+    inner: Arc<dyn UpstreamTokens>,
+    known: Arc<Known>,
+    /// The look-ups under way: a user's, so that one who has many clients leaves something for the others, and an
+    /// upstream's, so that a slow authorization server holds up nobody but who needs it. Who waits for the look-up of
+    /// another request takes nothing.
+    shares: Shares,
+    calls: TaskTracker,
+    now: fn() -> Instant,
+}
+
+/// What is kept, and what is looked up. A token is put in and forgotten under the lock of the look-ups, so that none
+/// comes in by a look-up that was forgotten before.
+struct Known {
+    kept: Cache<Place, Arc<Kept>>,
+    under_way: Mutex<UnderWay>,
+    longest: Duration,
+    now: fn() -> Instant,
+    clock: Clock,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    /// How many began; each has its number.
+    begun: u64,
+    by_place: HashMap<Place, Begun>,
+}
+
+struct Begun {
+    number: u64,
+    owner: TokenOwner,
+    look_up: LookUp,
+    /// Whether what it brings may be kept: not where the upstream refused a token since it began.
+    keeps: bool,
+}
+
+/// A token that is kept.
+struct Kept {
+    /// All that a hand-out depends on.
+    owner: TokenOwner,
+    bearer: Arc<Bearer>,
+    until: Instant,
+    renew_at: Instant,
+    is_renewing: AtomicBool,
+}
+
+/// Where a token is kept: under its user, route and upstream, as in the store. Of owners that differ only in what the
+/// operator says besides, one has its token there; so whatever was said, it is found when it is to be forgotten.
+#[derive(Clone)]
+struct Place(TokenOwner);
+
+/// The same, borrowed, to look for one.
+struct PlaceOf<'a>(&'a TokenOwner);
+
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        PlaceOf(&self.0).hash(state);
+    }
+}
+
+impl Hash for PlaceOf<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.0.user, &self.0.client_id, &self.0.upstream.url).hash(state);
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        PlaceOf(&self.0).equivalent(other)
+    }
+}
+
+impl Eq for Place {}
+
+impl Equivalent<Place> for PlaceOf<'_> {
+    fn equivalent(&self, Place(other): &Place) -> bool {
+        let Self(owner) = self;
+        (&owner.user, &owner.client_id, &owner.upstream.url) == (&other.user, &other.client_id, &other.upstream.url)
+    }
+}
+
+impl Known {
+    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a look-up came to, unless it was forgotten.
+    fn end(&self, owner: TokenOwner, number: u64, result: &Result<Arc<Bearer>, TokenError>) {
+        let place = Place(owner);
+        let mut under_way = self.lock();
+        if under_way.by_place.get(&place).is_none_or(|begun| begun.number != number) {
+            return;
+        }
+        let keeps = under_way.by_place.remove(&place).is_some_and(|begun| begun.keeps);
+        match result {
+            Ok(bearer) if keeps => {
+                if let Some(kept) = self.kept(&place.0, bearer) {
+                    self.kept.insert(place, Arc::new(kept));
+                }
+            }
+            // Somewhere else it was ended.
+            Err(TokenError::NotFound(_)) => self.kept.invalidate(&PlaceOf(&place.0)),
+            Ok(_) | Err(TokenError::Unavailable(_)) => {}
+        }
+    }
+
+    /// None where it is to be kept for no time.
+    fn kept(&self, owner: &TokenOwner, bearer: &Arc<Bearer>) -> Option<Kept> {
+        let left = bearer.expires_at.map_or(u64::MAX, |end| end.since((self.clock)()).saturating_sub(TOO_LATE));
+        let life = self.longest.min(Duration::from_secs(left));
+        let now = (self.now)();
+        (!life.is_zero()).then(|| Kept {
+            owner: owner.clone(),
+            bearer: Arc::clone(bearer),
+            until: now + life,
+            renew_at: now + life / 2,
+            is_renewing: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Cached {
+    /// Keeps each token for `longest` at most, and `most` of them. `limits` is for the look-ups; `calls` are where these
+    /// go, which shutdown waits for.
+    pub fn new(
+        inner: Arc<dyn UpstreamTokens>,
+        longest: Duration,
+        most: u64,
+        limits: ShareLimits,
+        calls: TaskTracker,
+    ) -> Self {
+        let longest = longest.min(LONGEST);
+        let known = Known {
+            // Each entry has its own end, which is never later: this is for the memory of what nobody asks for.
+            kept: Cache::builder().max_capacity(most).time_to_live(longest).build(),
+            under_way: Mutex::default(),
+            longest,
+            now: Instant::now,
+            clock: UnixTime::now,
+        };
+        Self { inner, known: Arc::new(known), shares: Shares::new(limits), calls, now: Instant::now }
+    }
+
+    /// The owner's token, if it is here. One that is no longer young is looked up again behind the caller's back; where
+    /// that fails, it stays to its end.
+    pub fn cached(&self, owner: &TokenOwner) -> Option<Arc<Bearer>> {
+        let kept = self.known.kept.get(&PlaceOf(owner))?;
+        let now = (self.now)();
+        if kept.owner != *owner || kept.until <= now {
+            return None;
+        }
+        if kept.renew_at <= now && !kept.is_renewing.swap(true, Relaxed) {
+            // It is no request's own call, and so of no request's trace.
+            let begun = self.look_up(owner, &Trace::default());
+            kept.is_renewing.store(begun.is_ok(), Relaxed);
+        }
+        Some(Arc::clone(&kept.bearer))
+    }
+
+    /// The look-up of the owner's token that is under way, or one that begins now.
+    ///
+    /// # Errors
+    /// Where one would have to begin, and as many are under way as may be: whose part is in use.
+    pub fn look_up(&self, owner: &TokenOwner, trace: &Trace) -> Result<LookUp, UsedUp> {
+        let place = Place(owner.clone());
+        let mut under_way = self.known.lock();
+        if let Some(begun) = under_way.by_place.get(&place).filter(|begun| begun.owner == *owner) {
+            return Ok(begun.look_up.clone());
+        }
+        let share = self.shares.take(Some(&owner.user), &owner.upstream.url)?;
+        under_way.begun += 1;
+        let number = under_way.begun;
+        let (inner, known, of, trace) =
+            (Arc::clone(&self.inner), Arc::clone(&self.known), owner.clone(), trace.clone());
+        // A task of its own: others may wait for it when the one who began it leaves, and a bug in it ends it alone.
+        let task = self.calls.spawn(async move {
+            let _share = share;
+            let call = AssertUnwindSafe(inner.upstream_token(of.clone(), &trace)).catch_unwind();
+            let result = match timeout(DEADLINE, call).await {
+                Ok(Ok(result)) => result.and_then(fit).map(Arc::new),
+                Ok(Err(_)) => Err(unavailable("the look-up ended without an answer: a fault of envoy-cimd itself")),
+                Err(_) => Err(unavailable("the look-up of the token took too long")),
+            };
+            known.end(of, number, &result);
+            result
+        });
+        let look_up =
+            async move { task.await.unwrap_or_else(|_| Err(unavailable("the look-up was ended: this process stops"))) }
+                .boxed()
+                .shared();
+        let begun = Begun { number, owner: owner.clone(), look_up: look_up.clone(), keeps: true };
+        under_way.by_place.insert(place, begun);
+        Ok(look_up)
+    }
+
+    /// Forgets what is kept of an owner, now and again when the change that is being made is over, however it ends.
+    pub fn changing(self: &Arc<Self>, owner: TokenOwner) -> Changing<Arc<Self>> {
+        Changing::of(Arc::clone(self), owner)
+    }
+
+    fn forget(&self, owner: &TokenOwner) {
+        let mut under_way = self.known.lock();
+        under_way.by_place.remove(&Place(owner.clone()));
+        self.known.kept.invalidate(&PlaceOf(owner));
+    }
+
+    /// Forgets a token that the upstream refused; a newer one stays. What is looked up now may bring it again, and is not
+    /// kept.
+    fn drop_refused(&self, owner: &TokenOwner, tag: TokenTag) {
+        let mut under_way = self.known.lock();
+        if let Some(begun) = under_way.by_place.get_mut(&Place(owner.clone())) {
+            begun.keeps = false;
+        }
+        if self.known.kept.get(&PlaceOf(owner)).is_some_and(|kept| kept.bearer.tag == tag) {
+            self.known.kept.invalidate(&PlaceOf(owner));
+        }
+    }
+
+    /// Lets go of what is over: without it, a token that nobody asks for stays in memory past its end.
+    pub fn tidy(&self) {
+        self.known.kept.run_pending_tasks();
+    }
+}
+
+impl fmt::Debug for Cached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached").field("kept", &self.known.kept.entry_count()).finish_non_exhaustive()
+    }
+}
+
+/// A change of an owner's token that is under way.
+pub struct Changing<C: std::ops::Deref<Target = Cached>> {
+    cached: C,
+    owner: TokenOwner,
+}
+
+impl<C: std::ops::Deref<Target = Cached>> Changing<C> {
+    fn of(cached: C, owner: TokenOwner) -> Self {
+        cached.forget(&owner);
+        Self { cached, owner }
+    }
+}
+
+impl<C: std::ops::Deref<Target = Cached>> Drop for Changing<C> {
+    fn drop(&mut self) {
+        self.cached.forget(&self.owner);
+    }
+}
+
+#[async_trait]
+impl UpstreamTokens for Cached {
+    async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
+        if let Some(bearer) = self.cached(&owner) {
+            return Ok(bearer.token());
+        }
+        let look_up = self.look_up(&owner, trace).map_err(|used_up| unavailable(calls::limit(used_up)))?;
+        look_up.await.map(|bearer| bearer.token())
+    }
+
+    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+        self.drop_refused(&owner, tag);
+        let result = self.inner.refused(owner.clone(), tag, trace).await;
+        // A look-up that began before the refresh was over may have brought it back.
+        self.drop_refused(&owner, tag);
+        result
+    }
+
+    async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
+        let _ending = Changing::of(self, owner.clone());
+        self.inner.disconnect(owner, trace).await
+    }
+}
+
+fn fit(token: AccessToken) -> Result<Bearer, TokenError> {
+    Bearer::new(token).ok_or_else(|| unavailable("the token has characters that no header may have, and is not sent"))
+}
+
+fn unavailable(cause: impl Into<Cause>) -> TokenError {
+    TokenError::Unavailable(cause.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, sync::atomic::AtomicUsize};
+
+    use tokio::{sync::Semaphore, task::yield_now};
+
+    use super::*;
+    use crate::{
+        contract::tokens::Missing,
+        model::{client::ClientId, upstream::Upstream, user::User},
+    };
+
+    /// The time of day at the beginning of each test.
+    const DAWN: u64 = 1_800_000_000;
+
+    thread_local! {
+        static SINCE: Cell<(Instant, Duration)> = Cell::new((Instant::now(), Duration::ZERO));
+    }
+
+    fn now() -> Instant {
+        let (start, since) = SINCE.get();
+        start + since
+    }
+
+    fn clock() -> UnixTime {
+        UnixTime::from_secs(DAWN) + SINCE.get().1.as_secs()
+    }
+
+    /// Later, in milliseconds since the test began.
+    fn at(millis: u64) {
+        SINCE.set((SINCE.get().0, Duration::from_millis(millis)));
+    }
+
+    /// Hands out what it is told to, and counts.
+    struct Fake {
+        calls: AtomicUsize,
+        /// A permit for each call that may go on.
+        gate: Semaphore,
+        answer: Mutex<Answer>,
+    }
+
+    type Answer = Box<dyn Fn(usize) -> Result<AccessToken, TokenError> + Send>;
+
+    #[async_trait]
+    impl UpstreamTokens for Fake {
+        async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
+            let call = self.calls.fetch_add(1, Relaxed) + 1;
+            self.gate.acquire().await.expect("open").forget();
+            (self.answer.lock().unwrap_or_else(PoisonError::into_inner))(call)
+        }
+
+        async fn refused(&self, _: TokenOwner, _: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+            Ok(Renewal::Renewed)
+        }
+
+        async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+            self.gate.acquire().await.expect("open").forget();
+            Ok(())
+        }
+    }
+
+    impl Fake {
+        fn answers(&self, answer: impl Fn(usize) -> Result<AccessToken, TokenError> + Send + 'static) {
+            *self.answer.lock().expect("no panic") = Box::new(answer);
+        }
+
+        fn calls(&self) -> usize {
+            self.calls.load(Relaxed)
+        }
+    }
+
+    /// The token of a call, named after it.
+    fn token(call: usize) -> AccessToken {
+        let tag = TokenTag([u8::try_from(call).expect("few calls"); 16]);
+        AccessToken { secret: Secret::new(format!("token-{call}")), tag, expires_at: None }
+    }
+
+    /// The cache under test, with all gates open.
+    fn cached(longest: Duration, limits: ShareLimits) -> (Arc<Cached>, Arc<Fake>) {
+        at(0);
+        let fake = Arc::new(Fake {
+            calls: AtomicUsize::new(0),
+            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            answer: Mutex::new(Box::new(|call| Ok(token(call)))),
+        });
+        let known =
+            Known { kept: Cache::builder().max_capacity(10).build(), under_way: Mutex::default(), longest, now, clock };
+        let cached = Cached {
+            inner: fake.clone(),
+            known: Arc::new(known),
+            shares: Shares::new(limits),
+            calls: TaskTracker::new(),
+            now,
+        };
+        (Arc::new(cached), fake)
+    }
+
+    const MANY: ShareLimits = ShareLimits { in_all: 100, of_user: 100, of_server: 100 };
+    const LOST: TokenError = TokenError::NotFound(Missing::Lost);
+    const DOWN: TokenError = TokenError::Unavailable(Cause::Borrowed("the store is away"));
+    const FIVE: Duration = Duration::from_secs(5);
+
+    fn close(fake: &Fake) {
+        fake.gate.forget_permits(Semaphore::MAX_PERMITS);
+    }
+
+    fn owner() -> TokenOwner {
+        TokenOwner {
+            user: User::Subject { issuer: "i".to_owned(), subject: "anna".to_owned() },
+            client_id: ClientId::new("https://a.example/c"),
+            upstream: Upstream { url: "https://u.example/mcp".to_owned(), authorization_server: None },
+        }
+    }
+
+    fn text(bearer: &Bearer) -> String {
+        bearer.token().secret.expose().to_owned()
+    }
+
+    /// What a request gets, as traffic asks for it.
+    async fn get(cached: &Cached, owner: &TokenOwner) -> Result<String, TokenError> {
+        if let Some(bearer) = cached.cached(owner) {
+            return Ok(text(&bearer));
+        }
+        let look_up = cached.look_up(owner, &Trace::default()).expect("a share");
+        look_up.await.map(|bearer| text(&bearer))
+    }
+
+    fn is(token: &str) -> Result<String, TokenError> {
+        Ok(token.to_owned())
+    }
+
+    /// Lets all tasks of this thread run as far as they can.
+    async fn settle() {
+        for _ in 0..100 {
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_kept_for_its_time() {
+        let (cached, fake) = cached(FIVE, MANY);
+        for (millis, token, calls) in
+            [(0, "token-1", 1), (2499, "token-1", 1), (5001, "token-2", 2), (7000, "token-2", 2)]
+        {
+            at(millis);
+            assert_eq!(get(&cached, &owner()).await, is(token), "{millis}");
+            assert_eq!(fake.calls(), calls, "{millis}");
+        }
+        let (cached, fake) = self::cached(Duration::ZERO, MANY);
+        for calls in 1..4 {
+            assert_eq!(get(&cached, &owner()).await, is(&format!("token-{calls}")));
+            assert_eq!(fake.calls(), calls, "none is kept");
+        }
+    }
+
+    /// One that ends while it is kept is not sent when it would end on its way.
+    #[tokio::test]
+    async fn never_past_its_end() {
+        for (life, kept_until) in [(0, None), (5, None), (6, Some(1000)), (9, Some(4000)), (600, Some(5000))] {
+            let (cached, fake) = cached(FIVE, MANY);
+            fake.answers(move |call| {
+                Ok(AccessToken { expires_at: Some(UnixTime::from_secs(DAWN) + life), ..token(call) })
+            });
+            assert_eq!(get(&cached, &owner()).await, is("token-1"));
+            match kept_until {
+                None => assert!(cached.cached(&owner()).is_none(), "{life}"),
+                Some(until) => {
+                    at(until - 1);
+                    assert!(cached.cached(&owner()).is_some(), "{life}");
+                    at(until);
+                    assert!(cached.cached(&owner()).is_none(), "{life}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thousand_at_once_are_one_call() {
+        let (cached, fake) = cached(FIVE, ShareLimits { in_all: 1, of_user: 1, of_server: 1 });
+        close(&fake);
+        let all: Vec<_> = (0..1000).map(|_| cached.look_up(&owner(), &Trace::default()).expect("shared")).collect();
+        settle().await;
+        assert_eq!(fake.calls(), 1);
+        fake.gate.add_permits(1000);
+        for look_up in all {
+            assert_eq!(look_up.await.map(|bearer| text(&bearer)), is("token-1"));
+        }
+        assert_eq!(fake.calls(), 1);
+    }
+
+    /// Whoever began a look-up may leave: it goes on for the others, and where none is left, for those to come.
+    #[tokio::test]
+    async fn a_look_up_outlives_who_began_it() {
+        let (cached, fake) = cached(FIVE, MANY);
+        close(&fake);
+        let mut first = cached.look_up(&owner(), &Trace::default()).expect("a share");
+        assert!((&mut first).now_or_never().is_none(), "it waits");
+        let second = cached.look_up(&owner(), &Trace::default()).expect("the same");
+        drop(first);
+        fake.gate.add_permits(1);
+        assert_eq!(second.await.map(|bearer| text(&bearer)), is("token-1"));
+
+        let (cached, fake) = self::cached(FIVE, MANY);
+        close(&fake);
+        drop(cached.look_up(&owner(), &Trace::default()));
+        fake.gate.add_permits(1);
+        settle().await;
+        assert_eq!(cached.cached(&owner()).map(|bearer| text(&bearer)).as_deref(), Some("token-1"));
+        assert_eq!(fake.calls(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_look_up_alone() {
+        let (cached, fake) = cached(FIVE, ShareLimits { in_all: 1, of_user: 1, of_server: 1 });
+        fake.answers(|call| if call == 1 { panic!("a bug") } else { Ok(token(call)) });
+        let look_ups = [(); 2].map(|()| cached.look_up(&owner(), &Trace::default()).expect("a share"));
+        for look_up in look_ups {
+            assert!(matches!(look_up.await, Err(TokenError::Unavailable(_))));
+        }
+        assert_eq!(get(&cached, &owner()).await, is("token-2"), "its share came back, and nobody waits for it");
+    }
+
+    #[tokio::test]
+    async fn it_is_renewed_on_a_hit_only_and_once() {
+        let (cached, fake) = cached(FIVE, MANY);
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        at(2499);
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        settle().await;
+        assert_eq!(fake.calls(), 1, "it is young");
+        at(2500);
+        settle().await;
+        assert_eq!(fake.calls(), 1, "nobody asks");
+        close(&fake);
+        for _ in 0..100 {
+            assert_eq!(get(&cached, &owner()).await, is("token-1"), "nobody waits for it");
+        }
+        settle().await;
+        assert_eq!(fake.calls(), 2);
+        fake.gate.add_permits(1);
+        settle().await;
+        assert_eq!(get(&cached, &owner()).await, is("token-2"));
+        at(7499);
+        assert_eq!(get(&cached, &owner()).await, is("token-2"), "it has a time of its own");
+    }
+
+    /// A renewal that fails leaves the token to its end, and is not tried again; one that finds none ends it.
+    #[tokio::test]
+    async fn a_renewal_may_fail() {
+        for (error, after) in [(DOWN, is("token-1")), (LOST, Err(LOST))] {
+            let (cached, fake) = cached(FIVE, MANY);
+            assert_eq!(get(&cached, &owner()).await, is("token-1"));
+            fake.answers(move |_| Err(error.clone()));
+            at(3000);
+            assert_eq!(get(&cached, &owner()).await, is("token-1"));
+            settle().await;
+            assert_eq!(fake.calls(), 2);
+            assert_eq!(get(&cached, &owner()).await, after);
+            settle().await;
+            assert_eq!(fake.calls(), if after.is_ok() { 2 } else { 3 });
+            at(5000);
+            assert!(get(&cached, &owner()).await.is_err(), "never past its time");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_tokens_are_kept() {
+        for error in [LOST, DOWN] {
+            let (cached, fake) = cached(FIVE, MANY);
+            let fails = error.clone();
+            fake.answers(move |call| if call < 3 { Err(fails.clone()) } else { Ok(token(call)) });
+            for expected in [Err(error.clone()), Err(error), is("token-3"), is("token-3")] {
+                assert_eq!(get(&cached, &owner()).await, expected);
+            }
+            assert_eq!(fake.calls(), 3);
+        }
+    }
+
+    /// A look-up that began before a change puts nothing in after it, and nobody who comes after it waits for that.
+    #[tokio::test]
+    async fn a_change_forgets_what_was_under_way() {
+        let (cached, fake) = cached(FIVE, MANY);
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        let changing = cached.changing(owner());
+        assert!(cached.cached(&owner()).is_none(), "at once");
+        close(&fake);
+        let during = cached.look_up(&owner(), &Trace::default()).expect("a share");
+        settle().await;
+        drop(changing);
+        let after = cached.look_up(&owner(), &Trace::default()).expect("another");
+        settle().await;
+        assert_eq!(fake.calls(), 3, "it does not wait for one that began before");
+        fake.gate.add_permits(1);
+        assert_eq!(during.await.map(|bearer| text(&bearer)), is("token-2"));
+        assert!(cached.cached(&owner()).is_none(), "it is not kept");
+        fake.gate.add_permits(1);
+        assert_eq!(after.await.map(|bearer| text(&bearer)), is("token-3"));
+        assert_eq!(get(&cached, &owner()).await, is("token-3"));
+
+        // What came and was kept while it was being changed goes as well.
+        let changing = cached.changing(owner());
+        fake.gate.add_permits(2);
+        assert_eq!(get(&cached, &owner()).await, is("token-4"));
+        drop(changing);
+        assert_eq!(get(&cached, &owner()).await, is("token-5"));
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_forgets_whatever_the_operator_says_besides() {
+        let (cached, fake) = cached(FIVE, MANY);
+        let pinned = TokenOwner {
+            upstream: Upstream { authorization_server: Some("https://as.example".to_owned()), ..owner().upstream },
+            ..owner()
+        };
+        assert_eq!(get(&cached, &pinned).await, is("token-1"));
+        close(&fake);
+        let of = cached.clone();
+        let ending = tokio::spawn(async move { of.disconnect(owner(), &Trace::default()).await });
+        settle().await;
+        assert!(cached.cached(&pinned).is_none(), "before it is over");
+        fake.gate.add_permits(2);
+        assert_eq!(ending.await.expect("no panic"), Ok(()));
+        assert_eq!(get(&cached, &pinned).await, is("token-2"));
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_goes_and_a_newer_one_stays() {
+        let (cached, fake) = cached(FIVE, MANY);
+        let refused = async |call| cached.refused(owner(), token(call).tag, &Trace::default()).await;
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        assert_eq!(refused(9).await, Ok(Renewal::Renewed));
+        assert_eq!(get(&cached, &owner()).await, is("token-1"), "it is another one");
+        assert_eq!(refused(1).await, Ok(Renewal::Renewed));
+        assert_eq!(get(&cached, &owner()).await, is("token-2"));
+        assert_eq!(refused(1).await, Ok(Renewal::Renewed));
+        assert_eq!(get(&cached, &owner()).await, is("token-2"), "late reports of the old one change nothing");
+        // What is looked up meanwhile may be the refused one.
+        assert_eq!(refused(2).await, Ok(Renewal::Renewed));
+        close(&fake);
+        let look_up = cached.look_up(&owner(), &Trace::default()).expect("a share");
+        assert_eq!(refused(2).await, Ok(Renewal::Renewed));
+        fake.gate.add_permits(9);
+        assert_eq!(look_up.await.map(|bearer| text(&bearer)), is("token-3"));
+        assert!(cached.cached(&owner()).is_none());
+        assert_eq!(get(&cached, &owner()).await, is("token-4"));
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_anothers_token() {
+        let (cached, fake) = cached(FIVE, MANY);
+        let user =
+            |issuer: &str, subject: &str| User::Subject { issuer: issuer.to_owned(), subject: subject.to_owned() };
+        let upstream = |url: &str, issuer: Option<&str>| Upstream {
+            url: url.to_owned(),
+            authorization_server: issuer.map(str::to_owned),
+        };
+        let owners = [
+            owner(),
+            TokenOwner { user: user("i", "bert"), ..owner() },
+            TokenOwner { user: user("j", "anna"), ..owner() },
+            TokenOwner { user: user("ia", "nna"), ..owner() },
+            TokenOwner { user: User::Single, ..owner() },
+            TokenOwner { client_id: ClientId::new("https://b.example/c"), ..owner() },
+            TokenOwner { upstream: upstream("https://u.example/other", None), ..owner() },
+            TokenOwner { upstream: upstream("https://u.example/mcp", Some("https://as.example")), ..owner() },
+            TokenOwner { upstream: upstream("https://u.example/mcp", Some("https://at.example")), ..owner() },
+        ];
+        for (before, owner) in owners.iter().enumerate() {
+            assert_eq!(get(&cached, owner).await, is(&format!("token-{}", before + 1)));
+        }
+        assert_eq!(fake.calls(), owners.len());
+        // The same for look-ups that are under way at once.
+        close(&fake);
+        let look_ups: Vec<_> = owners
+            .iter()
+            .map(|owner| {
+                drop(cached.changing(owner.clone()));
+                cached.look_up(owner, &Trace::default()).expect("a share")
+            })
+            .collect();
+        fake.gate.add_permits(100);
+        let mut tokens = Vec::new();
+        for look_up in look_ups {
+            tokens.push(look_up.await.map(|bearer| text(&bearer)).expect("a token"));
+        }
+        tokens.sort();
+        tokens.dedup();
+        assert_eq!(tokens.len(), owners.len());
+    }
+
+    #[tokio::test]
+    async fn a_full_part_begins_nothing() {
+        let (cached, fake) = cached(FIVE, ShareLimits { in_all: 3, of_user: 1, of_server: 2 });
+        close(&fake);
+        let of = |subject: &str, route: &str, server: &str| TokenOwner {
+            user: User::Subject { issuer: "i".to_owned(), subject: subject.to_owned() },
+            client_id: ClientId::new(route),
+            upstream: Upstream { url: server.to_owned(), authorization_server: None },
+        };
+        let begin = |owner| cached.look_up(&owner, &Trace::default()).map(drop);
+        assert_eq!(begin(of("anna", "a", "slow")), Ok(()));
+        assert_eq!(begin(of("anna", "a", "slow")), Ok(()), "who waits for it takes nothing");
+        assert_eq!(begin(of("anna", "b", "fast")), Err(UsedUp::OfUser));
+        assert_eq!(begin(of("bert", "a", "slow")), Ok(()));
+        assert_eq!(begin(of("carl", "a", "slow")), Err(UsedUp::OfServer));
+        assert_eq!(begin(of("carl", "a", "fast")), Ok(()));
+        assert_eq!(begin(of("dora", "a", "other")), Err(UsedUp::InAll));
+        settle().await;
+        assert_eq!(fake.calls(), 3);
+        let other = cached.upstream_token(of("dora", "a", "other"), &Trace::default()).await;
+        assert!(matches!(other, Err(TokenError::Unavailable(_))));
+        fake.gate.add_permits(9);
+        settle().await;
+        assert_eq!(begin(of("dora", "a", "other")), Ok(()), "they came back");
+    }
+
+    #[tokio::test]
+    async fn what_no_header_may_have_is_not_sent() {
+        for bad in ["", "a b", "a\r\nx: y", "a\n", "\0", "tökén", "a\u{7f}"] {
+            let (cached, fake) = cached(FIVE, MANY);
+            fake.answers(move |call| Ok(AccessToken { secret: Secret::new(bad), ..token(call) }));
+            let refused = get(&cached, &owner()).await;
+            assert!(matches!(&refused, Err(TokenError::Unavailable(cause)) if cause.contains("characters")), "{bad:?}");
+            assert!(cached.cached(&owner()).is_none());
+        }
+        let good = "azAZ09-._~+/==|:%";
+        let bearer = Bearer::new(AccessToken { secret: Secret::new(good), ..token(1) }).expect("a token");
+        assert_eq!(bearer.authorization(), format!("Bearer {good}"));
+        assert_eq!((text(&bearer).as_str(), format!("{bearer:?}").as_str()), (good, "Bearer(…)"));
+    }
+
+    #[tokio::test]
+    async fn it_never_grows_past_its_bound() {
+        let (cached, _) = cached(FIVE, MANY);
+        for route in 0..100 {
+            let owner = TokenOwner { client_id: ClientId::new(route.to_string()), ..owner() };
+            assert!(get(&cached, &owner).await.is_ok());
+        }
+        cached.tidy();
+        assert!((1..=10).contains(&cached.known.kept.entry_count()));
+        assert!(cached.known.lock().by_place.is_empty(), "and nothing is left of look-ups");
+    }
+}
