@@ -1,8 +1,52 @@
 //! MCP requests on their way to the upstream: each with its user's token, or none of them.
+//!
+//! Nothing passes without a token. What is refused before it is known whose request it is costs no call. A request that
+//! has no token is answered in the upstream's place, so that the person learns where to connect.
 
-use std::time::Duration;
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use crate::model::origin::Origin;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    browser, calls, checks,
+    endpoint::Endpoints,
+    json_rpc::{self, Code, Fault, Id, Kind, Message},
+    outcome::Outcome,
+    pages,
+    recent::Recent,
+    refusal::{Audience, Reader, Refusal, told},
+    refusal_log::RefusalLog,
+    reply::Reply,
+    request::{Header, Request, Sources},
+    routes::Routes,
+    start,
+    token_cache::{Bearer, Cached},
+    verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+};
+use crate::{
+    contract::tokens::{TokenError, TokenOwner, UpstreamTokens},
+    model::{
+        client::ClientId,
+        origin::Origin,
+        paths::{Endpoint, Part, Paths},
+        route::Route,
+        shares::ShareLimits,
+        upstream::Upstream,
+        user::Users,
+    },
+    telemetry::metrics::Metrics,
+};
+
+/// What MCP's transport takes. All else would show a token to its caller (TRACE), or is nobody's to answer with one.
+const METHODS: &str = "GET, POST, DELETE";
+
+/// How long a body is waited for.
+const BODY: Duration = Duration::from_secs(5);
+
+/// The caller's credentials, which are not the upstream's; `authorization` is overwritten.
+const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
 
 /// What an operator says of MCP traffic.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,4 +63,264 @@ impl Default for Config {
     fn default() -> Self {
         Self { allow_origins: Vec::new(), token_cache: Duration::from_secs(5), max_cached_tokens: 100_000 }
     }
+}
+
+impl Config {
+    /// The tokens as traffic uses them. `limits` is for the calls that look tokens up, apart from all others; `calls` are
+    /// where these go, which shutdown waits for.
+    pub fn cached(&self, tokens: Arc<dyn UpstreamTokens>, limits: ShareLimits, calls: TaskTracker) -> Arc<Cached> {
+        Arc::new(Cached::new(tokens, self.token_cache, self.max_cached_tokens, limits, calls))
+    }
+}
+
+/// The traffic of every route.
+pub struct Traffic {
+    routes: Arc<Routes>,
+    paths: Paths,
+    users: Users,
+    allow_origins: Vec<Origin>,
+    max_header_bytes: usize,
+    tokens: Arc<Cached>,
+    /// What follows from the routes that came lately.
+    recent: Recent<McpRoute>,
+    desk: Arc<Desk>,
+}
+
+/// A route, and what traffic needs of it.
+struct McpRoute {
+    route: Arc<Route>,
+    client_id: ClientId,
+    upstream: Upstream,
+    /// Where to connect.
+    link: String,
+}
+
+impl Traffic {
+    /// Beside the endpoints of the same routes, people and paths. They are to forget in these tokens what they change.
+    pub fn new(config: Config, endpoints: &Endpoints, tokens: Arc<Cached>) -> Self {
+        Self {
+            routes: Arc::clone(&endpoints.routes),
+            paths: endpoints.tools.paths.clone(),
+            users: endpoints.tools.users.clone(),
+            allow_origins: config.allow_origins,
+            max_header_bytes: endpoints.max_header_bytes,
+            tokens,
+            recent: Recent::default(),
+            desk: Arc::new(Desk { metrics: Arc::clone(&endpoints.metrics), refusals: Arc::clone(&endpoints.refusals) }),
+        }
+    }
+
+    /// Whose token a request takes, once it passed every check.
+    fn owner(
+        &self,
+        request: &Request<'_>,
+        sources: &Sources<'_>,
+        route: &Arc<Route>,
+    ) -> Result<(Arc<McpRoute>, TokenOwner), Refusal> {
+        checks::addressed(request, route)?;
+        self.check_origin(request, route)?;
+        checks::method(request, METHODS)?;
+        let route = self.recent.get(
+            // The one that is kept keeps its route alive, so no other route can have its address.
+            Arc::as_ptr(route) as usize,
+            |kept| Arc::ptr_eq(&kept.route, route),
+            || self.mcp_route(route),
+        )?;
+        let user = self.users.user(sources.user).map_err(Refusal::UserUnknown)?;
+        let owner = TokenOwner { user, client_id: route.client_id.clone(), upstream: route.upstream.clone() };
+        Ok((route, owner))
+    }
+
+    /// A page may send a request only where it is the route's own, or the operator allows it: a credential goes along
+    /// that the page does not have (MCP, Transports, Security).
+    fn check_origin(&self, request: &Request<'_>, route: &Route) -> Result<(), Refusal> {
+        let Some(origin) = request.sole(Header::Origin) else { return Ok(()) };
+        let mut allowed = self.allow_origins.iter().chain([route.from.origin()]);
+        if allowed.any(|allowed| allowed.as_str().as_bytes() == origin) {
+            Ok(())
+        } else {
+            Err(Refusal::ForbiddenOrigin)
+        }
+    }
+
+    fn mcp_route(&self, route: &Arc<Route>) -> Result<McpRoute, Refusal> {
+        Ok(McpRoute {
+            client_id: self.paths.client_id(&route.from),
+            upstream: start::upstream(route)?,
+            link: self.paths.url(&route.from, Endpoint::Start),
+            route: Arc::clone(route),
+        })
+    }
+}
+
+impl Role for Traffic {
+    fn answer(&self, request: &Request<'_>, sources: &Sources<'_>, ends: bool) -> Verdict {
+        let route = self.routes.of_mcp(request, sources);
+        let found = match &route {
+            _ if request.header_bytes() > self.max_header_bytes => Err(Refusal::HeadersTooLarge),
+            Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
+            Ok(route) => self.owner(request, sources, route),
+        };
+        let (route, owner) = match found {
+            Ok(found) => found,
+            Err(refusal) => {
+                let name = route.as_ref().map_or(request.authority(), |route| &route.id);
+                return Verdict::Reply(self.desk.refuse(&refusal, name, request.id(), None, None));
+            }
+        };
+        if let Some(bearer) = self.tokens.cached(&owner) {
+            return self.desk.forward(&bearer);
+        }
+        let asked = Asked::new(request, ends, route, Arc::clone(&self.desk));
+        match self.tokens.look_up(&owner, &request.trace()) {
+            Ok(look_up) => Verdict::Later(Box::pin(look_up.map(|found| asked.verdict(found)))),
+            Err(used_up) => Verdict::Reply(asked.refuse(&Refusal::TooManyCalls(calls::limit(used_up)))),
+        }
+    }
+}
+
+/// Where answers are counted and logged.
+struct Desk {
+    metrics: Arc<Metrics>,
+    refusals: Arc<RefusalLog>,
+}
+
+impl Desk {
+    fn forward(&self, bearer: &Bearer) -> Verdict {
+        self.metrics.handed_out.inc();
+        Verdict::Forward(Edits {
+            set: vec![("authorization", bearer.authorization())],
+            remove: NOT_FORWARDED,
+            tag: Some(bearer.tag),
+        })
+    }
+
+    fn answer(&self, reply: Reply) -> Reply {
+        self.metrics.answered(Part::Traffic, reply.label);
+        reply
+    }
+
+    fn refuse(
+        &self,
+        refusal: &Refusal,
+        route: &str,
+        request_id: Option<&str>,
+        link: Option<&str>,
+        id: Option<&Id>,
+    ) -> Reply {
+        self.refusals.note(refusal, route, request_id);
+        let audience = Audience {
+            reader: Reader::McpClient(id.cloned()),
+            request_id: request_id.map(Cow::from),
+            start: link.map(Cow::from),
+        };
+        self.answer(refusal.reply(&audience))
+    }
+}
+
+/// What is still needed of a request when it is known whether there is a token.
+struct Asked {
+    route: Arc<McpRoute>,
+    request_id: Option<String>,
+    /// The revision of the protocol, as the headers name it.
+    version: Option<Vec<u8>>,
+    way: Way,
+    desk: Arc<Desk>,
+}
+
+/// How a request without a token is answered.
+enum Way {
+    /// A person's browser: it goes to the connect page.
+    Opened,
+    /// It is to open a stream, or end a session.
+    NoMessage,
+    Message {
+        /// Nothing follows the headers.
+        ends: bool,
+    },
+}
+
+impl Asked {
+    fn new(request: &Request<'_>, ends: bool, route: Arc<McpRoute>, desk: Arc<Desk>) -> Self {
+        let way = match request.method() {
+            "POST" => Way::Message { ends },
+            _ if browser::is_opened(request) => Way::Opened,
+            _ => Way::NoMessage,
+        };
+        let version = request.sole(Header::McpProtocolVersion).map(<[u8]>::to_owned);
+        Self { route, request_id: request.id().map(str::to_owned), version, way, desk }
+    }
+
+    fn verdict(self, found: Result<Arc<Bearer>, TokenError>) -> Verdict {
+        match found {
+            Ok(bearer) => self.desk.forward(&bearer),
+            Err(TokenError::Unavailable(cause)) => Verdict::Reply(self.refuse(&Refusal::TokenUnavailable(cause))),
+            Err(TokenError::NotFound(_)) => match self.way {
+                Way::Opened => {
+                    let reply = Reply::new(Outcome::SentToConnect).header("location", self.route.link.clone());
+                    Verdict::Reply(self.desk.answer(pages::guarded(reply).named(self.request_id.as_deref())))
+                }
+                Way::NoMessage => Verdict::Reply(self.refuse(&Refusal::NoToken)),
+                Way::Message { ends: true } => Verdict::Reply(self.refuse(&Refusal::BadBody(Fault::Empty))),
+                Way::Message { ends: false } => Verdict::Body(AwaitedBody {
+                    longest: BODY,
+                    then: Box::new(move |body| Verdict::Reply(self.tell(&body))),
+                }),
+            },
+        }
+    }
+
+    /// Answers a message in the upstream's place.
+    fn tell(&self, body: &Body) -> Reply {
+        let read = match body {
+            Body::Late => Err(Fault::Late),
+            Body::Came { bytes, whole } => Message::read(bytes, *whole),
+        };
+        let message = match read {
+            Ok(message) => message,
+            Err(fault) => return self.refuse(&Refusal::BadBody(fault)),
+        };
+        let versions = (self.version.as_deref(), message.version.as_deref());
+        let differ = matches!(versions, (Some(header), Some(body)) if header != body.as_bytes());
+        match message.kind() {
+            Kind::Request { id, .. } if differ => self.refuse_request(&Refusal::VersionMismatch, Some(id)),
+            _ if differ => self.refuse(&Refusal::VersionMismatch),
+            Kind::NotARequest => self.refuse(&Refusal::NotARequest),
+            Kind::Unknown => self.refuse(&Refusal::CutBody),
+            Kind::Request { id, method } => {
+                let link = &self.route.link;
+                let header = || self.version.as_deref().and_then(|version| std::str::from_utf8(version).ok());
+                let body = match method {
+                    Some("tools/call") => {
+                        let version = message.version.as_deref().or_else(header);
+                        json_rpc::tool_error(id, &told_to_a_model(link), version)
+                    }
+                    _ => json_rpc::error(Some(id), Code::Connect, &told(link)),
+                };
+                self.told(body)
+            }
+        }
+    }
+
+    fn told(&self, body: Bytes) -> Reply {
+        let reply = Reply::new(Outcome::Told).header("content-type", "application/json").body(body);
+        self.desk.answer(pages::unkept(reply).named(self.request_id.as_deref()))
+    }
+
+    fn refuse(&self, refusal: &Refusal) -> Reply {
+        self.refuse_request(refusal, None)
+    }
+
+    fn refuse_request(&self, refusal: &Refusal, id: Option<&Id>) -> Reply {
+        let McpRoute { route, link, .. } = &*self.route;
+        self.desk.refuse(refusal, &route.id, self.request_id.as_deref(), Some(link), id)
+    }
+}
+
+/// Where to get a token, for a model that called a tool.
+fn told_to_a_model(link: &str) -> String {
+    format!(
+        "This MCP server wants its user to connect first. Ask them to open {link} in their browser, and call the tool \
+         again after that."
+    )
 }

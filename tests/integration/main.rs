@@ -41,4 +41,5 @@ mod stream;
 mod telemetry;
 mod tokens;
 mod tokens_client;
+mod traffic_role;
 mod world;
