@@ -1,12 +1,22 @@
 //! What a request costs in this process, without gRPC, at any number of routes. Each line says how often it allocates.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
+    contract::tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     edge::{ext_proc::answer, proto},
-    filter::{browser::BrowserCookie, endpoint::Endpoints, state::StateKeys},
+    filter::{
+        browser::BrowserCookie,
+        endpoint::{self, Endpoints},
+        request::{Request, Sources},
+        state::StateKeys,
+        token_cache::Cached,
+        traffic::{self, Traffic},
+        verdict::{Role, Verdict},
+    },
     model::{
         client::RedirectUri,
         clock::UnixTime,
@@ -14,10 +24,13 @@ use envoy_cimd::{
         paths::Paths,
         route::{Field, Key, Keyed, Route, RouteSpec, RouteTable},
         secret::{Key as SecretKey, Secret, random},
+        trace::Trace,
+        user::{User, Users},
     },
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
 use prost::Message;
+use tokio::runtime::Runtime;
 
 use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message, read};
 
@@ -142,6 +155,96 @@ fn state_verify(bencher: Bencher<'_, '_>, routes: usize) {
             (redirect_uri, state)
         })
         .bench_local_refs(|(redirect_uri, state)| keys.authenticate(state)?.verify(redirect_uri, NOW));
+}
+
+/// A token that is kept, as each MCP request asks for it.
+#[divan::bench(args = ROUTES)]
+fn token_hit(bencher: Bencher<'_, '_>, routes: usize) {
+    let (runtime, cached) = kept(routes);
+    let _inside = runtime.enter();
+    let mut origins = origins(routes);
+    bencher
+        .with_inputs(|| owner(&origins()))
+        .bench_local_refs(|owner| cached.cached(owner).expect("it is kept").authorization());
+}
+
+/// An MCP request that finds its token, from the view of it to the verdict.
+#[divan::bench(args = ROUTES)]
+fn mcp_request(bencher: Bencher<'_, '_>, routes: usize) {
+    let (runtime, cached) = kept(routes);
+    let _inside = runtime.enter();
+    let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
+    let config = endpoint::Config { users: Users::Single, ..endpoint::Config::default() };
+    let embedded = Arc::clone(&endpoints().tools.choreographer);
+    let endpoints = Endpoints::new(config, RouteTable::default(), keys, embedded, Arc::default(), Default::default());
+    let traffic = Traffic::new(traffic::Config::default(), &endpoints, cached);
+    let mut origins = origins(routes);
+    bencher.with_inputs(&mut origins).bench_local_refs(|from| {
+        let mut request = Request::with_capacity(6);
+        let authority = from.trim_start_matches("https://").as_bytes();
+        for (name, value) in [
+            (&b":method"[..], &b"POST"[..]),
+            (b":scheme", b"https"),
+            (b":authority", authority),
+            (b":path", b"/mcp"),
+            (b"accept", b"application/json, text/event-stream"),
+            (b"x-request-id", b"5f0c9a4e-6d3f-4b1e-9a43-2f0f6a1f1b11"),
+        ] {
+            request.push(name, value);
+        }
+        let attributes = Keyed::new(|key| match key {
+            Key::From => Some(Field::Text(from)),
+            Key::To => Some(Field::Text(UPSTREAM)),
+            _ => None,
+        });
+        let verdict = traffic.answer(&request, &Sources { attributes, ..Sources::default() }, false);
+        assert!(matches!(verdict, Verdict::Forward(_)));
+        verdict
+    });
+}
+
+const UPSTREAM: &str = "https://mcp.internal.example/mcp";
+
+fn owner(from: &str) -> TokenOwner {
+    let from = from.parse().expect("an origin");
+    stack::in_process::owner(User::Single, Paths::default().client_id(&from).as_str(), UPSTREAM)
+}
+
+/// A token of every route, and where their look-ups ran.
+fn kept(routes: usize) -> (Runtime, Arc<Cached>) {
+    let runtime = Runtime::new().expect("a runtime");
+    let config = traffic::Config {
+        token_cache: Duration::from_secs(3600),
+        max_cached_tokens: 2 * ROUTES[2] as u64,
+        ..traffic::Config::default()
+    };
+    let limits = endpoint::Config::default().limits.calls;
+    let cached = config.cached(Arc::new(OneToken), limits, Default::default());
+    runtime.block_on(async {
+        for route in 0..routes {
+            let look_up = cached.look_up(&owner(&origin(route)), &Trace::default()).expect("a share");
+            look_up.await.expect("a token");
+        }
+    });
+    (runtime, cached)
+}
+
+/// Has the same token for everybody.
+struct OneToken;
+
+#[async_trait]
+impl UpstreamTokens for OneToken {
+    async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
+        Ok(AccessToken { secret: Secret::new("t".repeat(1000)), tag: TokenTag([0; 16]), expires_at: None })
+    }
+
+    async fn refused(&self, _: TokenOwner, _: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+        Ok(Renewal::TooSoon)
+    }
+
+    async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        Ok(())
+    }
 }
 
 /// The origins of that many routes, over and over, none soon after itself.
