@@ -1,5 +1,7 @@
 //! The tokens, as whoever carries MCP traffic sees them.
 
+use std::fmt;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
@@ -42,9 +44,16 @@ pub struct TokenOwner {
 }
 
 /// What a token is called where its own text must not be. Random, and stored with the token: no hash of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TokenTag(pub [u8; 16]);
+
+/// It is in no log either.
+impl fmt::Debug for TokenTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenTag(…)")
+    }
+}
 
 /// What a report of a refused token came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

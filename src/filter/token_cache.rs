@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, Shared, ready},
 };
 use moka::{Equivalent, sync::Cache};
 use tokio::time::timeout;
@@ -96,7 +96,6 @@ pub struct Cached {
     /// another request takes nothing.
     shares: Shares,
     calls: TaskTracker,
-    now: fn() -> Instant,
 }
 
 /// What is kept, and what is looked up. A token is put in and forgotten under the lock of the look-ups, so that none
@@ -118,6 +117,7 @@ struct UnderWay {
 
 struct Begun {
     number: u64,
+    at: Instant,
     owner: TokenOwner,
     look_up: LookUp,
     /// Whether what it brings may be kept: not where the upstream refused a token since it began.
@@ -181,10 +181,10 @@ impl Known {
         if under_way.by_place.get(&place).is_none_or(|begun| begun.number != number) {
             return;
         }
-        let keeps = under_way.by_place.remove(&place).is_some_and(|begun| begun.keeps);
+        let Some(Begun { at, keeps, .. }) = under_way.by_place.remove(&place) else { return };
         match result {
             Ok(bearer) if keeps => {
-                if let Some(kept) = self.kept(&place.0, bearer) {
+                if let Some(kept) = self.to_keep(&place.0, bearer, at) {
                     self.kept.insert(place, Arc::new(kept));
                 }
             }
@@ -194,11 +194,12 @@ impl Known {
         }
     }
 
-    /// None where it is to be kept for no time.
-    fn kept(&self, owner: &TokenOwner, bearer: &Arc<Bearer>) -> Option<Kept> {
-        let left = bearer.expires_at.map_or(u64::MAX, |end| end.since((self.clock)()).saturating_sub(TOO_LATE));
-        let life = self.longest.min(Duration::from_secs(left));
+    /// None where it is to be kept for no time. That counts from when the look-up began: what somebody ended since, and
+    /// elsewhere, is not known here.
+    fn to_keep(&self, owner: &TokenOwner, bearer: &Arc<Bearer>, began: Instant) -> Option<Kept> {
         let now = (self.now)();
+        let left = bearer.expires_at.map_or(u64::MAX, |end| end.since((self.clock)()).saturating_sub(TOO_LATE));
+        let life = (began + self.longest).saturating_duration_since(now).min(Duration::from_secs(left));
         (!life.is_zero()).then(|| Kept {
             owner: owner.clone(),
             bearer: Arc::clone(bearer),
@@ -206,6 +207,11 @@ impl Known {
             renew_at: now + life / 2,
             is_renewing: AtomicBool::new(false),
         })
+    }
+
+    /// What is kept of an owner and not over, at this time.
+    fn fresh(&self, owner: &TokenOwner, now: Instant) -> Option<Arc<Kept>> {
+        self.kept.get(&PlaceOf(owner)).filter(|kept| kept.owner == *owner && kept.until > now)
     }
 }
 
@@ -228,20 +234,17 @@ impl Cached {
             now: Instant::now,
             clock: UnixTime::now,
         };
-        Self { inner, known: Arc::new(known), shares: Shares::new(limits), calls, now: Instant::now }
+        Self { inner, known: Arc::new(known), shares: Shares::new(limits), calls }
     }
 
     /// The owner's token, if it is here. One that is no longer young is looked up again behind the caller's back; where
     /// that fails, it stays to its end.
     pub fn cached(&self, owner: &TokenOwner) -> Option<Arc<Bearer>> {
-        let kept = self.known.kept.get(&PlaceOf(owner))?;
-        let now = (self.now)();
-        if kept.owner != *owner || kept.until <= now {
-            return None;
-        }
+        let now = (self.known.now)();
+        let kept = self.known.fresh(owner, now)?;
         if kept.renew_at <= now && !kept.is_renewing.swap(true, Relaxed) {
             // It is no request's own call, and so of no request's trace.
-            let begun = self.look_up(owner, &Trace::default());
+            let begun = self.begin(self.known.lock(), owner, &Trace::default());
             kept.is_renewing.store(begun.is_ok(), Relaxed);
         }
         Some(Arc::clone(&kept.bearer))
@@ -252,14 +255,27 @@ impl Cached {
     /// # Errors
     /// Where one would have to begin, and as many are under way as may be: whose part is in use.
     pub fn look_up(&self, owner: &TokenOwner, trace: &Trace) -> Result<LookUp, UsedUp> {
+        let under_way = self.known.lock();
+        // One that ended since the caller saw that there is no token.
+        if let Some(kept) = self.known.fresh(owner, (self.known.now)()) {
+            return Ok(ready(Ok(Arc::clone(&kept.bearer))).boxed().shared());
+        }
+        self.begin(under_way, owner, trace)
+    }
+
+    fn begin(
+        &self,
+        mut under_way: MutexGuard<'_, UnderWay>,
+        owner: &TokenOwner,
+        trace: &Trace,
+    ) -> Result<LookUp, UsedUp> {
         let place = Place(owner.clone());
-        let mut under_way = self.known.lock();
         if let Some(begun) = under_way.by_place.get(&place).filter(|begun| begun.owner == *owner) {
             return Ok(begun.look_up.clone());
         }
         let share = self.shares.take(Some(&owner.user), &owner.upstream.url)?;
         under_way.begun += 1;
-        let number = under_way.begun;
+        let (number, at) = (under_way.begun, (self.known.now)());
         let (inner, known, of, trace) =
             (Arc::clone(&self.inner), Arc::clone(&self.known), owner.clone(), trace.clone());
         // A task of its own: others may wait for it when the one who began it leaves, and a bug in it ends it alone.
@@ -278,7 +294,7 @@ impl Cached {
             async move { task.await.unwrap_or_else(|_| Err(unavailable("the look-up was ended: this process stops"))) }
                 .boxed()
                 .shared();
-        let begun = Begun { number, owner: owner.clone(), look_up: look_up.clone(), keeps: true };
+        let begun = Begun { number, at, owner: owner.clone(), look_up: look_up.clone(), keeps: true };
         under_way.by_place.insert(place, begun);
         Ok(look_up)
     }
@@ -461,7 +477,6 @@ mod tests {
             known: Arc::new(known),
             shares: Shares::new(limits),
             calls: TaskTracker::new(),
-            now,
         };
         (Arc::new(cached), fake)
     }
@@ -557,6 +572,38 @@ mod tests {
             assert_eq!(look_up.await.map(|bearer| text(&bearer)), is("token-1"));
         }
         assert_eq!(fake.calls(), 1);
+    }
+
+    /// The same on many threads, where one may end between another's look and its call.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn none_comes_between() {
+        let (cached, fake) = cached(FIVE, MANY);
+        let all: Vec<_> = (0..1000)
+            .map(|_| {
+                let cached = Arc::clone(&cached);
+                tokio::spawn(async move { get(&cached, &owner()).await })
+            })
+            .collect();
+        for one in all {
+            assert_eq!(one.await.expect("no panic"), is("token-1"));
+        }
+        assert_eq!(fake.calls(), 1);
+    }
+
+    /// What takes long to look up may be long gone where it was found.
+    #[tokio::test]
+    async fn its_time_begins_with_its_look_up() {
+        for (takes, kept_until) in [(3000, Some(5000)), (5000, None), (8000, None)] {
+            let (cached, fake) = cached(FIVE, MANY);
+            close(&fake);
+            let look_up = cached.look_up(&owner(), &Trace::default()).expect("a share");
+            at(takes);
+            fake.gate.add_permits(1);
+            assert_eq!(look_up.await.map(|bearer| text(&bearer)), is("token-1"));
+            assert_eq!(cached.cached(&owner()).is_some(), kept_until.is_some(), "{takes}");
+            at(kept_until.unwrap_or(takes));
+            assert!(cached.cached(&owner()).is_none(), "{takes}");
+        }
     }
 
     /// Whoever began a look-up may leave: it goes on for the others, and where none is left, for those to come.
