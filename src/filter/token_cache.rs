@@ -494,7 +494,7 @@ mod tests {
         TokenOwner {
             user: User::Subject { issuer: "i".to_owned(), subject: "anna".to_owned() },
             client_id: ClientId::new("https://a.example/c"),
-            upstream: Upstream { url: "https://u.example/mcp".to_owned(), authorization_server: None },
+            upstream: Upstream { url: "https://u.example/mcp".to_owned(), authorization_server: None, resource: None },
         }
     }
 
@@ -771,6 +771,7 @@ mod tests {
         let upstream = |url: &str, issuer: Option<&str>| Upstream {
             url: url.to_owned(),
             authorization_server: issuer.map(str::to_owned),
+            resource: None,
         };
         let owners = [
             owner(),
@@ -813,7 +814,7 @@ mod tests {
         let of = |subject: &str, route: &str, server: &str| TokenOwner {
             user: User::Subject { issuer: "i".to_owned(), subject: subject.to_owned() },
             client_id: ClientId::new(route),
-            upstream: Upstream { url: server.to_owned(), authorization_server: None },
+            upstream: Upstream { url: server.to_owned(), authorization_server: None, resource: None },
         };
         let begin = |owner| cached.look_up(&owner, &Trace::default()).map(drop);
         assert_eq!(begin(of("anna", "a", "slow")), Ok(()));
