@@ -1,5 +1,9 @@
 //! Envoy's protocol: messages in, answers out.
 
 pub(crate) mod codec;
+pub mod conversation;
 pub mod ext_proc;
-pub mod proto;
+pub mod read;
+pub mod roles;
+pub mod server;
+mod write;

@@ -1,17 +1,13 @@
 //! One Envoy with a listener for each variant, all made from what `envoy-cimd envoy-config` prints.
 
-use envoy_cimd::edge::ext_proc::answer;
-use envoy_types::pb::envoy::service::ext_proc::v3::{
-    ImmediateResponse, ProcessingResponse, processing_response::Response,
-};
-use prost::Message;
+use envoy_types::pb::envoy::service::ext_proc::v3::{ImmediateResponse, processing_response::Response};
 use serde_json::{Value, json};
 
 use crate::{
     executable,
     stack::{
         Certificates,
-        in_process::{DOCUMENT, document_of, endpoints, read},
+        in_process::{DOCUMENT, answer, document_of, endpoints},
     },
 };
 
@@ -49,9 +45,7 @@ pub fn many_routes(routes: usize) -> String {
 
 /// What `envoy-cimd` answers for the document of a host.
 pub fn document(host: &str) -> ImmediateResponse {
-    let message = read(&document_of(&format!("https://{host}")));
-    let (answer, _) = answer(&endpoints(), &message).expect("an answer");
-    match ProcessingResponse::decode(&answer.encode_to_vec()[..]).expect("a message of Envoy's").response {
+    match answer(&endpoints(), document_of(&format!("https://{host}"))).response {
         Some(Response::ImmediateResponse(document)) => document,
         other => panic!("a document, not {other:?}"),
     }

@@ -1,24 +1,23 @@
 //! The floor: an external processor that reads what Envoy sends, and answers the same each time.
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
-//! answer made, and the stream left open until Envoy closes it. It is a process of its own, with our allocator, our
-//! link-time optimization and our runtime.
+//! answer made, and the stream left open until Envoy closes it. It has our gRPC service and codec, and is a process of its
+//! own, with our allocator, our link-time optimization and our runtime.
 
 use std::{
+    future::{Ready, ready},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use envoy_cimd::net::grpc::server;
+use envoy_cimd::{edge::server::Server, net::grpc::server};
 use envoy_types::pb::envoy::service::ext_proc::v3::{
-    ProcessingRequest, ProcessingResponse,
-    external_processor_server::{ExternalProcessor, ExternalProcessorServer},
-    processing_response::Response,
+    ProcessingRequest, ProcessingResponse, processing_response::Response,
 };
 use futures_util::Stream;
 use serde_json::json;
-use tonic::{Status, Streaming, transport::server::TcpIncoming};
+use tonic::{Status, Streaming, server::StreamingService, transport::server::TcpIncoming};
 
 use crate::{
     configuration::{document, host},
@@ -51,22 +50,21 @@ pub async fn serve() {
         ..ProcessingResponse::default()
     };
     let (_health, health_service) = tonic_health::server::health_reporter();
-    let floor = ExternalProcessorServer::new(Constant(Arc::new(answer)));
+    let floor = Server::new(Constant(Arc::new(answer)));
     server().add_service(floor).add_service(health_service).serve_with_incoming(incoming).await.expect("it serves");
 }
 
+#[derive(Clone)]
 struct Constant(Arc<ProcessingResponse>);
 
-#[tonic::async_trait]
-impl ExternalProcessor for Constant {
-    type ProcessStream = Answers;
+impl StreamingService<ProcessingRequest> for Constant {
+    type Response = ProcessingResponse;
+    type ResponseStream = Answers;
+    type Future = Ready<Result<tonic::Response<Answers>, Status>>;
 
-    async fn process(
-        &self,
-        request: tonic::Request<Streaming<ProcessingRequest>>,
-    ) -> Result<tonic::Response<Answers>, Status> {
+    fn call(&mut self, request: tonic::Request<Streaming<ProcessingRequest>>) -> Self::Future {
         let answers = Answers { answer: Arc::clone(&self.0), messages: request.into_inner(), replied: false };
-        Ok(tonic::Response::new(answers))
+        ready(Ok(tonic::Response::new(answers)))
     }
 }
 

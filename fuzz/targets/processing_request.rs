@@ -25,10 +25,9 @@ use envoy_cimd::{
         tokens::TokenOwner,
     },
     edge::{
-        ext_proc::ExtProc,
-        proto::{
-            self, external_processor_server::ExternalProcessorServer, processing_request::Request::RequestHeaders,
-        },
+        ext_proc::{ExtProc, Shared},
+        roles::Roles,
+        server::Server,
     },
     filter::{
         browser::BrowserCookie,
@@ -109,9 +108,8 @@ fuzz_target!(|data: &[u8]| {
     FAKE.completed.store(false, Relaxed);
     FAKE.disconnected.store(false, Relaxed);
     let (answers, ended_well) = RUNTIME.block_on(exchange(&message));
-    let Ok(read) = proto::ProcessingRequest::decode(&message[..]) else {
+    let Ok(read) = ProcessingRequest::decode(&message[..]) else {
         assert!(answers.is_empty() && !ended_well, "Envoy would take that for consent");
-        assert!(ProcessingRequest::decode(&message[..]).is_err(), "Envoy could have sent it");
         return;
     };
     assert_eq!(ended_well, read.request.is_some());
@@ -201,7 +199,13 @@ async fn exchange(message: &[u8]) -> (Vec<ProcessingResponse>, bool) {
     let request = http::Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Process")
         .body(Full::new(Bytes::from(frame.repeat(2))))
         .expect("a request");
-    let server = ExternalProcessorServer::new(ExtProc::new(ENDPOINTS.clone(), Default::default()));
+    let shared = Shared {
+        metrics: ENDPOINTS.metrics.clone(),
+        refusals: ENDPOINTS.refusals.clone(),
+        users: ENDPOINTS.tools.users.source().cloned(),
+    };
+    let roles = Roles { endpoints: Some(ENDPOINTS.clone()), traffic: None };
+    let server = Server::new(ExtProc::new(roles, shared, Default::default()));
     let response = server.oneshot(request).await.expect("an answer");
     let mut status = response.headers().get("grpc-status").cloned();
     let mut body = response.into_body();
@@ -262,14 +266,13 @@ fn written(lines: &[u8]) -> ProcessingRequest {
 struct Headers(Vec<(String, String)>);
 
 impl Headers {
-    fn of(message: &proto::ProcessingRequest) -> Self {
-        let Some(RequestHeaders(proto::HttpHeaders { headers: Some(map) })) = &message.request else {
+    fn of(message: &ProcessingRequest) -> Self {
+        let Some(Phase::RequestHeaders(HttpHeaders { headers: Some(map), .. })) = &message.request else {
             return Self(Vec::new());
         };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let pair = |header: &proto::HeaderValue| {
-            let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
-            (text(&header.key), text(value))
+        let pair = |header: &HeaderValue| {
+            let value = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
+            (header.key.clone(), String::from_utf8_lossy(value).into_owned())
         };
         Self(map.headers.iter().map(pair).collect())
     }
@@ -284,17 +287,16 @@ impl Headers {
 
     /// Whether Envoy, with the printed configuration for the route of these attributes, would bring it to us: an exact
     /// path, without the query, under the path of a `from` that is one.
-    fn is_routed_to_us(&self, message: &proto::ProcessingRequest) -> bool {
+    fn is_routed_to_us(&self, message: &ProcessingRequest) -> bool {
         let from = || {
-            let mut ours = message.attributes.iter().rev().filter(|entry| entry.key == "envoy.filters.http.ext_proc");
-            let mut values = ours.next()?.value.as_ref()?.fields.iter().rev();
-            let entry = values.find(|entry| entry.key == "xds.route_metadata.filter_metadata['envoy_cimd']['from']")?;
-            match entry.value.as_ref()?.kind.as_ref()? {
-                proto::value::Kind::StringValue(text) => std::str::from_utf8(text).ok()?.parse::<PublicUrl>().ok(),
+            let values = &message.attributes.get("envoy.filters.http.ext_proc")?.fields;
+            let from = values.get("xds.route_metadata.filter_metadata['envoy_cimd']['from']")?;
+            match from.kind.as_ref()? {
+                Kind::StringValue(text) => text.parse::<PublicUrl>().ok(),
                 _ => None,
             }
         };
-        let is_headers = matches!(&message.request, Some(RequestHeaders(_))) && !message.observability_mode;
+        let is_headers = matches!(&message.request, Some(Phase::RequestHeaders(_))) && !message.observability_mode;
         let (Some(from), paths) = (from(), Paths::default()) else { return false };
         is_headers && Endpoint::ALL.into_iter().any(|endpoint| paths.on(&from, endpoint) == self.path())
     }

@@ -16,7 +16,7 @@ use super::{
     shared_hosts::several_ports,
 };
 use crate::{
-    edge::ext_proc::ATTRIBUTES,
+    edge::read::ATTRIBUTES,
     filter::request::Header,
     model::{
         origin::Origin,

@@ -9,7 +9,7 @@ use crate::net::listen::ListenAddr;
 
 /// The roles of the listener, of which there is at least one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Roles {
+pub struct Served {
     pub endpoints: bool,
     pub traffic: bool,
     /// Why there is no traffic, where nobody said that there should be none.
@@ -21,7 +21,7 @@ pub struct Roles {
 /// # Errors
 /// Where they ask for traffic, and it must not or cannot be served; where they name a role twice, or the address cannot be
 /// resolved.
-pub async fn roles(settings: &Serve) -> anyhow::Result<Roles> {
+pub async fn roles(settings: &Serve) -> anyhow::Result<Served> {
     let traffic = &settings.traffic;
     let named = traffic.roles()?;
     // Whoever says where tokens come from, or allows them where they would not be, wants them.
@@ -30,7 +30,7 @@ pub async fn roles(settings: &Serve) -> anyhow::Result<Roles> {
             if traffic.tokens.is_some() {
                 bail!("--tokens is for the role traffic, which --roles leaves out");
             }
-            return Ok(Roles { endpoints: true, traffic: false, left_out: None });
+            return Ok(Served { endpoints: true, traffic: false, left_out: None });
         }
         Some(_) => Some("--roles traffic"),
         None if traffic.tokens.is_some() => Some("--tokens"),
@@ -42,7 +42,7 @@ pub async fn roles(settings: &Serve) -> anyhow::Result<Roles> {
         bail!("{flag}: {reason}");
     }
     let endpoints = named.is_none_or(|named| named.contains(&Role::Endpoints));
-    Ok(Roles { endpoints, traffic: left_out.is_none(), left_out })
+    Ok(Served { endpoints, traffic: left_out.is_none(), left_out })
 }
 
 /// Why traffic is not to be served with these settings.
@@ -79,7 +79,7 @@ async fn fault(settings: &Serve) -> anyhow::Result<Option<String>> {
     })
 }
 
-impl fmt::Display for Roles {
+impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.endpoints, self.traffic) {
             (true, true) => "endpoints, traffic",

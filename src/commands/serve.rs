@@ -10,13 +10,13 @@ use anyhow::{Context, bail};
 use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
+use tonic::{server::NamedService, service::Routes};
 use zeroize::Zeroizing;
 
 use super::{
     config_file::ConfigFile,
     listeners::{TokensListener, main_tls},
-    roles::{Roles, roles},
+    roles::{Served, roles},
     running::Process,
     settings::{
         parse::{LoadedFile, setting_keys},
@@ -29,11 +29,12 @@ use crate::{
         traced::Traced,
     },
     edge::{
-        ext_proc::ExtProc,
-        proto::external_processor_server::{ExternalProcessorServer, SERVICE_NAME},
+        ext_proc::{ExtProc, Shared},
+        roles::Roles,
+        server::Server,
     },
     exchange::embedded::Embedded,
-    filter::{endpoint::Endpoints, refusal_log::RefusalLog, state::StateKeys},
+    filter::{endpoint::Endpoints, refusal_log::RefusalLog, state::StateKeys, traffic::Traffic},
     model::{
         route::RouteTable,
         secret::{Key, parse_keys, random},
@@ -180,9 +181,13 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
     let kind = exchange.side.kind();
     exchange.choreographer = traced(&traces, kind.clone(), exchange.choreographer);
+    let (mut endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
     let tokens_of_users = exchange.tokens.take().filter(|_| roles.traffic);
-    let _tokens_of_users = tokens_of_users.map(|tokens| traced_tokens(&traces, kind, tokens));
-    let (endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
+    let kept = tokens_of_users.map(|tokens| {
+        let tokens = traced_tokens(&traces, kind, tokens);
+        settings.traffic.config().cached(tokens, settings.limits.calls(), endpoints.calls.clone())
+    });
+    endpoints.tools.tokens = kept.clone();
     let endpoints = Arc::new(endpoints);
     tracing::info!(%roles, left_out = roles.left_out, "what is served");
     warn_of(&settings, &roles);
@@ -200,8 +205,13 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     match exchange.side {
         Side::Here(embedded, listener) => {
             calls.push(embedded.tokens.calls.clone());
-            let handed_out = |tokens| traced_tokens(&traces, SpanKind::Server, Arc::new(tokens));
-            tokens = listener.map(|listener| listener.serving(handed_out(embedded.tokens)));
+            // What others end through this listener is forgotten for MCP traffic as well.
+            let handed_out: Arc<dyn UpstreamTokens> = match &kept {
+                Some(kept) => Arc::clone(kept) as _,
+                None => Arc::new(embedded.tokens),
+            };
+            let handed_out = traced_tokens(&traces, SpanKind::Server, handed_out);
+            tokens = listener.map(|listener| listener.serving(handed_out));
         }
         Side::There(connections) => {
             for tls in connections {
@@ -209,7 +219,14 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
             }
         }
     }
-    let ext_proc = ExternalProcessorServer::new(ExtProc::new(Arc::clone(&endpoints), settings.streams()));
+    let shared = Shared {
+        metrics: Arc::clone(&endpoints.metrics),
+        refusals: Arc::clone(&endpoints.refusals),
+        users: endpoints.tools.users.source().cloned(),
+    };
+    let traffic = kept.map(|kept| Arc::new(Traffic::new(settings.traffic.config(), &endpoints, kept)) as _);
+    let roles = Roles { endpoints: roles.endpoints.then(|| Arc::clone(&endpoints) as _), traffic };
+    let ext_proc = Server::new(ExtProc::new(roles, shared, settings.streams()));
     let process = Process {
         main: GrpcListener {
             name: "ext_proc",
@@ -219,7 +236,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
             tls,
             routes: Routes::new(ext_proc),
         },
-        service: SERVICE_NAME,
+        service: Server::<ExtProc>::NAME,
         admin_listen: &settings.admin_listen,
         stop: settings.process.stop(),
         log,
@@ -246,7 +263,7 @@ fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
 }
 
 /// What is allowed, and should not go unnoticed.
-fn warn_of(settings: &Serve, roles: &Roles) {
+fn warn_of(settings: &Serve, roles: &Served) {
     if roles.traffic {
         match settings.listen {
             ListenAddr::Tcp { .. } if !settings.process.tls.is_given() => {

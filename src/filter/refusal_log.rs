@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{outcome::Outcome, refusal::Refusal};
-use crate::telemetry::throttle::Throttle;
+use crate::telemetry::{metrics::RefusedStream, throttle::Throttle};
 
 /// How many misconfigured routes have lines of their own in a second. A request may name any host, so there is an end.
 const ROUTES: usize = 32;
@@ -43,8 +43,8 @@ impl RefusalLog {
     }
 
     /// The same for a stream that was refused before anything of its request was known.
-    pub fn note_stream(&self) {
-        let label = "too_many_streams";
+    pub fn note_stream(&self, reason: RefusedStream) {
+        let label = reason.label();
         if let Some(unlogged) = self.due(label, Instant::now()) {
             tracing::warn!(label, unlogged, "refused");
         }

@@ -20,7 +20,7 @@ pub struct Metrics {
     pub handed_out: Counter,
     pub streams: Gauge,
     pub broken_streams: Counter,
-    pub refused_streams: Counter,
+    refused_streams: Family<StreamLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     reload_ok: Family<FileLabels, Gauge>,
     refreshes: Family<RefreshLabels, Counter>,
@@ -29,6 +29,29 @@ pub struct Metrics {
 /// The files that are read again.
 const FILES: [&str; 6] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls", "tokens_client_tls"];
 
+/// Why a stream is refused before anything of its request is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedStream {
+    /// `--max-streams` are open.
+    TooMany,
+    /// It is for a role that there is not.
+    UnknownRole,
+    /// It is for a role that its listener does not serve.
+    RoleNotServed,
+}
+
+impl RefusedStream {
+    const ALL: [Self; 3] = [Self::TooMany, Self::UnknownRole, Self::RoleNotServed];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::TooMany => "too_many_streams",
+            Self::UnknownRole => "unknown_role",
+            Self::RoleNotServed => "role_not_served",
+        }
+    }
+}
+
 /// What becomes of a refresh.
 const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
 
@@ -36,6 +59,11 @@ const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
 struct RequestLabels {
     endpoint: &'static str,
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StreamLabels {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -62,7 +90,7 @@ impl Default for Metrics {
         let handed_out = Counter::<u64, AtomicU64>::default();
         let streams = Gauge::default();
         let broken_streams = Counter::<u64, AtomicU64>::default();
-        let refused_streams = Counter::<u64, AtomicU64>::default();
+        let refused_streams = Family::default();
         let reloads = Family::default();
         let reload_ok = Family::default();
         let refreshes = Family::default();
@@ -86,7 +114,7 @@ impl Default for Metrics {
         );
         registry.register(
             "refused_streams",
-            "ext_proc streams that were refused because --max-streams were open",
+            "ext_proc streams that were refused before anything of their request was read, by reason",
             refused_streams.clone(),
         );
         registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
@@ -121,6 +149,9 @@ impl Default for Metrics {
             }
             metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
         }
+        for reason in RefusedStream::ALL.map(RefusedStream::label) {
+            drop(metrics.refused_streams.get_or_create(&StreamLabels { reason }));
+        }
         for result in REFRESHES {
             drop(metrics.refreshes.get_or_create(&RefreshLabels { result }));
         }
@@ -139,6 +170,11 @@ impl Metrics {
     /// Counts an answer; `outcome` is its label.
     pub fn answered(&self, part: impl Into<Part>, outcome: &'static str) {
         self.requests.get_or_create(&RequestLabels { endpoint: part.into().name(), outcome }).inc();
+    }
+
+    /// Counts a stream that was refused.
+    pub fn refused_stream(&self, reason: RefusedStream) {
+        self.refused_streams.get_or_create(&StreamLabels { reason: reason.label() }).inc();
     }
 
     /// Counts a reading of files after a change, and whether they were good.

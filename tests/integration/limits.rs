@@ -65,7 +65,7 @@ async fn streams() {
     assert_eq!(third.expect_err("refused").code(), Code::ResourceExhausted);
     let answer = world.https().send(Version::HTTP_2, Call::get(NOTES, DOCUMENT)).await.expect("an answer");
     assert_eq!(answer.status, 503, "{answer:?}");
-    assert_eq!(world.metric("envoy_cimd_refused_streams_total").await, Some(2));
+    assert_eq!(world.metric("envoy_cimd_refused_streams_total{reason=\"too_many_streams\"}").await, Some(2));
     world.cimd.process.line(|line| line.contains("too_many_streams").then_some(())).await;
     drop(first);
     while world.metric("envoy_cimd_streams").await > Some(1) {
@@ -239,7 +239,7 @@ async fn streams_of_one_user() {
             tokio::task::yield_now().await;
         }
     }
-    assert_eq!(flows.world.metric("envoy_cimd_refused_streams_total").await, Some(0));
+    assert_eq!(flows.world.metric("envoy_cimd_refused_streams_total{reason=\"too_many_streams\"}").await, Some(0));
     flows.fake.release();
     for answer in waiting {
         assert_eq!(answer.await.expect("it ends").status, 303);

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use envoy_cimd::{
     contract::choreographer::Choreographer,
-    edge::ext_proc::answer,
     exchange::embedded::{self, Embedded},
     filter::{
         endpoint::{Config, Endpoints},
@@ -18,6 +17,7 @@ use envoy_cimd::{
     },
     store::vault,
 };
+use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;
 use http::Version;
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ use crate::{
     raw_http2,
     stack::{
         Answered, Call, Client, Envoy,
-        in_process::{CALLBACK, DOCUMENT, attribute, message, read},
+        in_process::{CALLBACK, DOCUMENT, answer, attribute, message},
     },
     world::{
         DISCONNECT, START, Wish, World, executable, http_filters, list, manager, run, virtual_hosts, without_metadata,
@@ -258,7 +258,7 @@ fn which_paths_are_ours() {
         Arc::new(Embedded::new(embedded::Config { store, ..embedded::Config::default() }).expect("good settings"));
     let config = Config { users: Users::Single, ..Config::default() };
     let keys = StateKeys::new(vec![Key::new([1; 32])]);
-    let endpoints = Endpoints::new(config, table, keys, embedded, Arc::default(), Default::default());
+    let endpoints = Arc::new(Endpoints::new(config, table, keys, embedded, Arc::default(), Default::default()));
     let (linear, no_attributes) = ("https://notes.localhost/linear", None);
     for (authority, path, from, expected) in [
         // The config file's.
@@ -294,9 +294,8 @@ fn which_paths_are_ours() {
     ] {
         let pairs = [(":method", "GET"), (":path", path.as_str()), (":authority", authority), (":scheme", "https")];
         let attributes: Vec<_> = from.map(|from| (attribute("route", "from"), from)).into_iter().collect();
-        let (response, _) = answer(&endpoints, &read(&message(&pairs, &attributes))).expect("an answer");
-        let label = match response.response {
-            Some(envoy_cimd::edge::proto::processing_response::Response::ImmediateResponse(reply)) => reply.details,
+        let label = match answer(&endpoints, message(&pairs, &attributes)).response {
+            Some(Response::ImmediateResponse(reply)) => reply.details,
             _ => String::new(),
         };
         assert_eq!(label.trim_start_matches("envoy_cimd_"), expected, "{authority}{path} {from:?}");

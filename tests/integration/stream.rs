@@ -1,42 +1,33 @@
 //! The gRPC edge over an in-memory connection: a real `Process` stream, message by message.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use bytes::Bytes;
 
 use envoy_cimd::{
-    edge::{
-        ext_proc::{Config, ExtProc},
-        proto::external_processor_server::ExternalProcessorServer,
-    },
+    edge::{roles::ROLE_KEY, server::MAX_MESSAGE},
     filter::endpoint::Endpoints,
     model::public_url::PublicUrl,
 };
-use envoy_types::pb::{
-    envoy::{
-        config::core::v3::Metadata,
-        service::ext_proc::v3::{
-            HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest, ProcessingResponse,
-            ProtocolConfiguration, external_processor_client::ExternalProcessorClient,
-            processing_request::Request as Phase, processing_response::Response,
-        },
-    },
-    google::protobuf::{Any, ListValue, Struct, Value, value::Kind},
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest,
+    external_processor_client::ExternalProcessorClient, processing_request::Request as Phase,
+    processing_response::Response,
 };
-use http::uri::PathAndQuery;
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use prost::Message;
-use prost_types::FieldDescriptorProto;
 use tonic::{Code, Status, transport::Channel};
-use tonic_prost::ProstCodec;
+use tower::ServiceExt;
 use url::{Position, Url};
 
-use crate::stack::in_process::{CALLBACK, DOCUMENT, attribute, document_of, endpoints, headers, message, read};
+use crate::stack::in_process::{CALLBACK, DOCUMENT, attribute, document_of, endpoints, headers, message, service};
 
 /// A connection to a real server, over memory.
-async fn channel(endpoints: Arc<Endpoints>) -> Channel {
+async fn channel(endpoints: &Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let server = envoy_cimd::net::grpc::server()
-        .add_service(ExternalProcessorServer::new(ExtProc::new(endpoints, Config::default())));
+    let server = envoy_cimd::net::grpc::server().add_service(service(endpoints));
     tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
     let mut ours = Some(TokioIo::new(ours));
     let connector = tower::service_fn(move |_| {
@@ -48,7 +39,7 @@ async fn channel(endpoints: Arc<Endpoints>) -> Channel {
 }
 
 pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {
-    ExternalProcessorClient::new(channel(endpoints).await)
+    ExternalProcessorClient::new(channel(&endpoints).await)
 }
 
 fn phase(phase: Phase) -> ProcessingRequest {
@@ -118,54 +109,6 @@ async fn each_phase_is_answered_in_kind() {
     assert!(untouched, "nothing is changed: {responses:?}");
 }
 
-/// What we read of Envoy's messages is as Envoy wrote it, and the rest is skipped: written again, Envoy's own types find
-/// the one in it without the other.
-#[test]
-fn our_part_of_the_contract_is_envoys() {
-    let message = |phase, list, rest: bool| {
-        let value = |kind| Value { kind: Some(kind) };
-        let inner = Struct { fields: [("text".to_owned(), value(Kind::StringValue("a".to_owned())))].into() };
-        let kinds = [
-            ("none", Value::default()),
-            ("null", value(Kind::NullValue(0))),
-            ("number", value(Kind::NumberValue(1.5))),
-            ("bool", value(Kind::BoolValue(true))),
-            ("list", value(Kind::ListValue(list))),
-            ("struct", value(Kind::StructValue(inner))),
-        ];
-        let fields = Struct { fields: kinds.map(|(key, value)| (key.to_owned(), value)).into() };
-        let maps = HashMap::from([("a".to_owned(), fields), ("b".to_owned(), Struct::default())]);
-        let typed = rest.then(|| ("c".to_owned(), Any { type_url: "d".to_owned(), value: vec![1] }));
-        ProcessingRequest {
-            request: Some(phase),
-            attributes: maps.clone(),
-            metadata_context: Some(Metadata {
-                filter_metadata: maps,
-                typed_filter_metadata: typed.into_iter().collect(),
-            }),
-            observability_mode: true,
-            protocol_config: rest.then(|| ProtocolConfiguration { request_body_mode: 1, ..Default::default() }),
-            ..ProcessingRequest::default()
-        }
-    };
-    let read_headers = || HttpHeaders { end_of_stream: false, ..headers(&[(":path", "/"), ("cookie", "a=\u{fc}")]) };
-    let all_headers = || HttpHeaders { end_of_stream: true, ..read_headers() };
-    let body = || HttpBody { body: b"a body".into(), end_of_stream: true, ..HttpBody::default() };
-    let trailers = || HttpTrailers { trailers: read_headers().headers };
-    for (written, read_of_it) in [
-        (Phase::RequestHeaders(all_headers()), Phase::RequestHeaders(read_headers())),
-        (Phase::ResponseHeaders(all_headers()), Phase::ResponseHeaders(HttpHeaders::default())),
-        (Phase::RequestBody(body()), Phase::RequestBody(HttpBody::default())),
-        (Phase::ResponseBody(body()), Phase::ResponseBody(HttpBody::default())),
-        (Phase::RequestTrailers(trailers()), Phase::RequestTrailers(HttpTrailers::default())),
-        (Phase::ResponseTrailers(trailers()), Phase::ResponseTrailers(HttpTrailers::default())),
-    ] {
-        let list = ListValue { values: vec![Value { kind: Some(Kind::NumberValue(1.0)) }] };
-        let again = read(&message(written, list, true)).encode_to_vec();
-        assert_eq!(ProcessingRequest::decode(&again[..]), Ok(message(read_of_it, ListValue::default(), false)));
-    }
-}
-
 /// An earlier filter replied: Envoy sends the response alone.
 #[tokio::test]
 async fn a_stream_without_request_headers_passes() {
@@ -197,22 +140,81 @@ async fn an_envoy_that_only_watches_gets_nothing_done() {
     assert!(matches!(&responses[..], [Response::RequestHeaders(_)]), "{responses:?}");
 }
 
+/// What comes of one message as bytes: the answers, and the status that the stream ends with.
+async fn raw(endpoints: &Arc<Endpoints>, length: usize, message: &[u8]) -> (Bytes, Option<Code>) {
+    let length = u32::try_from(length).expect("a length").to_be_bytes();
+    let frame = [&[0], &length[..], message].concat();
+    let path = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+    let request = http::Request::post(path).body(Full::new(Bytes::from(frame))).expect("a request");
+    let Ok(response) = service(endpoints).oneshot(request).await;
+    let at_once = Status::from_header_map(response.headers());
+    let body = response.into_body().collect().await.expect("a body");
+    let status = body.trailers().and_then(Status::from_header_map).or(at_once);
+    (body.to_bytes(), status.map(|status| status.code()))
+}
+
 /// A message that cannot be read ends the stream with an error: to end it well would be to let the request go on.
 #[tokio::test]
 async fn a_message_that_cannot_be_read_is_an_error() {
     let endpoints = endpoints();
-    let mut raw = tonic::client::Grpc::new(channel(Arc::clone(&endpoints)).await);
-    raw.ready().await.expect("ready");
-    // A message of another type, whose third field is a number where the filter's is a message.
-    let message = FieldDescriptorProto { number: Some(1), ..FieldDescriptorProto::default() };
-    let codec = ProstCodec::<FieldDescriptorProto, ProcessingResponse>::default();
-    let path = PathAndQuery::from_static("/envoy.service.ext_proc.v3.ExternalProcessor/Process");
-    let ended = match raw.streaming(tonic::Request::new(tokio_stream::once(message)), path, codec).await {
-        Ok(answers) => answers.into_inner().message().await.err(),
-        Err(status) => Some(status),
-    };
-    assert!(ended.is_some(), "it did not end well");
-    assert_eq!(endpoints.metrics.broken_streams.get(), 1);
+    let good = document_of("https://a.example").encode_to_vec();
+    let (answers, status) = raw(&endpoints, good.len(), &good).await;
+    assert!(!answers.is_empty() && status == Some(Code::Ok), "{status:?}");
+    // A text that is no UTF-8, wherever it is: in the name of a header, a key of metadata, or a value.
+    let name = good.windows(5).position(|bytes| bytes == b":path").expect("the name of a header");
+    let key = good.windows(19).position(|bytes| bytes == b"xds.route_metadata.").expect("an attribute");
+    let value = good.windows(17).position(|bytes| bytes == b"https://a.example").expect("its value");
+    let no_text = [name, key, value].map(|place| {
+        let mut message = good.clone();
+        message[place] = 0xff;
+        message
+    });
+    // Headers are message 2 of the phases: here a number; and cut off.
+    let others = [vec![0x10, 1], good[..good.len() - 1].to_vec()];
+    let mut broken = 0;
+    for message in no_text.iter().chain(&others) {
+        let (answers, status) = raw(&endpoints, message.len(), message).await;
+        assert!(answers.is_empty() && status.is_some_and(|code| code != Code::Ok), "{status:?}");
+        broken += 1;
+        assert_eq!(endpoints.metrics.broken_streams.get(), broken);
+    }
+    // Longer than may be, which is known before it is there.
+    let (answers, status) = raw(&endpoints, MAX_MESSAGE + 1, &[]).await;
+    assert!(answers.is_empty() && status == Some(Code::OutOfRange), "{status:?}");
+    assert_eq!(endpoints.metrics.streams.get(), 0, "no stream is left open");
+}
+
+/// Envoy's filter says which role it has. One that this listener does not serve ends before a message is read.
+#[tokio::test]
+async fn a_role_that_is_not_served_is_refused() {
+    let endpoints = endpoints();
+    for (roles, code) in [
+        (&["endpoints"][..], None),
+        (&["traffic"], Some(Code::PermissionDenied)),
+        (&["refuse"], Some(Code::InvalidArgument)),
+        (&["endpoints", "endpoints"], Some(Code::InvalidArgument)),
+    ] {
+        let mut request = tonic::Request::new(tokio_stream::once(document_of("https://a.example")));
+        for role in roles {
+            request.metadata_mut().append(ROLE_KEY, role.parse().expect("ASCII"));
+        }
+        let answer = client(Arc::clone(&endpoints)).await.process(request).await;
+        assert_eq!(answer.err().map(|status| status.code()), code, "{roles:?}");
+    }
+    let text = endpoints.metrics.text();
+    for counted in ["role_not_served\"} 1", "unknown_role\"} 2", "too_many_streams\"} 0"] {
+        assert!(text.contains(&format!("envoy_cimd_refused_streams_total{{reason=\"{counted}\n")), "{text}");
+    }
+}
+
+/// There is one method.
+#[tokio::test]
+async fn another_method_is_unimplemented() {
+    let request = http::Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Processes");
+    let request = request.body(Full::new(Bytes::new())).expect("a request");
+    let Ok(response) = service(&endpoints()).oneshot(request).await;
+    let status = Status::from_header_map(response.headers()).expect("a status");
+    assert_eq!(status.code(), Code::Unimplemented);
 }
 
 #[tokio::test]

@@ -4,7 +4,12 @@ use std::{collections::HashMap, sync::Arc};
 
 use envoy_cimd::{
     contract::tokens::TokenOwner,
-    edge::proto,
+    edge::{
+        conversation::Conversation,
+        ext_proc::{Config, ExtProc, Shared},
+        roles::{RoleName, Roles},
+        server::Server,
+    },
     exchange::embedded::{self, Embedded},
     filter::{
         browser::BrowserCookie,
@@ -25,11 +30,12 @@ use envoy_cimd::{
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{HeaderMap, HeaderValue},
-        service::ext_proc::v3::{HttpHeaders, ProcessingRequest, processing_request::Request as Phase},
+        service::ext_proc::v3::{
+            HttpHeaders, ProcessingRequest, ProcessingResponse, processing_request::Request as Phase,
+        },
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
-use prost::Message;
 
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const CALLBACK: &str = "/.pomerium/oauth/callback";
@@ -42,6 +48,24 @@ pub fn endpoints() -> Arc<Endpoints> {
     let (metrics, calls) = (Arc::clone(&embedded.tokens.metrics), embedded.tokens.calls.clone());
     let (config, routes) = (endpoint::Config::default(), RouteTable::default());
     Arc::new(Endpoints::new(config, routes, state_keys, Arc::new(embedded), metrics, calls))
+}
+
+/// The gRPC service that answers for them.
+pub fn service(endpoints: &Arc<Endpoints>) -> Server<ExtProc> {
+    let shared = Shared {
+        metrics: Arc::clone(&endpoints.metrics),
+        refusals: Arc::clone(&endpoints.refusals),
+        users: endpoints.tools.users.source().cloned(),
+    };
+    let roles = Roles { endpoints: Some(Arc::clone(endpoints) as _), traffic: None };
+    Server::new(ExtProc::new(roles, shared, Config::default()))
+}
+
+/// What they answer at once.
+pub fn answer(endpoints: &Arc<Endpoints>, message: ProcessingRequest) -> ProcessingResponse {
+    let mut stream = Conversation::new(Arc::clone(endpoints) as _, RoleName::Endpoints);
+    let users = endpoints.tools.users.source();
+    stream.take(message, users).expect("a message that is known").expect("an answer at once")
 }
 
 /// Whose token it is that a route gets for an upstream.
@@ -88,11 +112,6 @@ pub fn document_of(from: &str) -> ProcessingRequest {
         &[(":method", "GET"), (":path", &path), (":authority", authority), (":scheme", "https")],
         &[(attribute("route", "from"), from)],
     )
-}
-
-/// A message as the service reads it.
-pub fn read(message: &ProcessingRequest) -> proto::ProcessingRequest {
-    proto::ProcessingRequest::decode(&message.encode_to_vec()[..]).expect("a message")
 }
 
 /// A state that names one of these keys, and that none of them signed.

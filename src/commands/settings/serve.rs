@@ -102,6 +102,13 @@ pub struct Limits {
     pub max_query_bytes: usize,
 }
 
+impl Limits {
+    /// How many calls may be under way, of each kind.
+    pub fn calls(&self) -> ShareLimits {
+        ShareLimits { in_all: self.max_calls, of_user: self.max_calls_per_user, of_server: self.max_calls_per_upstream }
+    }
+}
+
 impl Serve {
     /// How people are known.
     ///
@@ -143,11 +150,7 @@ impl Serve {
             dynamic_metadata: self.routes.dynamic_metadata,
             users: self.users()?,
             limits: endpoint::Limits {
-                calls: ShareLimits {
-                    in_all: self.limits.max_calls,
-                    of_user: self.limits.max_calls_per_user,
-                    of_server: self.limits.max_calls_per_upstream,
-                },
+                calls: self.limits.calls(),
                 max_header_bytes: self.limits.max_header_bytes,
                 max_query_bytes: self.limits.max_query_bytes,
             },

@@ -1,0 +1,539 @@
+//! What is said on one stream, which is one HTTP request of Envoy's.
+
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Once},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::service::ext_proc::v3::{
+    CommonResponse, HttpBody, ProcessingRequest, ProcessingResponse, processing_request::Request as Phase,
+};
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+
+use super::{
+    read::{request, sources},
+    roles::RoleName,
+    write,
+};
+use crate::{
+    filter::verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+    model::user::UserSource,
+};
+
+/// How much of a body is handed on, in bytes, of the much that Envoy's buffers may hold.
+pub const MAX_BODY: usize = 32 << 10;
+
+/// The state of a stream, apart from its connection: messages are taken in, and answers come out.
+pub struct Conversation {
+    role: Arc<dyn Role>,
+    /// What Envoy is asked for where an answer takes a call, in seconds.
+    patience: i64,
+    state: State,
+    /// Whether Envoy was asked for time since its last message. It heeds that once a message.
+    asked_for_time: bool,
+    /// The headers that were set or removed of a request that went on: its trailers must not have them either.
+    withheld: Vec<&'static str>,
+}
+
+/// What comes next.
+enum State {
+    /// A message of Envoy's.
+    Listening,
+    /// The end of a call. Whoever sends nothing more meanwhile need not be listened to.
+    Calling(Asked, BoxFuture<'static, Verdict>),
+    /// The body, or the end of its time.
+    Awaiting { until: Pin<Box<Sleep>>, then: Box<dyn FnOnce(Body) -> Verdict + Send> },
+    /// Nothing: Envoy closes the stream after an immediate response. Were we to close it first, its own last frame would
+    /// find no stream, and a thousand such frames end the connection (h2).
+    Replied,
+}
+
+/// What Envoy waits for an answer to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Asked {
+    /// `ends` is whether they are the whole request.
+    Headers {
+        ends: bool,
+    },
+    Body,
+    Trailers,
+    /// Nothing: it is still receiving what it was asked for. Only an immediate response can be sent then.
+    Nothing,
+}
+
+impl Conversation {
+    pub fn new(role: Arc<dyn Role>, name: RoleName) -> Self {
+        Self { role, patience: name.patience(), state: State::Listening, asked_for_time: false, withheld: Vec::new() }
+    }
+
+    /// Takes a message in, and gives the answer where there is one at once; else [`Self::poll_answer`] does. `users` is
+    /// where the metadata says who is there.
+    ///
+    /// # Errors
+    /// A message of a kind that is not known, or out of turn.
+    pub fn take(
+        &mut self,
+        message: ProcessingRequest,
+        users: Option<&UserSource>,
+    ) -> Result<Option<ProcessingResponse>, Status> {
+        let state = mem::replace(&mut self.state, State::Listening);
+        if matches!(state, State::Replied) {
+            self.state = state;
+            return Ok(None);
+        }
+        let Some(phase) = &message.request else {
+            return Err(Status::unimplemented("a message of a kind that this version does not know"));
+        };
+        self.asked_for_time = false;
+        match (state, phase) {
+            (State::Awaiting { then, .. }, Phase::RequestBody(body)) => self.settle(Asked::Body, then(came(body))),
+            // Only where there was no body: one that has trailers comes before them.
+            (State::Awaiting { then, .. }, Phase::RequestTrailers(_)) => {
+                self.settle(Asked::Trailers, then(Body::Came { bytes: Bytes::new(), whole: true }))
+            }
+            (State::Awaiting { .. }, Phase::RequestHeaders(_)) => {
+                Err(Status::failed_precondition("request headers in the place of a body"))
+            }
+            // Envoy only watches, and heeds no answer: to redeem a code would use it up for nobody, and a token would
+            // be handed out for nothing.
+            (_, Phase::RequestHeaders(_)) if message.observability_mode => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
+                Ok(Some(write::untouched(phase)))
+            }
+            (_, Phase::RequestHeaders(headers)) => {
+                let ends = headers.end_of_stream;
+                let verdict = self.role.answer(&request(headers), &sources(&message, users), ends);
+                self.settle(Asked::Headers { ends }, verdict)
+            }
+            (_, Phase::RequestTrailers(_)) if !self.withheld.is_empty() => {
+                Ok(Some(write::trailers_without(&self.withheld)))
+            }
+            // What else there is passes: where an earlier filter replied, Envoy sends response headers alone.
+            (state, _) => {
+                self.state = state;
+                Ok(Some(write::untouched(phase)))
+            }
+        }
+    }
+
+    /// The next answer that takes no further message: after a call, or where a body did not come in time.
+    pub fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<ProcessingResponse, Status>> {
+        loop {
+            let (asked, verdict) = match &mut self.state {
+                State::Calling(asked, call) => match call.poll_unpin(context) {
+                    Poll::Ready(verdict) => (*asked, verdict),
+                    // Envoy counts no time where it waits for nothing.
+                    Poll::Pending if self.asked_for_time || *asked == Asked::Nothing => return Poll::Pending,
+                    Poll::Pending => {
+                        self.asked_for_time = true;
+                        return Poll::Ready(Ok(write::more_time(self.patience)));
+                    }
+                },
+                State::Awaiting { until, .. } => {
+                    ready!(until.poll_unpin(context));
+                    let State::Awaiting { then, .. } = mem::replace(&mut self.state, State::Listening) else {
+                        return Poll::Pending;
+                    };
+                    (Asked::Nothing, then(Body::Late))
+                }
+                State::Listening | State::Replied => return Poll::Pending,
+            };
+            self.state = State::Listening;
+            match self.settle(asked, verdict) {
+                Ok(Some(answer)) => return Poll::Ready(Ok(answer)),
+                Ok(None) => {}
+                Err(status) => return Poll::Ready(Err(status)),
+            }
+        }
+    }
+
+    /// Whether Envoy's next message can wait for an answer of ours.
+    pub fn is_calling(&self) -> bool {
+        matches!(self.state, State::Calling(..))
+    }
+
+    /// Says a verdict, or notes what it waits for.
+    fn settle(&mut self, asked: Asked, verdict: Verdict) -> Result<Option<ProcessingResponse>, Status> {
+        match verdict {
+            Verdict::Pass => changed(asked, CommonResponse::default()).map(Some),
+            Verdict::Forward(edits) => self.forward(asked, &edits).map(Some),
+            Verdict::Reply(reply) => {
+                self.state = State::Replied;
+                Ok(Some(write::immediate(reply)))
+            }
+            Verdict::Later(call) => {
+                self.state = State::Calling(asked, call);
+                Ok(None)
+            }
+            Verdict::Body(AwaitedBody { longest, then }) => match asked {
+                Asked::Headers { ends: false } => {
+                    self.state = State::Awaiting { until: Box::pin(sleep(longest)), then };
+                    Ok(Some(write::ask_for_body()))
+                }
+                Asked::Headers { ends: true } => {
+                    let verdict = then(Body::Came { bytes: Bytes::new(), whole: true });
+                    self.settle(asked, verdict)
+                }
+                _ => Err(Status::internal("a body is asked for once, in the answer to headers")),
+            },
+        }
+    }
+
+    fn forward(&mut self, asked: Asked, edits: &Edits) -> Result<ProcessingResponse, Status> {
+        let mut answer = match asked {
+            // Envoy would change the trailers by it.
+            Asked::Trailers => return Err(Status::internal("headers cannot be changed when trailers came")),
+            _ => changed(asked, write::change(edits))?,
+        };
+        answer.dynamic_metadata = edits.tag.map(write::tagged);
+        self.withheld = edits.set.iter().map(|(name, _)| *name).chain(edits.remove.iter().copied()).collect();
+        Ok(answer)
+    }
+}
+
+/// Lets a request go on with a change.
+fn changed(asked: Asked, change: CommonResponse) -> Result<ProcessingResponse, Status> {
+    match asked {
+        Asked::Headers { .. } => Ok(write::headers(change)),
+        Asked::Body => Ok(write::body(change)),
+        Asked::Trailers => Ok(write::trailers_without(&[])),
+        Asked::Nothing => Err(Status::internal("a request whose body did not come cannot go on")),
+    }
+}
+
+/// The part of a body that is handed on. It is a copy, so that the rest does not stay with it.
+fn came(body: &HttpBody) -> Body {
+    let first = body.body.get(..MAX_BODY).unwrap_or(&body.body);
+    Body::Came { bytes: Bytes::copy_from_slice(first), whole: body.end_of_stream && first.len() == body.body.len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, poll_fn},
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
+
+    use envoy_types::pb::{
+        envoy::{
+            config::core::v3::header_value_option::HeaderAppendAction,
+            extensions::filters::http::ext_proc::v3::processing_mode::{BodySendMode, HeaderSendMode},
+            service::ext_proc::v3::{
+                HeaderMutation, HttpHeaders, HttpTrailers, ImmediateResponse, processing_response::Response,
+            },
+        },
+        google::protobuf::value::Kind,
+    };
+    use tokio::time::Instant;
+    use tonic::Code;
+
+    use super::*;
+    use crate::{
+        contract::tokens::TokenTag,
+        filter::{
+            outcome::Outcome,
+            reply::Reply,
+            request::{Request, Sources},
+        },
+    };
+
+    const LONGEST: Duration = Duration::from_secs(5);
+    const SECRET: &str = "Bearer a-secret";
+
+    /// A role that says what a test wants of it, told whether the headers end the request.
+    struct Says<F>(F);
+
+    impl<F: Fn(bool) -> Verdict + Send + Sync> Role for Says<F> {
+        fn answer(&self, _: &Request<'_>, _: &Sources<'_>, ends: bool) -> Verdict {
+            self.0(ends)
+        }
+    }
+
+    fn stream(says: impl Fn(bool) -> Verdict + Send + Sync + 'static) -> Conversation {
+        Conversation::new(Arc::new(Says(says)), RoleName::Traffic)
+    }
+
+    fn message(phase: Phase) -> ProcessingRequest {
+        ProcessingRequest { request: Some(phase), ..ProcessingRequest::default() }
+    }
+
+    fn headers(end_of_stream: bool) -> ProcessingRequest {
+        message(Phase::RequestHeaders(HttpHeaders { end_of_stream, ..HttpHeaders::default() }))
+    }
+
+    fn body(length: usize, end_of_stream: bool) -> ProcessingRequest {
+        message(Phase::RequestBody(HttpBody { body: vec![b'a'; length], end_of_stream, ..HttpBody::default() }))
+    }
+
+    fn trailers() -> ProcessingRequest {
+        message(Phase::RequestTrailers(HttpTrailers::default()))
+    }
+
+    /// The answer to a message, which takes no time of this test's.
+    async fn tell(stream: &mut Conversation, message: ProcessingRequest) -> Result<ProcessingResponse, Status> {
+        match stream.take(message, None)? {
+            Some(answer) => Ok(answer),
+            None => next(stream).await,
+        }
+    }
+
+    async fn next(stream: &mut Conversation) -> Result<ProcessingResponse, Status> {
+        poll_fn(|context| stream.poll_answer(context)).await
+    }
+
+    async fn is_silent(stream: &mut Conversation) -> bool {
+        futures_util::poll!(std::pin::pin!(next(stream))).is_pending()
+    }
+
+    fn reply() -> Verdict {
+        Verdict::Reply(Reply::new(Outcome::NotFound))
+    }
+
+    fn edits() -> Edits {
+        Edits {
+            set: vec![("authorization", Bytes::from_static(SECRET.as_bytes()))],
+            remove: &["cookie", "proxy-authorization"],
+            tag: Some(TokenTag([0xff; 16])),
+        }
+    }
+
+    fn await_body(then: impl FnOnce(Body) -> Verdict + Send + 'static) -> Verdict {
+        Verdict::Body(AwaitedBody { longest: LONGEST, then: Box::new(then) })
+    }
+
+    fn is_reply(answer: &ProcessingResponse) -> bool {
+        let details = "envoy_cimd_not_found";
+        matches!(&answer.response, Some(Response::ImmediateResponse(ImmediateResponse { details: of, .. })) if of == details)
+    }
+
+    /// The change in an answer to headers or a body, and whether it is the edits above, and nothing else.
+    fn is_edited(answer: &ProcessingResponse) -> bool {
+        let change = match &answer.response {
+            Some(Response::RequestHeaders(answer)) => &answer.response,
+            Some(Response::RequestBody(answer)) => &answer.response,
+            other => panic!("{other:?}"),
+        };
+        let change = change.as_ref().expect("a change");
+        let HeaderMutation { set_headers, remove_headers } = change.header_mutation.as_ref().expect("of headers");
+        let [set] = &set_headers[..] else { panic!("{} headers", set_headers.len()) };
+        let header = set.header.as_ref().expect("a header");
+        let names = &answer.dynamic_metadata.as_ref().expect("a tag").fields["envoy_cimd_traffic"];
+        let Some(Kind::StructValue(names)) = &names.kind else { panic!("a struct") };
+        let tag = names.fields["tag"].kind == Some(Kind::StringValue("_____________________w".to_owned()));
+        (header.key.as_str(), &header.raw_value[..], header.value.as_str()) == ("authorization", SECRET.as_bytes(), "")
+            && set.append_action() == HeaderAppendAction::OverwriteIfExistsOrAdd
+            && remove_headers == &["cookie", "proxy-authorization"]
+            && tag
+            && (change.body_mutation.is_none(), change.clear_route_cache, change.status) == (true, false, 0)
+    }
+
+    #[tokio::test]
+    async fn each_verdict_on_headers() {
+        let answer = tell(&mut stream(|_| Verdict::Pass), headers(true)).await.expect("an answer");
+        assert_eq!(answer, write::headers(CommonResponse::default()));
+
+        let mut replied = stream(|_| reply());
+        assert!(is_reply(&tell(&mut replied, headers(false)).await.expect("an answer")));
+        assert_eq!(replied.take(headers(false), None).expect("no error"), None, "nothing follows a reply");
+        assert!(is_silent(&mut replied).await);
+
+        let mut forwarded = stream(|_| Verdict::Forward(edits()));
+        let answer = tell(&mut forwarded, headers(false)).await.expect("an answer");
+        assert!(is_edited(&answer), "the change is another");
+        assert_eq!((answer.mode_override, answer.override_message_timeout), (None, None));
+        // Where the filter is set to send trailers.
+        let answer = tell(&mut forwarded, trailers()).await.expect("an answer");
+        let Some(Response::RequestTrailers(answer)) = answer.response else { panic!("trailers") };
+        let HeaderMutation { set_headers, remove_headers } = answer.header_mutation.expect("a change");
+        assert!(set_headers.is_empty(), "a trailer");
+        assert_eq!(remove_headers, ["authorization", "cookie", "proxy-authorization"]);
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        assert_eq!(format!("{:?}", edits()), r#"["authorization", "cookie", "proxy-authorization"]"#);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_is_asked_for_once_and_where_it_is_needed() {
+        let at_once = stream(|_| Verdict::Later(Box::pin(async { Verdict::Forward(edits()) })));
+        assert!(is_edited(&tell(&mut { at_once }, headers(false)).await.expect("an answer")));
+
+        let slowly = || async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let after = async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Verdict::Forward(edits())
+            };
+            Verdict::Later(Box::pin(after))
+        };
+        let mut stream = stream(move |_| Verdict::Later(Box::pin(slowly())));
+        // Another message on the stream is another reason to ask.
+        for _ in 0..2 {
+            let began = Instant::now();
+            let answer = tell(&mut stream, headers(false)).await.expect("an answer");
+            assert_eq!(answer, write::more_time(24));
+            assert!(stream.is_calling());
+            assert!(is_edited(&next(&mut stream).await.expect("an answer")));
+            assert_eq!(began.elapsed(), Duration::from_secs(2));
+        }
+    }
+
+    /// What Envoy is asked for, and that what it is not asked for is said too.
+    #[tokio::test]
+    async fn a_body_is_asked_for() {
+        let mut stream = stream(|_| await_body(|_| reply()));
+        let answer = tell(&mut stream, headers(false)).await.expect("an answer");
+        let mode = answer.mode_override.expect("another mode");
+        assert_eq!(
+            (mode.request_body_mode(), mode.request_trailer_mode()),
+            (BodySendMode::BufferedPartial, HeaderSendMode::Send)
+        );
+        assert_eq!(
+            (mode.response_header_mode(), mode.response_body_mode(), mode.response_trailer_mode()),
+            (HeaderSendMode::Skip, BodySendMode::None, HeaderSendMode::Skip)
+        );
+        assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
+        assert!(is_silent(&mut stream).await && !stream.is_calling());
+        assert!(is_reply(&tell(&mut stream, body(0, true)).await.expect("an answer")));
+    }
+
+    #[tokio::test]
+    async fn as_much_of_a_body_is_handed_on() {
+        for (message, length, whole) in [
+            (body(0, true), 0, true),
+            (body(0, false), 0, false),
+            (body(10, true), 10, true),
+            (body(10, false), 10, false),
+            (body(MAX_BODY, true), MAX_BODY, true),
+            (body(MAX_BODY + 1, true), MAX_BODY, false),
+            (body(3 << 20, false), MAX_BODY, false),
+            (trailers(), 0, true),
+        ] {
+            let mut stream = stream(move |_| {
+                await_body(move |body| {
+                    assert_eq!(body, Body::Came { bytes: vec![b'a'; length].into(), whole });
+                    reply()
+                })
+            });
+            tell(&mut stream, headers(false)).await.expect("an answer");
+            assert!(is_reply(&tell(&mut stream, message).await.expect("an answer")));
+        }
+        // Nothing follows headers that are all.
+        let mut stream = stream(|ends| {
+            assert!(ends);
+            await_body(|body| {
+                assert_eq!(body, Body::Came { bytes: Bytes::new(), whole: true });
+                reply()
+            })
+        });
+        assert!(is_reply(&tell(&mut stream, headers(true)).await.expect("an answer")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_goes_on_after_its_body() {
+        let mut stream = stream(|_| {
+            await_body(|_| {
+                Verdict::Later(Box::pin(async {
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                    Verdict::Forward(edits())
+                }))
+            })
+        });
+        tell(&mut stream, headers(false)).await.expect("an answer");
+        assert_eq!(tell(&mut stream, body(1, false)).await.expect("an answer"), write::more_time(24));
+        let answer = next(&mut stream).await.expect("an answer");
+        assert!(matches!(answer.response, Some(Response::RequestBody(_))) && is_edited(&answer));
+        let answer = tell(&mut stream, trailers()).await.expect("an answer");
+        assert_eq!(answer, write::trailers_without(&["authorization", "cookie", "proxy-authorization"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_answered_in_time() {
+        let mut stream = stream(|_| {
+            await_body(|body| {
+                assert_eq!(body, Body::Late);
+                reply()
+            })
+        });
+        tell(&mut stream, headers(false)).await.expect("an answer");
+        let began = Instant::now();
+        assert!(is_reply(&next(&mut stream).await.expect("an answer")));
+        assert_eq!(began.elapsed(), LONGEST);
+        assert_eq!(stream.take(body(1, true), None).expect("no error"), None, "it comes too late");
+    }
+
+    /// What Envoy could not do as it is said ends the stream with an error: the request goes nowhere.
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_done_is_an_error() {
+        type Wish = fn() -> Verdict;
+        let forward: Wish = || Verdict::Forward(edits());
+        let another: Wish = || await_body(|_| reply());
+        let code = |answer: Result<ProcessingResponse, Status>| answer.err().map(|status| status.code());
+        // Headers cannot be changed when trailers came; a body is asked for in the answer to headers; nothing can be
+        // told to go on that did not come.
+        for (message, wish) in [
+            (Some(trailers()), forward),
+            (Some(trailers()), another),
+            (Some(body(1, true)), another),
+            (None, forward),
+            (None, another),
+            (None, || Verdict::Pass),
+        ] {
+            let mut stream = stream(move |_| await_body(move |_| wish()));
+            tell(&mut stream, headers(false)).await.expect("an answer");
+            let answer = match message {
+                Some(message) => tell(&mut stream, message).await,
+                None => next(&mut stream).await,
+            };
+            assert_eq!(code(answer), Some(Code::Internal));
+        }
+        let mut stream = stream(|_| await_body(|_| reply()));
+        tell(&mut stream, headers(false)).await.expect("an answer");
+        assert_eq!(code(tell(&mut stream, headers(true)).await), Some(Code::FailedPrecondition));
+        assert_eq!(code(tell(&mut stream, ProcessingRequest::default()).await), Some(Code::Unimplemented));
+    }
+
+    /// Answers to what Envoy only watches change nothing, so nothing may be handed out.
+    #[tokio::test]
+    async fn what_is_watched_is_not_looked_at() {
+        let mut stream = stream(|_| panic!("it is asked"));
+        let watched = ProcessingRequest { observability_mode: true, ..headers(false) };
+        let answer = tell(&mut stream, watched).await.expect("an answer");
+        assert_eq!(
+            answer,
+            ProcessingResponse { response: Some(Response::RequestHeaders(Default::default())), ..Default::default() }
+        );
+    }
+
+    /// Whoever hangs up ends what was begun for them.
+    #[tokio::test]
+    async fn a_stream_that_ends_ends_its_call() {
+        struct Dropped(Arc<AtomicBool>);
+        impl Drop for Dropped {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let dropped = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&dropped);
+        let mut stream = stream(move |_| {
+            let told = Dropped(Arc::clone(&told));
+            Verdict::Later(Box::pin(async move {
+                let _told = told;
+                pending().await
+            }))
+        });
+        tell(&mut stream, headers(false)).await.expect("an answer");
+        assert!(!dropped.load(Ordering::Relaxed));
+        drop(stream);
+        assert!(dropped.load(Ordering::Relaxed));
+    }
+}

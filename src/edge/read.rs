@@ -1,0 +1,229 @@
+//! Messages as we read them: a view of the request and what the sources say of its route, both of which borrow.
+
+use std::{collections::HashMap, sync::LazyLock};
+
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{HeaderValue, Metadata},
+        service::ext_proc::v3::{HttpHeaders, ProcessingRequest},
+    },
+    google::protobuf::{Struct, Value, value::Kind},
+};
+
+use crate::{
+    filter::request::{Request, Sources},
+    model::{
+        route::{Field, Key, Keyed, NAMESPACE, RouteMetadata},
+        user::{Claims, MetadataPath, UserSource},
+    },
+};
+
+/// The key of `ProcessingRequest.attributes`, whatever name the filter has in Envoy's configuration.
+const FILTER: &str = "envoy.filters.http.ext_proc";
+
+/// The CEL expressions that Envoy must send as `request_attributes`: for each key of a route, the route's and the
+/// virtual host's.
+pub static ATTRIBUTES: LazyLock<Keyed<[String; 2]>> = LazyLock::new(|| {
+    Keyed::new(|key| {
+        let name = key.name();
+        ["route", "virtual_host"].map(|of| format!("xds.{of}_metadata.filter_metadata['{NAMESPACE}']['{name}']"))
+    })
+});
+
+pub(super) fn request(headers: &HttpHeaders) -> Request<'_> {
+    let headers = headers.headers.as_ref().map_or(&[][..], |map| &map.headers);
+    let mut request = Request::with_capacity(headers.len());
+    for HeaderValue { key, value, raw_value } in headers {
+        request.push(key.as_bytes(), if raw_value.is_empty() { value.as_bytes() } else { raw_value });
+    }
+    request
+}
+
+pub(super) fn sources<'a>(message: &'a ProcessingRequest, users: Option<&UserSource>) -> Sources<'a> {
+    let metadata = message.metadata_context.as_ref();
+    Sources {
+        attributes: message.attributes.get(FILTER).map(attribute_fields).unwrap_or_default(),
+        dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
+        user: users.zip(metadata).and_then(|(source, metadata)| {
+            let values = &metadata.filter_metadata.get(&source.namespace)?.fields;
+            Some(Claims { issuer: text_at(values, &source.issuer), subject: text_at(values, &source.subject) })
+        }),
+    }
+}
+
+/// The text at a path of nested metadata.
+fn text_at<'a>(values: &'a HashMap<String, Value>, path: &MetadataPath) -> Option<&'a str> {
+    let (last, parents) = path.keys().split_last()?;
+    let mut values = values;
+    for key in parents {
+        match values.get(key)?.kind.as_ref()? {
+            Kind::StructValue(inner) => values = &inner.fields,
+            _ => return None,
+        }
+    }
+    match field(values.get(last)?)? {
+        Field::Text(text) => Some(text),
+        Field::NotText => None,
+    }
+}
+
+/// The keys of the route, or all of them of its virtual host: the level that gives `from` wins whole, or a route that
+/// forgets its `to` would send a token to its neighbour's. Looks at what is there, which is less than what could be.
+fn attribute_fields(attributes: &Struct) -> RouteMetadata<'_> {
+    let mut levels = [RouteMetadata::default(); 2];
+    for (key, value) in &attributes.fields {
+        let known = ATTRIBUTES
+            .iter()
+            .flat_map(|(of, names)| names.iter().enumerate().map(move |(level, name)| (of, level, name)));
+        if let Some((of, level, _)) = known.into_iter().find(|(.., name)| key == *name)
+            && let Some(level) = levels.get_mut(level)
+        {
+            *level.get_mut(of) = field(value);
+        }
+    }
+    let [route, virtual_host] = levels;
+    if route.get(Key::From).is_some() { route } else { virtual_host }
+}
+
+fn metadata_fields(metadata: &Metadata) -> RouteMetadata<'_> {
+    match metadata.filter_metadata.get(NAMESPACE) {
+        Some(values) => Keyed::new(|key| field(values.fields.get(key.name())?)),
+        None => RouteMetadata::default(),
+    }
+}
+
+fn field(value: &Value) -> Option<Field<'_>> {
+    match value.kind.as_ref()? {
+        Kind::NullValue(_) => None,
+        Kind::StringValue(text) => Some(Field::Text(text)),
+        _ => Some(Field::NotText),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use envoy_types::pb::envoy::config::core::v3::HeaderMap;
+    use prost::Message;
+
+    use super::*;
+    use crate::filter::request::Header;
+
+    fn text(text: &str) -> Value {
+        Value { kind: Some(Kind::StringValue(text.to_owned())) }
+    }
+
+    fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Struct {
+        Struct { fields: pairs.map(|(key, value)| (key.to_owned(), value)).into() }
+    }
+
+    fn source() -> UserSource {
+        let path = |text: &str| text.parse().expect("a path");
+        UserSource { namespace: "users".to_owned(), issuer: path("claims.iss"), subject: path("sub") }
+    }
+
+    /// Each source by its own name, and of each only what is text.
+    #[test]
+    fn sources_are_told_apart() {
+        let from = ATTRIBUTES.get(Key::From)[0].as_str();
+        let claims = |issuer| Value { kind: Some(Kind::StructValue(fields([("iss", issuer)]))) };
+        let number = || Value { kind: Some(Kind::NumberValue(5.0)) };
+        let message = |value: Value| ProcessingRequest {
+            attributes: HashMap::from([
+                (FILTER.to_owned(), fields([(from, value.clone())])),
+                ("another.filter".to_owned(), fields([(from, text("https://another.example"))])),
+            ]),
+            metadata_context: Some(Metadata {
+                filter_metadata: HashMap::from([
+                    (NAMESPACE.to_owned(), fields([("from", value.clone()), ("sub", text("another"))])),
+                    ("users".to_owned(), fields([("claims", claims(value.clone())), ("sub", value)])),
+                ]),
+                ..Metadata::default()
+            }),
+            ..ProcessingRequest::default()
+        };
+        let null = || Value { kind: Some(Kind::NullValue(0)) };
+        for (value, is) in [
+            (text("https://a.example"), Some(Field::Text("https://a.example"))),
+            (number(), Some(Field::NotText)),
+            (null(), None),
+            (Value::default(), None),
+        ] {
+            let message = message(value);
+            let sources = sources(&message, Some(&source()));
+            assert_eq!((*sources.attributes.get(Key::From), *sources.dynamic_metadata.get(Key::From)), (is, is));
+            let text = is.and_then(|field| match field {
+                Field::Text(text) => Some(text),
+                Field::NotText => None,
+            });
+            assert_eq!(sources.user, Some(Claims { issuer: text, subject: text }));
+        }
+        let message = message(text("https://a.example"));
+        assert_eq!(sources(&message, None).user, None, "where the operator trusts nobody's metadata");
+    }
+
+    /// The level that gives `from` gives all, whatever the other one has; a `from` that is no text is one.
+    #[test]
+    fn one_level_gives_all_keys() {
+        let [route_from, host_from] = ATTRIBUTES.get(Key::From).each_ref().map(String::as_str);
+        let [route_to, host_to] = ATTRIBUTES.get(Key::To).each_ref().map(String::as_str);
+        let number = Value { kind: Some(Kind::NumberValue(5.0)) };
+        let (ours, theirs) = (text("https://ours.example"), text("https://theirs.example"));
+        let is = |text| Some(Field::Text(text));
+        for (pairs, from, to) in [
+            (vec![(route_from, ours.clone()), (host_to, theirs.clone())], is("https://ours.example"), None),
+            (
+                vec![(route_from, ours.clone()), (host_from, theirs.clone()), (host_to, theirs.clone())],
+                is("https://ours.example"),
+                None,
+            ),
+            (
+                vec![(host_from, theirs.clone()), (route_to, ours.clone()), (host_to, theirs.clone())],
+                is("https://theirs.example"),
+                is("https://theirs.example"),
+            ),
+            (vec![(host_from, theirs.clone()), (route_to, ours.clone())], is("https://theirs.example"), None),
+            (vec![(route_from, number), (host_from, theirs.clone())], Some(Field::NotText), None),
+            (vec![(route_from, Value::default()), (host_from, theirs.clone())], is("https://theirs.example"), None),
+            (vec![(route_to, ours.clone()), (host_to, theirs.clone())], None, is("https://theirs.example")),
+        ] {
+            let attributes =
+                Struct { fields: pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect() };
+            let found = attribute_fields(&attributes);
+            assert_eq!((*found.get(Key::From), *found.get(Key::To)), (from, to), "{pairs:?}");
+        }
+    }
+
+    /// A message as bytes: of a key that is there twice the last entry counts, whole (Protocol Buffers, "Maps"), and one
+    /// whose text is no UTF-8 is no message.
+    #[test]
+    fn maps_and_texts_are_as_protocol_buffers_have_them() {
+        let from = ATTRIBUTES.get(Key::From)[0].as_str();
+        let [old, new] = ["https://old.example", "https://new.example"].map(|value| {
+            let attributes = HashMap::from([(FILTER.to_owned(), fields([(from, text(value))]))]);
+            ProcessingRequest { attributes, ..ProcessingRequest::default() }.encode_to_vec()
+        });
+        let message = ProcessingRequest::decode(&[old, new.clone()].concat()[..]).expect("a message");
+        assert_eq!(*sources(&message, None).attributes.get(Key::From), Some(Field::Text("https://new.example")));
+
+        let mut broken = new;
+        let place = broken.windows(3).position(|bytes| bytes == b"new").expect("the text");
+        broken[place] = 0xff;
+        assert!(ProcessingRequest::decode(&broken[..]).is_err());
+    }
+
+    /// `raw_value` before `value`, and it may be any bytes.
+    #[test]
+    fn header_values_of_both_kinds() {
+        let header = |key: &str, value: &str, raw_value: &[u8]| HeaderValue {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            raw_value: raw_value.to_vec(),
+        };
+        let headers = vec![header(":method", "GET", b""), header(":path", "/no", b"/\xff"), header("other", "", b"")];
+        let headers = HttpHeaders { headers: Some(HeaderMap { headers }), ..HttpHeaders::default() };
+        let request = request(&headers);
+        assert_eq!(request.method(), "GET");
+        assert_eq!(request.values(Header::Path).collect::<Vec<_>>(), [b"/\xff"]);
+        assert_eq!(request.header_bytes(), 22);
+    }
+}

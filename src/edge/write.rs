@@ -1,0 +1,131 @@
+//! Answers as Envoy reads them.
+
+use std::collections::HashMap;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
+        extensions::filters::http::ext_proc::v3::{
+            ProcessingMode,
+            processing_mode::{BodySendMode, HeaderSendMode},
+        },
+        service::ext_proc::v3::{
+            BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingResponse,
+            TrailersResponse, processing_request::Request as Phase, processing_response::Response,
+        },
+        r#type::v3::HttpStatus,
+    },
+    google::protobuf::{BoolValue, Duration, Struct, Value, value::Kind},
+};
+
+use crate::{
+    contract::tokens::TokenTag,
+    filter::{reply::Reply, verdict::Edits},
+};
+
+/// The namespace of dynamic metadata in which a request's token is named for the filters that come later.
+const NAMESPACE: &str = "envoy_cimd_traffic";
+/// The key of the token's tag in it.
+const TAG: &str = "tag";
+
+/// Answers a phase in kind, and changes nothing.
+pub(super) fn untouched(phase: &Phase) -> ProcessingResponse {
+    response(match phase {
+        Phase::RequestHeaders(_) => Response::RequestHeaders(HeadersResponse::default()),
+        Phase::ResponseHeaders(_) => Response::ResponseHeaders(HeadersResponse::default()),
+        Phase::RequestBody(_) => Response::RequestBody(BodyResponse::default()),
+        Phase::ResponseBody(_) => Response::ResponseBody(BodyResponse::default()),
+        Phase::RequestTrailers(_) => Response::RequestTrailers(TrailersResponse::default()),
+        Phase::ResponseTrailers(_) => Response::ResponseTrailers(TrailersResponse::default()),
+    })
+}
+
+pub(super) fn headers(change: CommonResponse) -> ProcessingResponse {
+    response(Response::RequestHeaders(HeadersResponse { response: Some(change) }))
+}
+
+pub(super) fn body(change: CommonResponse) -> ProcessingResponse {
+    response(Response::RequestBody(BodyResponse { response: Some(change) }))
+}
+
+/// Lets trailers go on without these.
+pub(super) fn trailers_without(names: &[&'static str]) -> ProcessingResponse {
+    let removed = HeaderMutation { remove_headers: owned(names), ..HeaderMutation::default() };
+    response(Response::RequestTrailers(TrailersResponse { header_mutation: Some(removed) }))
+}
+
+/// Asks for time: without it, Envoy would answer 504 when the filter's `message_timeout` is over.
+pub(super) fn more_time(seconds: i64) -> ProcessingResponse {
+    ProcessingResponse {
+        override_message_timeout: Some(Duration { seconds, nanos: 0 }),
+        ..ProcessingResponse::default()
+    }
+}
+
+/// Answers headers with a wish for the body, and for trailers: without those, a request of headers and trailers alone
+/// would go on to the upstream.
+pub(super) fn ask_for_body() -> ProcessingResponse {
+    let mode = ProcessingMode {
+        request_body_mode: BodySendMode::BufferedPartial.into(),
+        request_trailer_mode: HeaderSendMode::Send.into(),
+        // As the filter has them. Envoy before 1.40 takes a mode that is not said for its default, which is to send.
+        response_header_mode: HeaderSendMode::Skip.into(),
+        response_body_mode: BodySendMode::None.into(),
+        response_trailer_mode: HeaderSendMode::Skip.into(),
+        ..ProcessingMode::default()
+    };
+    ProcessingResponse { mode_override: Some(mode), ..headers(CommonResponse::default()) }
+}
+
+/// The change of a request that edits are.
+pub(super) fn change(edits: &Edits) -> CommonResponse {
+    let set = |(name, value): &(&'static str, bytes::Bytes)| HeaderValueOption {
+        header: Some(header(name, value.to_vec())),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    };
+    let mutation =
+        HeaderMutation { set_headers: edits.set.iter().map(set).collect(), remove_headers: owned(edits.remove) };
+    CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }
+}
+
+/// Dynamic metadata that names the token.
+pub(super) fn tagged(tag: TokenTag) -> Struct {
+    let entry = |key: &str, kind| Struct { fields: HashMap::from([(key.to_owned(), Value { kind: Some(kind) })]) };
+    let tag = entry(TAG, Kind::StringValue(BASE64_URL_SAFE_NO_PAD.encode(tag.0)));
+    entry(NAMESPACE, Kind::StructValue(tag))
+}
+
+/// An answer in the place of the upstream's.
+pub(super) fn immediate(reply: Reply) -> ProcessingResponse {
+    #[expect(deprecated, reason = "Envoy reads `append`: without it the last of two `set-cookie` wins")]
+    let set = |(name, value): (&'static str, bytes::Bytes)| HeaderValueOption {
+        header: Some(header(name, value.into())),
+        append: (name == "set-cookie").then_some(BoolValue { value: true }),
+        ..HeaderValueOption::default()
+    };
+    response(Response::ImmediateResponse(ImmediateResponse {
+        status: Some(HttpStatus { code: i32::from(reply.status) }),
+        headers: Some(HeaderMutation {
+            set_headers: reply.headers.into_iter().map(set).collect(),
+            ..HeaderMutation::default()
+        }),
+        body: reply.body.into(),
+        // Shows up in an access log as `%RESPONSE_CODE_DETAILS%`.
+        details: ["envoy_cimd_", reply.label].concat(),
+        ..ImmediateResponse::default()
+    }))
+}
+
+fn response(response: Response) -> ProcessingResponse {
+    ProcessingResponse { response: Some(response), ..ProcessingResponse::default() }
+}
+
+fn header(name: &str, raw_value: Vec<u8>) -> HeaderValue {
+    HeaderValue { key: name.to_owned(), raw_value, ..HeaderValue::default() }
+}
+
+fn owned(names: &[&'static str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
