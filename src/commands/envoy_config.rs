@@ -30,9 +30,11 @@ use crate::{
 };
 
 mod static_document;
+mod traffic;
 mod yaml;
 
 use static_document::StaticDocument;
+use traffic::{LeftOut, Traffic};
 use yaml::quoted;
 
 /// Prints the configuration, or the part of it that was asked for.
@@ -53,10 +55,11 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     }
     let processor = processor(options, file)?;
     let cluster = quoted(&options.cluster);
-    let filter_name = quoted(&options.filter_name);
-    let filter = Filter::new(filter_name.clone(), &options.routes, cluster.clone()).render()?;
+    let names = Names { ours: quoted(&options.filter_name), traffic: Traffic::new(options, &processor)? };
+    let has_upstream = routes.iter().any(|route| route.upstream.is_some());
+    let filters = filters(&names, specs.is_empty() || has_upstream, &options.routes, &cluster)?;
     let cluster = Cluster::new(cluster, &processor, options)?.render()?;
-    let hosts = |plain| virtual_hosts(&routes, &table, &paths, &filter_name, plain);
+    let hosts = |plain| virtual_hosts(&routes, &table, &paths, &names, plain);
     let upstreams: Vec<String> = routes
         .iter()
         .filter_map(|route| route.upstream.as_ref())
@@ -64,26 +67,49 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         .collect::<anyhow::Result<_>>()?;
     let part = |pieces: &[String]| pieces.join("\n") + "\n";
     Ok(match options.part {
-        Some(Part::Filter) => part(&[filter]),
+        Some(Part::Filter) => part(&filters),
         Some(Part::Cluster) => part(&[&[cluster], &upstreams[..]].concat()),
         Some(Part::Routes) => part(&hosts(false)?),
         None => Whole {
             admin: address(&options.envoy_admin),
-            https: address(&options.https_listen),
-            http: address(&options.http_listen),
+            https: address(&options.https_listen()),
+            http: address(&options.http_listen()),
             cert: quoted(&options.downstream_cert),
             key: quoted(&options.downstream_key),
             hosts: hosts(false)?,
             plain_hosts: hosts(true)?,
             upstreams,
-            filter,
+            filters,
             cluster,
             document: paths.of(Endpoint::Document).as_str(),
-            filter_name: filter_name.clone(),
+            filter_name: &names.ours,
+            takes_tokens: has_upstream && names.traffic.is_ok(),
             others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
             largest_document: options.static_cimd.then_some(MAX_DOCUMENT_BYTES),
         }
         .render()?,
+    })
+}
+
+/// What the filters are called in Envoy's chain.
+struct Names {
+    /// The one that answers our paths, quoted for YAML.
+    ours: String,
+    /// Those of MCP routes.
+    traffic: Result<Traffic, LeftOut>,
+}
+
+/// The HTTP filters, in Envoy's order.
+fn filters(names: &Names, has_traffic: bool, routes: &RouteArgs, cluster: &str) -> anyhow::Result<Vec<String>> {
+    let ours = Filter::of_our_paths(&names.ours, routes, cluster).render()?;
+    Ok(match &names.traffic {
+        _ if !has_traffic => vec![ours],
+        Ok(traffic) => {
+            let cors = traffic.origins.as_ref().map(|_| traffic::cors_filter()).transpose()?;
+            let of_traffic = Filter::of_traffic(&traffic.name, routes, cluster).render()?;
+            cors.into_iter().chain([ours, traffic.trailers_filter()?, of_traffic]).collect()
+        }
+        Err(why) => vec![ours, why.lines().iter().map(|line| format!("# {line}")).collect::<Vec<_>>().join("\n")],
     })
 }
 
@@ -153,7 +179,7 @@ fn virtual_hosts(
     routes: &[Checked],
     table: &RouteTable,
     paths: &Paths,
-    filter_name: &str,
+    names: &Names,
     plain: bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut by_origin: Vec<(&Origin, Vec<&Checked>)> = Vec::new();
@@ -179,7 +205,8 @@ fn virtual_hosts(
             name: quoted(origin.authority()),
             domains: quoted(&domains),
             metadata: routes.first().filter(|_| alone).map(|checked| metadata(checked)),
-            filter_name,
+            filter_name: &names.ours,
+            traffic: &names.traffic,
             plain,
             landing: !plain && routes.iter().any(|checked| checked.upstream.is_some()) && !routes.iter().any(root),
             routes: routes
@@ -267,14 +294,16 @@ impl Upstream {
 #[template(path = "envoy.yaml")]
 struct Whole<'a> {
     document: &'a str,
-    filter_name: String,
+    filter_name: &'a str,
+    /// Whether tokens are put in, of whomever the authentication filter names.
+    takes_tokens: bool,
     others: [&'a str; FOR_PEOPLE.len()],
     admin: String,
     https: String,
     http: String,
     cert: String,
     key: String,
-    filter: String,
+    filters: Vec<String>,
     hosts: Vec<String>,
     plain_hosts: Vec<String>,
     cluster: String,
@@ -285,24 +314,44 @@ struct Whole<'a> {
 
 #[derive(Template)]
 #[template(path = "envoy_filter.yaml")]
-struct Filter {
-    name: String,
-    cluster: String,
-    headers: [&'static str; Header::NAMES.len()],
+struct Filter<'a> {
+    name: &'a str,
+    /// What envoy-cimd is asked to be: `endpoints` or `traffic`.
+    role: &'static str,
+    cluster: &'a str,
+    headers: Vec<&'static str>,
     attributes: Vec<&'static String>,
-    namespaces: Option<String>,
+    /// The namespaces of dynamic metadata that envoy-cimd reads, quoted.
+    forwarded: Option<String>,
 }
 
-impl Filter {
-    fn new(name: String, routes: &RouteArgs, cluster: String) -> Self {
+impl<'a> Filter<'a> {
+    fn of_our_paths(name: &'a str, routes: &RouteArgs, cluster: &'a str) -> Self {
+        let headers = Header::NAMES.map(|(name, _)| name).to_vec();
+        Self::new("endpoints", name, routes, cluster, headers, |_| true)
+    }
+
+    fn of_traffic(name: &'a str, routes: &RouteArgs, cluster: &'a str) -> Self {
+        Self::new("traffic", name, routes, cluster, traffic::HEADERS.to_vec(), traffic::is_needed)
+    }
+
+    fn new(
+        role: &'static str,
+        name: &'a str,
+        routes: &RouteArgs,
+        cluster: &'a str,
+        headers: Vec<&'static str>,
+        reads: fn(Key) -> bool,
+    ) -> Self {
         let own = routes.dynamic_metadata.then_some(NAMESPACE);
         let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
             name,
+            role,
             cluster,
-            headers: Header::NAMES.map(|(name, _)| name),
-            attributes: ATTRIBUTES.iter().flat_map(|(_, names)| names).collect(),
-            namespaces: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
+            headers,
+            attributes: ATTRIBUTES.iter().filter(|(key, _)| reads(*key)).flat_map(|(_, names)| names).collect(),
+            forwarded: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
         }
     }
 }
@@ -315,6 +364,7 @@ struct Host<'a> {
     /// Of the only route; several have theirs each.
     metadata: Option<String>,
     filter_name: &'a str,
+    traffic: &'a Result<Traffic, LeftOut>,
     routes: Vec<HostRoute<'a>>,
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,

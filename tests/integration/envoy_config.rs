@@ -2,16 +2,21 @@
 
 use std::{path::Path, process::Command};
 
-use serde_json::Value;
+use envoy_cimd::{filter::request::Header, model::route::Key};
+use serde_json::{Value, json};
 
 use crate::{
-    stack::{Certificates, envoy_executable},
-    world::{Wish, World, run},
+    stack::{Call, Certificates, envoy_executable},
+    world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, http_filters, list, run, virtual_hosts},
 };
+
+/// Envoy's side of a Unix socket, over which tokens may go.
+const SOCKET: &str = "--processor=unix:/run/envoy-cimd/ext_proc.sock";
 
 /// The command that the file's first lines name.
 const SHIPPED: &[&str] = &[
     "envoy-config",
+    SOCKET,
     "--route=from=https://notes.mcp.example.com,to=https://mcp.notes.example/mcp",
     "--route=from=https://tickets.mcp.example.com,to=https://mcp.tickets.example/mcp",
 ];
@@ -78,10 +83,23 @@ fn envoy_takes_it() {
             "--route",
             "from=https://[2001:db8::1]",
         ],
-        &["--processor", "unix:/run/envoy-cimd.sock"],
         &["--processor", "[::1]:9001"],
+        &["--processor", "[::1]:9001", "--insecure-traffic"],
         &["--processor", "cimd.mesh:9001", "--processor-ca", &ca],
-        &["--processor-ca", &ca, "--processor-cert", &cert, "--processor-key", &key, "--processor-san", "spiffe://a/b"],
+        &[
+            "--processor=cimd.mesh:9001",
+            "--processor-ca",
+            &ca,
+            "--processor-cert",
+            &cert,
+            "--processor-key",
+            &key,
+            "--processor-san",
+            "spiffe://a/b",
+        ],
+        &["--no-traffic"],
+        &["--allow-origin", "https://inspector.example,https://[2001:db8::1]:8443"],
+        &["--single-user", "--user-namespace", "envoy.filters.http.jwt_authn"],
         &["--cluster", "outbound|9001||cimd.mesh.svc.cluster.local"],
         &["--document-path", "/client.json", "--callback-path", "/oauth/callback"],
         &["--route", "from=https://bücher.example:8443,to=http://127.0.0.1:8000,client_name=a: \"b\" # c"],
@@ -94,25 +112,264 @@ fn envoy_takes_it() {
             "from=https://one.example/Sentry,to=http://two.internal/",
         ],
         &["--static-cimd", "--route", "from=https://one.example/a", "--route", "from=https://one.example/a/b"],
-        &["--filter-name", "team.cimd/1: #"],
+        &["--filter-name", "team.cimd/1: #", "--traffic-filter-name", "team.cimd/2: \""],
     ];
     for variant in variants {
-        let args: Vec<&str> = SHIPPED.iter().chain(&files).chain(*variant).copied().collect();
+        let other = variant.iter().any(|arg| arg.starts_with("--processor"));
+        let shipped = SHIPPED.iter().filter(|arg| !other || **arg != SOCKET);
+        let args: Vec<&str> = shipped.chain(&files).chain(*variant).copied().collect();
         let config = printed(&args);
         let (good, said) = validate(&config);
         assert!(good, "{variant:?}\n{said}");
         assert!(!said.contains("deprecated"), "{variant:?}\n{said}");
-        // No header that we do not read may leave Envoy.
-        let value: Value = serde_saphyr::from_str(&config).expect("YAML");
-        let filter = &value["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"]
-            [0];
-        let patterns = filter["typed_config"]["forward_rules"]["allowed_headers"]["patterns"].as_array();
-        let headers: Vec<&str> =
-            patterns.expect("headers").iter().filter_map(|pattern| pattern["exact"].as_str()).collect();
-        assert_eq!(headers, envoy_cimd::filter::request::Header::NAMES.map(|(name, _)| name));
-        assert!(!headers.contains(&"authorization"));
     }
     assert!(!validate("static_resources: {listenres: []}").0, "a check that cannot fail is none");
+}
+
+/// A filter of a printed configuration.
+fn filter<'a>(config: &'a mut Value, name: &str) -> &'a Value {
+    http_filters(config).iter().find(|filter| filter["name"] == name).expect(name)
+}
+
+/// The route of a printed configuration with this path.
+fn route<'a>(config: &'a mut Value, path: &str) -> &'a Value {
+    let hosts = virtual_hosts(config).iter_mut();
+    hosts.flat_map(|host| list(&mut host["routes"])).find(|route| route["match"]["path"] == path).expect(path)
+}
+
+fn names(filters: &[Value]) -> Vec<&str> {
+    filters.iter().filter_map(|filter| filter["name"].as_str()).collect()
+}
+
+/// What switches filters on, and what they are told.
+fn switched(route: &Value) -> Vec<&str> {
+    route["typed_per_filter_config"].as_object().map(|on| on.keys().map(String::as_str).collect()).unwrap_or_default()
+}
+
+fn parsed(args: &[&str]) -> Value {
+    serde_saphyr::from_str(&printed(args)).expect("YAML")
+}
+
+const ONE: &str = "--route=from=https://a.example,to=https://b.example/mcp";
+
+/// Each of the two filters is told its role, and no more of a request than that role reads.
+#[test]
+fn what_envoy_is_asked_for() {
+    let config = &mut parsed(&["envoy-config", SOCKET, ONE, "--user-namespace=people", "--dynamic-metadata"]);
+    assert_eq!(
+        names(http_filters(config)),
+        ["envoy-cimd", "envoy-cimd-traffic-trailers", "envoy-cimd-traffic", "envoy.filters.http.router"],
+        "none stands between the token and the upstream"
+    );
+    for (name, role, longest, mode_override, unread) in [
+        ("envoy-cimd", "endpoints", "15s", Value::Null, &[][..]),
+        ("envoy-cimd-traffic", "traffic", "25s", json!(true), &["client_name", "scope", "prompt"]),
+    ] {
+        let filter = filter(config, name);
+        assert_eq!(filter["disabled"], true, "{name} is on by route alone");
+        let told = &filter["typed_config"];
+        assert_eq!(told["grpc_service"]["initial_metadata"], json!([{"key": "envoy-cimd-role", "value": role}]));
+        assert_eq!(told["failure_mode_allow"], false);
+        assert_eq!(told["status_on_error"], json!({"code": 503}));
+        assert_eq!(told["max_message_timeout"], longest);
+        assert_eq!(told["allow_mode_override"], mode_override);
+        assert_eq!(
+            told["processing_mode"],
+            json!({
+                "request_header_mode": "SEND",
+                "response_header_mode": "SKIP",
+                "request_body_mode": "NONE",
+                "response_body_mode": "NONE",
+                "request_trailer_mode": "SKIP",
+                "response_trailer_mode": "SKIP",
+            })
+        );
+        let patterns = told["forward_rules"]["allowed_headers"]["patterns"].as_array().expect("headers");
+        let headers: Vec<&str> = patterns.iter().filter_map(|pattern| pattern["exact"].as_str()).collect();
+        assert_eq!(headers.len(), patterns.len(), "exact names alone");
+        for needed in [":authority", ":method", ":path", ":scheme", "origin", "x-forwarded-proto", "x-request-id"] {
+            assert!(headers.contains(&needed), "{name} {needed}");
+        }
+        for secret in ["authorization", "proxy-authorization", "mcp-session-id"] {
+            assert!(!headers.contains(&secret), "{name} {secret}");
+        }
+        assert_eq!(headers.contains(&"cookie"), role == "endpoints");
+        let attributes = told["request_attributes"].as_array().expect("attributes");
+        let keys = Key::ALL.into_iter().filter(|key| !unread.contains(&key.name()));
+        let of_key = |key: Key| {
+            ["route", "virtual_host"]
+                .map(|of| json!(format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{}']", key.name())))
+        };
+        assert_eq!(attributes, &keys.flat_map(of_key).collect::<Vec<_>>());
+        let namespaces = &told["metadata_options"];
+        assert_eq!(namespaces["forwarding_namespaces"]["untyped"], json!(["envoy_cimd", "people"]));
+        let tags = if role == "traffic" { json!(["envoy_cimd_traffic"]) } else { Value::Null };
+        assert_eq!(namespaces["receiving_namespaces"]["untyped"], tags);
+    }
+    assert_eq!(
+        filter(config, "envoy-cimd")["typed_config"]["forward_rules"]["allowed_headers"]["patterns"]
+            .as_array()
+            .expect("headers")
+            .len(),
+        Header::NAMES.len()
+    );
+    let trailers = &filter(config, "envoy-cimd-traffic-trailers")["typed_config"]["mutations"];
+    assert_eq!(
+        trailers,
+        &json!({"request_trailers_mutations": [
+            {"remove": "authorization"}, {"remove": "cookie"}, {"remove": "proxy-authorization"},
+        ]})
+    );
+    assert_eq!(switched(route(config, "/mcp")), ["envoy-cimd-traffic", "envoy-cimd-traffic-trailers"]);
+    for path in [DOCUMENT, START, CALLBACK, DISCONNECT] {
+        assert_eq!(switched(route(config, path)), ["envoy-cimd"], "{path}");
+    }
+}
+
+/// A stream of minutes is no reason to end it, and an upstream has no say in what the route's origin is.
+#[test]
+fn the_mcp_route() {
+    let routes = ["--route=from=https://a.example/linear,to=http://b.example:8000/mcp", ONE];
+    let config = &mut parsed(&["envoy-config", SOCKET, routes[0], routes[1]]);
+    for (path, rewrite, authority) in [("/linear", json!("/mcp"), "b.example:8000"), ("/mcp", Value::Null, "b.example")]
+    {
+        let route = route(config, path);
+        let upstream = &route["route"];
+        assert_eq!((&upstream["timeout"], &upstream["idle_timeout"]), (&json!("0s"), &json!("0s")), "{path}");
+        assert_eq!((&upstream["prefix_rewrite"], &upstream["host_rewrite_literal"]), (&rewrite, &json!(authority)));
+        assert_eq!(route["request_headers_to_remove"], json!(["cookie", "proxy-authorization"]));
+        let removed = route["response_headers_to_remove"].as_array().expect("headers");
+        for header in ["set-cookie", "service-worker-allowed", "access-control-allow-origin"] {
+            assert!(removed.contains(&json!(header)), "{path} {header}");
+        }
+        assert_eq!(route["response_headers_to_add"][0]["header"]["value"], "sandbox", "{path}");
+        assert_eq!(switched(route), ["envoy-cimd-traffic", "envoy-cimd-traffic-trailers"], "{path}");
+    }
+}
+
+/// Whoever could ask for tokens as Envoy does would get them, so where that is not kept from anybody, none are put in,
+/// and the output says what is missing.
+#[test]
+fn tokens_go_where_none_but_envoy_can_ask_for_them() {
+    let (ca, cert, key) = ("--processor-ca=ca", "--processor-cert=crt", "--processor-key=key");
+    let (asked, unprotected) = ("(--no-traffic)", "whoever could speak to envoy-cimd");
+    for (args, left_out) in [
+        (&[SOCKET][..], None),
+        (&["--processor=cimd.example:9001", ca, cert, key], None),
+        (&["--insecure-traffic"], None),
+        (&["--processor=localhost:9001", "--insecure-traffic"], None),
+        (&["--processor=[::1]:9001", "--insecure-traffic"], None),
+        (&[], Some(unprotected)),
+        (&["--insecure-traffic=false"], Some(unprotected)),
+        (&["--processor=cimd.example:9001", ca], Some(unprotected)),
+        // Other machines reach these, whatever was said.
+        (&["--processor=cimd.example:9001", "--insecure-traffic"], Some(unprotected)),
+        (&["--processor=192.0.2.1:9001", "--insecure-traffic"], Some(unprotected)),
+        (&[SOCKET, "--no-traffic"], Some(asked)),
+    ] {
+        let args: Vec<&str> = ["envoy-config", ONE].iter().chain(args).copied().collect();
+        let part = |part| printed(&args.iter().copied().chain(["--part", part]).collect::<Vec<_>>());
+        for text in [printed(&args), part("routes"), part("filter")] {
+            assert_eq!(text.contains("envoy-cimd-traffic"), left_out.is_none(), "{args:?}\n{text}");
+            assert_eq!(text.contains("# No token is put into MCP requests"), left_out.is_some(), "{args:?}\n{text}");
+            assert!(left_out.is_none_or(|why| text.contains(why)), "{args:?}\n{text}");
+        }
+        let config = &mut parsed(&args);
+        assert_eq!(switched(route(config, "/mcp")).is_empty(), left_out.is_some(), "{args:?}");
+        assert_eq!(http_filters(config).len(), if left_out.is_some() { 2 } else { 4 }, "{args:?}");
+    }
+    // Who has no MCP route needs no filter, and no excuse.
+    for args in [&["--processor=127.0.0.1:9001"][..], &[SOCKET]] {
+        let args: Vec<&str> = ["envoy-config", "--route=from=https://a.example"].iter().chain(args).copied().collect();
+        let text = printed(&args);
+        assert!(!text.contains("envoy-cimd-traffic") && !text.contains("No token"), "{text}");
+    }
+}
+
+#[test]
+fn pages_of_other_origins() {
+    let args = ["envoy-config", ONE, "--allow-origin=https://one.example,https://two.example:8443"];
+    let config = &mut parsed(&[&args[..], &[SOCKET]].concat());
+    assert_eq!(names(http_filters(config))[0], "envoy.filters.http.cors", "a preflight carries no credentials");
+    let policy = route(config, "/mcp")["typed_per_filter_config"]["envoy.filters.http.cors"].clone();
+    assert_eq!(
+        policy["allow_origin_string_match"],
+        json!([{"exact": "https://one.example"}, {"exact": "https://two.example:8443"}])
+    );
+    assert_eq!((&policy["allow_credentials"], &policy["allow_methods"]), (&json!(false), &json!("POST, GET, DELETE")));
+    let with_policy = |config: &mut Value| {
+        let routes = virtual_hosts(config).iter_mut().flat_map(|host| list(&mut host["routes"]).clone());
+        routes.filter(|route| switched(route).contains(&"envoy.filters.http.cors")).count()
+    };
+    assert_eq!(with_policy(config), 1, "the MCP route alone");
+    for args in [&["envoy-config", ONE, SOCKET][..], &args, &[&args[..], &[SOCKET, "--no-traffic"]].concat()] {
+        let text = printed(args);
+        assert!(!text.contains("http.cors"), "{args:?}");
+    }
+    let (code, stdout, stderr) = run(&["envoy-config", ONE, "--allow-origin=https://one.example/path"], &[]);
+    assert!(code == Some(2) && stdout.is_empty() && stderr.contains("--allow-origin"), "{stderr}");
+}
+
+/// Envoy itself answers the preflight of a page that may ask; what another page asks goes to envoy-cimd, which refuses it.
+#[tokio::test]
+async fn preflights() {
+    let flags = ["--insecure-traffic", "--allow-origin=https://inspector.example"];
+    let world = World::start(Wish { envoy_config: &flags, ..Wish::default() }).await;
+    let preflight = |path: &str| {
+        let call = Call::get("notes.localhost", path).method("OPTIONS").header("origin", "https://inspector.example");
+        let call = call.header("access-control-request-method", "POST");
+        call.header("access-control-request-headers", "authorization,mcp-param-x")
+    };
+    for version in [http::Version::HTTP_11, http::Version::HTTP_2] {
+        let answer = world.https().send(version, preflight("/mcp")).await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        for (header, value) in [
+            ("access-control-allow-origin", &["https://inspector.example"][..]),
+            ("access-control-allow-methods", &["POST, GET, DELETE"]),
+            ("access-control-allow-headers", &["*, authorization"]),
+            ("access-control-allow-credentials", &[]),
+        ] {
+            assert_eq!(answer.all(header), value, "{header}");
+        }
+        let answer = world.https().send(version, preflight(START)).await.expect("an answer");
+        assert_eq!((answer.status, answer.all("access-control-allow-origin").len()), (405, 0), "{answer:?}");
+    }
+    assert_eq!(world.upstream.seen(), [""; 0], "no preflight goes on");
+}
+
+/// Where everybody is one person, nobody from elsewhere is.
+#[test]
+fn a_single_users_envoy_listens_on_loopback() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "single_user: true\n").expect("written");
+    let path = file.path().to_str().expect("text");
+    let given = ["--https-listen=192.0.2.1:443", "--http-listen=192.0.2.1:80"];
+    for (args, [https, http]) in [
+        (&[][..], [("0.0.0.0", 8443), ("0.0.0.0", 8080)]),
+        (&["--single-user"], [("127.0.0.1", 8443), ("127.0.0.1", 8080)]),
+        (&["--config", path], [("127.0.0.1", 8443), ("127.0.0.1", 8080)]),
+        (&["--config", path, "--single-user=false"], [("0.0.0.0", 8443), ("0.0.0.0", 8080)]),
+        (&["--single-user", given[0], given[1]], [("192.0.2.1", 443), ("192.0.2.1", 80)]),
+    ] {
+        let args: Vec<&str> = ["envoy-config", ONE].iter().chain(args).copied().collect();
+        let listeners = parsed(&args)["static_resources"]["listeners"].clone();
+        for (listener, (address, port)) in listeners.as_array().expect("listeners").iter().zip([https, http]) {
+            let expected = json!({"socket_address": {"address": address, "port_value": port}});
+            assert_eq!(listener["address"], expected, "{args:?}");
+        }
+    }
+}
+
+/// A route that switches one on would switch on the other.
+#[test]
+fn filters_of_one_name_are_refused() {
+    for args in
+        [["--filter-name=a", "--traffic-filter-name=a"], ["--filter-name=a-trailers", "--traffic-filter-name=a"]]
+    {
+        let (code, stdout, stderr) = run(&["envoy-config", ONE, SOCKET, args[0], args[1]], &[]);
+        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}");
+        assert!(stderr.contains("--filter-name and --traffic-filter-name"), "{stderr}");
+    }
 }
 
 /// A mesh's name for the cluster is no authority that HTTP/2 takes; the printed filter sends another.
@@ -134,8 +391,8 @@ fn the_parts_are_those_of_the_whole() {
         assert!(part.len() > 5 && whole.windows(part.len()).any(|window| window == part), "{part:#?}");
     }
     assert_eq!(
-        lines(&printed(&["envoy-config", "--part", "filter"])),
-        lines(&printed(&[SHIPPED[0], SHIPPED[1], "--part", "filter"]))
+        lines(&printed(&["envoy-config", SOCKET, "--part", "filter"])),
+        lines(&printed(&[SHIPPED[0], SHIPPED[1], SHIPPED[2], "--part", "filter"]))
     );
 }
 

@@ -4,7 +4,10 @@ use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
 use super::shared::{FileArg, RouteArgs};
 use crate::{
-    model::route::{Key, RouteSpec},
+    model::{
+        origin::Origin,
+        route::{Key, RouteSpec},
+    },
     net::{listen::ListenAddr, tls::peer::PeerName},
 };
 
@@ -36,18 +39,39 @@ pub struct EnvoyConfig {
     /// The name that envoy-cimd's certificate must have; the host of --processor unless given.
     #[arg(long, value_name = "SAN", requires = "processor_ca")]
     pub processor_san: Option<PeerName>,
-    /// What the filter is called in Envoy's chain, and in the routes that switch it on.
+    /// Put no tokens into MCP requests: for who carries them otherwise. With tokens, Envoy speaks to envoy-cimd over a
+    /// Unix socket or mTLS, or on loopback with --insecure-traffic.
+    #[arg(long)]
+    pub no_traffic: bool,
+    /// Put tokens in also where Envoy speaks to envoy-cimd over plain TCP on loopback: for a demo, since whoever may
+    /// connect there can read every user's tokens.
+    #[arg(long, env = "ENVOY_CIMD_INSECURE_TRAFFIC", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_traffic: bool,
+    /// A web origin, besides each route's own, whose pages may send MCP requests: Envoy answers their preflights.
+    /// Repeatable.
+    #[arg(long, env = "ENVOY_CIMD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub allow_origin: Vec<Origin>,
+    /// Let Envoy listen on loopback unless told otherwise, since everybody who reaches it is one person.
+    #[arg(long, env = "ENVOY_CIMD_SINGLE_USER", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub single_user: bool,
+    /// What the filter of our paths is called in Envoy's chain, and in the routes that switch it on.
     #[arg(long, value_name = "NAME", default_value = "envoy-cimd", value_parser = NonEmptyStringValueParser::new())]
     pub filter_name: String,
+    /// What the filter that puts tokens into MCP requests is called there. The one that keeps callers' credentials out
+    /// of their trailers has this name with `-trailers` behind it.
+    #[arg(long, value_name = "NAME", default_value = "envoy-cimd-traffic", value_parser = NonEmptyStringValueParser::new())]
+    pub traffic_filter_name: String,
     /// What envoy-cimd's cluster is called, such as the `outbound|9001||host` of a mesh.
     #[arg(long, value_name = "NAME", default_value = "envoy-cimd")]
     pub cluster: String,
-    /// Where Envoy listens for https.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8443")]
-    pub https_listen: ListenAddr,
-    /// Where Envoy listens for plain http, only to refuse it.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
-    pub http_listen: ListenAddr,
+    /// Where Envoy listens for https: port 8443 of all addresses unless given, with --single-user of 127.0.0.1.
+    #[arg(long, value_name = "ADDR")]
+    https_listen: Option<ListenAddr>,
+    /// Where Envoy listens for plain http, only to refuse it: likewise, port 8080.
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<ListenAddr>,
     /// Where Envoy's own admin interface listens.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9901")]
     pub envoy_admin: ListenAddr,
@@ -64,12 +88,27 @@ pub struct EnvoyConfig {
     pub routes: RouteArgs,
 }
 
+impl EnvoyConfig {
+    pub fn https_listen(&self) -> ListenAddr {
+        self.https_listen.clone().unwrap_or_else(|| self.listen(8443))
+    }
+
+    pub fn http_listen(&self) -> ListenAddr {
+        self.http_listen.clone().unwrap_or_else(|| self.listen(8080))
+    }
+
+    fn listen(&self, port: u16) -> ListenAddr {
+        let host = if self.single_user { "127.0.0.1" } else { "0.0.0.0" };
+        ListenAddr::Tcp { host: host.to_owned(), port }
+    }
+}
+
 /// A piece of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Part {
     /// The virtual hosts.
     Routes,
-    /// The ext_proc filter.
+    /// The HTTP filters, each off until a route switches it on.
     Filter,
     /// The cluster of envoy-cimd, and those of the routes' upstreams.
     Cluster,

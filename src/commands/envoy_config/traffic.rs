@@ -1,0 +1,145 @@
+//! Tokens for MCP requests: the filters that put them in, and what keeps these from being printed.
+
+use std::net::IpAddr;
+
+use anyhow::ensure;
+use askama::Template;
+use serde_json::json;
+
+use super::yaml::quoted;
+use crate::{
+    commands::settings::envoy_config::EnvoyConfig,
+    model::route::Key,
+    net::listen::{ListenAddr, bare_host},
+};
+
+/// The namespace of dynamic metadata in which the filter says what the token is called.
+pub const TAGS: &str = "envoy_cimd_traffic";
+
+/// The headers that are read of an MCP request; never `authorization`, and never `cookie`.
+pub const HEADERS: [&str; 13] = [
+    ":authority",
+    ":method",
+    ":path",
+    ":scheme",
+    "accept",
+    "mcp-protocol-version",
+    "origin",
+    "sec-fetch-dest",
+    "sec-fetch-mode",
+    "traceparent",
+    "tracestate",
+    "x-forwarded-proto",
+    "x-request-id",
+];
+
+/// What Envoy is told of MCP requests, each text quoted for YAML.
+pub struct Traffic {
+    /// What the filter that puts the token in is called.
+    pub name: String,
+    /// What the one is called that keeps callers' credentials out of trailers.
+    pub trailers: String,
+    /// Whose pages may send MCP requests besides the routes' own, as Envoy matches them; none where nobody's may.
+    pub origins: Option<String>,
+}
+
+/// Why no token is put into MCP requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LeftOut {
+    /// Somebody else carries tokens.
+    Asked,
+    /// Anybody who reaches envoy-cimd could ask for tokens as Envoy does.
+    Unprotected,
+}
+
+impl Traffic {
+    /// # Errors
+    /// Where two filters have one name.
+    pub fn new(options: &EnvoyConfig, processor: &ListenAddr) -> anyhow::Result<Result<Self, LeftOut>> {
+        let name = &options.traffic_filter_name;
+        let trailers = format!("{name}-trailers");
+        ensure!(
+            ![name, &trailers].contains(&&options.filter_name),
+            "--filter-name and --traffic-filter-name: a route that switches one filter on would switch on the other of \
+             its name"
+        );
+        if options.no_traffic {
+            return Ok(Err(LeftOut::Asked));
+        }
+        if !is_protected(options, processor) && !(options.insecure_traffic && is_loopback(processor)) {
+            return Ok(Err(LeftOut::Unprotected));
+        }
+        let origins: Vec<_> = options.allow_origin.iter().map(|origin| json!({"exact": origin.as_str()})).collect();
+        Ok(Ok(Self {
+            name: quoted(name),
+            trailers: quoted(&trailers),
+            origins: (!origins.is_empty()).then(|| quoted(&origins)),
+        }))
+    }
+
+    /// # Errors
+    /// Where the template fails.
+    pub fn trailers_filter(&self) -> Result<String, askama::Error> {
+        TrailersFilter { name: &self.trailers }.render()
+    }
+}
+
+impl LeftOut {
+    /// The comment that says so, without its `#`.
+    pub fn lines(self) -> &'static [&'static str] {
+        match self {
+            Self::Asked => &[
+                "No token is put into MCP requests (--no-traffic). Who puts it in must also keep the caller's own credentials",
+                "from the upstream.",
+            ],
+            Self::Unprotected => &[
+                "No token is put into MCP requests: whoever could speak to envoy-cimd as Envoy does would read everybody's.",
+                "Let --processor be a Unix socket, or give --processor-ca, --processor-cert and --processor-key (mTLS). For a",
+                "demo, --insecure-traffic takes plain TCP on loopback; where somebody else carries tokens, say --no-traffic.",
+            ],
+        }
+    }
+}
+
+/// Whether a token needs this key of its route.
+pub fn is_needed(key: Key) -> bool {
+    match key {
+        Key::From | Key::To | Key::RouteId | Key::AuthorizationServer | Key::Resource => true,
+        Key::ClientName | Key::Scope | Key::Prompt => false,
+    }
+}
+
+/// The filter that answers browsers' questions whether a page of another origin may ask.
+pub fn cors_filter() -> Result<String, askama::Error> {
+    CorsFilter {}.render()
+}
+
+/// Whether none but Envoy can speak to envoy-cimd: who may open the socket, or has the certificate.
+fn is_protected(options: &EnvoyConfig, processor: &ListenAddr) -> bool {
+    match processor {
+        ListenAddr::Unix(_) => true,
+        ListenAddr::Tcp { .. } => {
+            options.processor_ca.is_some() && options.processor_cert.is_some() && options.processor_key.is_some()
+        }
+    }
+}
+
+fn is_loopback(processor: &ListenAddr) -> bool {
+    match processor {
+        ListenAddr::Unix(_) => false,
+        ListenAddr::Tcp { host, .. } => {
+            let host = bare_host(host);
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "envoy_trailers_filter.yaml")]
+struct TrailersFilter<'a> {
+    name: &'a str,
+}
+
+#[derive(Template)]
+#[template(path = "envoy_cors_filter.yaml")]
+struct CorsFilter {}
