@@ -47,10 +47,18 @@ fn document(manifest: &str, kind: &str) -> Value {
     (*document).clone()
 }
 
-fn printed_filter(cluster: &str) -> Value {
+/// How Envoy reaches envoy-cimd as a service: nobody else may ask for tokens.
+const MTLS: [&str; 4] = [
+    "--processor=envoy-cimd.envoy-cimd.svc.cluster.local:9001",
+    "--processor-ca=ca.crt",
+    "--processor-cert=tls.crt",
+    "--processor-key=tls.key",
+];
+
+fn printed_filters(cluster: &str) -> Vec<Value> {
     let user = "--user-namespace=envoy.filters.http.jwt_authn";
-    let filters = printed(&["envoy-config", "--part=filter", user, "--cluster", cluster]);
-    serde_saphyr::from_str::<Value>(&filters).expect("YAML")[0].clone()
+    let filters = printed(&[&["envoy-config", "--part=filter", user, "--cluster", cluster], &MTLS[..]].concat());
+    serde_saphyr::from_str(&filters).expect("YAML")
 }
 
 /// The values of an EnvoyFilter's patches of a kind.
@@ -58,23 +66,23 @@ fn istio_patches(apply_to: &str, operation: &str) -> Vec<Value> {
     let filter = document("istio/envoy-cimd.yaml", "EnvoyFilter");
     let patches = filter["spec"]["configPatches"].as_array().expect("patches").iter();
     let patches = patches.filter(|patch| patch["applyTo"] == apply_to).map(|patch| &patch["patch"]);
-    patches
-        .inspect(|patch| assert_eq!(patch["operation"], operation, "{apply_to}"))
-        .map(|patch| patch["value"].clone())
-        .collect()
+    let patches = patches.filter(|patch| patch["operation"] == operation);
+    patches.map(|patch| patch["value"].clone()).collect()
 }
 
 #[tokio::test]
 async fn istio() {
-    let [people, filter] = &istio_patches("HTTP_FILTER", "INSERT_BEFORE")[..] else { panic!("two filters") };
+    let [people, ours @ ..] = &istio_patches("HTTP_FILTER", "INSERT_BEFORE")[..] else { panic!("filters") };
     let [host] = &istio_patches("VIRTUAL_HOST", "MERGE")[..] else { panic!("one host") };
     // The last that is put first is the first.
     let routes: Vec<Value> = istio_patches("HTTP_ROUTE", "INSERT_FIRST").into_iter().rev().collect();
 
     let cluster = "outbound|9001||envoy-cimd.envoy-cimd.svc.cluster.local";
-    assert_eq!(filter, &printed_filter(cluster));
+    let printed_filters = printed_filters(cluster);
+    assert_eq!(ours, printed_filters);
     let route = "--route=from=https://mcp.example.com,to=https://mcp.internal.example/mcp";
-    let hosts: Value = serde_saphyr::from_str(&printed(&["envoy-config", "--part=routes", route])).expect("YAML");
+    let hosts = printed(&[&["envoy-config", "--part=routes", route], &MTLS[..]].concat());
+    let hosts: Value = serde_saphyr::from_str(&hosts).expect("YAML");
     assert_eq!(host["metadata"], hosts[0]["metadata"]);
     let mut ours = routes.clone();
     let with_people = ours.iter_mut().filter_map(|route| {
@@ -82,21 +90,36 @@ async fn istio() {
         configs.remove(people["name"].as_str()?).map(|_| route["match"]["path"].clone())
     });
     assert_eq!(with_people.collect::<Vec<_>>(), [START, CALLBACK, DISCONNECT]);
-    assert_eq!(ours, hosts[0]["routes"].as_array().expect("routes")[..5]);
+    let printed = hosts[0]["routes"].as_array().expect("routes");
+    assert_eq!(ours, printed[..5]);
+    let [merged] = &istio_patches("HTTP_ROUTE", "MERGE")[..] else { panic!("one route") };
+    let mut on = merged["typed_per_filter_config"].clone();
+    let asked = on.as_object_mut().expect("filters").remove(people["name"].as_str().expect("a name"));
+    assert_eq!(asked.expect("who the client is for")["requirement_name"], "clients");
+    assert_eq!(on, printed[5]["typed_per_filter_config"]);
+    let virtual_service = document("istio/envoy-cimd.yaml", "VirtualService");
+    let [http] = &virtual_service["spec"]["http"].as_array().expect("routes")[..] else { panic!("one route") };
+    assert_eq!((&http["name"], &http["match"][0]["uri"]["exact"]), (&json!("mcp"), &printed[5]["match"]["path"]));
+    assert_eq!(http["headers"]["request"]["remove"], printed[5]["request_headers_to_remove"]);
+    assert_eq!(http["headers"]["response"]["remove"], printed[5]["response_headers_to_remove"]);
 
     // As Istio would merge it; its name for the cluster is one that no `:authority` may be.
     let (key, jwks) = keys();
     let mut people = people.clone();
-    let provider = people["typed_config"]["providers"]["people"].as_object_mut().expect("a provider");
-    provider.remove("remote_jwks").expect("where the keys are");
-    provider.insert("local_jwks".to_owned(), json!({"inline_string": jwks}));
-    let mcp = json!({"match": {"path": "/mcp"}, "direct_response": {"status": 204}});
+    for provider in ["people", "clients"] {
+        let provider = people["typed_config"]["providers"][provider].as_object_mut().expect("a provider");
+        provider.remove("remote_jwks").expect("where the keys are");
+        provider.insert("local_jwks".to_owned(), json!({"inline_string": jwks}));
+    }
+    // What puts tokens in has tests of its own.
+    let mut mcp = json!({"match": {"path": "/mcp"}, "direct_response": {"status": 204}});
+    mcp["typed_per_filter_config"] = merged["typed_per_filter_config"].clone();
+    mcp["typed_per_filter_config"].as_object_mut().expect("filters").remove("envoy-cimd-traffic").expect("it is on");
     let world = World::start(Wish {
         edit: &|config| {
             let filters = http_filters(config);
             let ours = filters.iter().position(|filter| filter["name"] == OURS).expect("our filter");
-            filters[ours] = filter.clone();
-            filters.insert(ours, people.clone());
+            filters.splice(ours..=ours, [people.clone()].into_iter().chain(printed_filters.clone()));
             let routes: Vec<&Value> = routes.iter().chain([&mcp]).collect();
             virtual_hosts(config).insert(
                 0,
@@ -128,11 +151,20 @@ async fn istio() {
         (CALLBACK, [400, 401, 401]),
         (DISCONNECT, [405, 401, 401]),
         (DOCUMENT, [200; 3]),
-        ("/mcp", [204; 3]),
+        // A page of the same site could send that cookie.
+        ("/mcp", [401; 3]),
     ] {
         for (cookie, status) in [&good, &old, "none=1"].into_iter().zip(statuses) {
             let answer = send(path, ("cookie", cookie)).await;
             assert!(answer.status == status && answer.all("location").is_empty(), "{path} {cookie} {answer:?}");
+        }
+    }
+    for (audience, statuses) in [("https://mcp.example.com/mcp", [204, 401]), ("mcp-gateway", [403, 401])] {
+        let claims = json!({"iss": ISSUER, "aud": audience, "sub": "ann", "exp": 4_000_000_000_u64});
+        let credentials = format!("Bearer {}", signed(&key, &claims));
+        for (path, status) in ["/mcp", START].into_iter().zip(statuses) {
+            let answer = send(path, ("authorization", &credentials)).await;
+            assert_eq!(answer.status, status, "{path} {audience} {answer:?}");
         }
     }
 }
@@ -184,7 +216,7 @@ fn patched(mut filter: Value) -> Value {
 
 #[tokio::test]
 async fn envoy_gateway() {
-    let (plain, ours) = (envoy_gateways_filter(), printed_filter("envoy-cimd"));
+    let (plain, ours) = (envoy_gateways_filter(), printed_filters("envoy-cimd").remove(0));
     let patched = patched(plain.clone());
     for key in ["forward_rules", "message_timeout", "max_message_timeout", "metadata_options", "status_on_error"] {
         assert_eq!(patched["typed_config"][key], ours["typed_config"][key], "{key}");
