@@ -90,9 +90,9 @@ impl Recipe {
                         filters.insert(ours.expect("our filter"), piece.clone());
                     }
                 }
-                "typed_per_filter_config of /.pomerium/oauth/start, callback and disconnect" => {
+                "typed_per_filter_config of /.pomerium/oauth/start, callback, disconnect and /mcp" => {
                     for route in virtual_hosts(config).iter_mut().flat_map(|host| list(&mut host["routes"])) {
-                        if [START, CALLBACK, DISCONNECT].iter().any(|path| route["match"]["path"] == **path) {
+                        if [START, CALLBACK, DISCONNECT, "/mcp"].iter().any(|path| route["match"]["path"] == **path) {
                             merge(&mut route["typed_per_filter_config"], piece);
                         }
                     }
@@ -178,7 +178,7 @@ fn before_you_begin() {
     let section = page.split("\n## ").find(|section| section.starts_with("Before you begin\n")).expect("the section");
     let commands = section.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("commands");
     let dir = tempfile::tempdir().expect("a folder");
-    shell(&commands.replace("/etc/", "etc/"), dir.path());
+    shell(&commands.replace("/etc/", "etc/").replace("/run/", "run/"), dir.path());
     for recipe in recipes() {
         for file in recipe.serve.iter().filter(|argument| argument.ends_with(".keys")) {
             let made = dir.path().join(file.trim_start_matches('/'));
@@ -229,7 +229,8 @@ async fn ext_authz() {
     let keep = Arc::clone(&asked);
     let service = Router::new().fallback(any(move |request: Request| async move {
         keep.lock().expect("requests").push(request.uri().to_string());
-        let cookie = request.headers().get("cookie").and_then(|cookie| cookie.to_str().ok()).unwrap_or_default();
+        let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let cookie = if ["", "document"].contains(&header("sec-fetch-dest")) { header("cookie") } else { "" };
         match cookie.split("; ").find_map(|pair| pair.strip_prefix("session=")) {
             Some(name @ ("ann" | "bob")) => [("x-user-issuer", ISSUER), ("x-user-subject", name)].into_response(),
             _ => StatusCode::UNAUTHORIZED.into_response(),
@@ -257,6 +258,10 @@ async fn people(flows: Flows, session: &dyn Fn(&str) -> String, strangers: &[Str
     let page =
         flows.send(as_person(Call::get(NOTES, START).header("accept", "text/html"), &session("ann"), None)).await;
     assert_eq!(page.status, 200, "{page:?}");
+
+    // MCP clients have no cookie; what comes with one is a page's, of this site perhaps.
+    let script = Call::get(NOTES, "/mcp").method("POST").header("sec-fetch-dest", "empty");
+    assert_eq!(flows.send(as_person(script, &session("ann"), None)).await.status, 401);
 
     let begun = flows.begin_as(as_person(press(NOTES, ""), &session("ann"), None)).await;
     let [Recorded::Describe(_), Recorded::Begin(begin)] = &flows.fake.calls()[..] else {
