@@ -11,14 +11,13 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { LOGIN, begun as begunAt, cancel, consent } from './connecting.mjs';
 import { callback, clientId, startProvider } from './oidc_provider.mjs';
 import {
-  NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, press, scenarios, start, startAgain,
-  until,
+  NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, scenarios, start, startAgain, until,
 } from './person.mjs';
 
 const OTHER = 'https://other.localhost';
-const LOGIN = 'somebody';
 
 const { E2E_CA, E2E_ENVOY_PORT, E2E_UPSTREAM, E2E_AS_HOST, E2E_AS_CERT, E2E_AS_KEY } = process.env;
 for (const [name, value] of Object.entries({
@@ -106,38 +105,7 @@ async function keepCookies(context) {
 
 // ---- a person at the authorization server ----
 
-async function signIn(page) {
-  assert.equal(await heading(page), 'Sign-in');
-  await page.getByPlaceholder('Enter any login').fill(LOGIN);
-  await page.getByPlaceholder('and password').fill('anything');
-  await follow(page, () => page.getByRole('button', { name: 'Sign-in' }).click());
-}
-
-const consent = (page) => page.getByRole('button', { name: 'Continue' }).click();
-const cancel = (page) => page.getByRole('link', { name: '[ Cancel ]' }).click();
-
-function isAtServer(page) {
-  const url = new URL(page.url());
-  assert.equal(url.origin, issuer);
-  assert.match(url.pathname, /^\/interaction\//);
-}
-
-/** A tab on the page that asks for consent. */
-async function begun(context, origin, returnTo) {
-  const page = await context.newPage();
-  const shown = await page.goto(start(origin, returnTo));
-  assert.equal(shown.status(), 200);
-  await follow(page, () => press(page));
-  if (new URL(page.url()).pathname === START) {
-    // The look-up took longer than the first page waited: this one names the server.
-    await follow(page, () => press(page));
-  }
-  isAtServer(page);
-  await signIn(page);
-  isAtServer(page);
-  assert.equal(await heading(page), 'Authorize');
-  return page;
-}
+const begun = (context, origin, returnTo) => begunAt(context, origin, returnTo, issuer);
 
 /** Decides on that page, and gives the address that the person comes back to, and the answer that ends there. */
 async function decide(page, origin, act) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -22,6 +23,7 @@ use envoy_cimd::{
     exchange::embedded::Embedded,
     model::{paths::Paths, secret::Secret, user::User},
 };
+use rustix::io::FdFlags;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tonic::{
@@ -209,6 +211,16 @@ pub fn lead_to(config: &mut Value, origin: &str) {
     }
 }
 
+/// Puts an upstream behind Envoy, on every route.
+fn put_behind(config: &mut Value, url: &str) {
+    lead_to(config, url);
+    for host in virtual_hosts(config) {
+        if host.get("metadata").is_some() {
+            metadata(host)["to"] = json!(url);
+        }
+    }
+}
+
 /// Presses the button of a route from elsewhere.
 const ATTACK: &str = r#"<!doctype html><link rel="icon" href="data:,">
 <form method="post" action="https://notes.localhost/.pomerium/oauth/start?return_to=/mcp"></form>
@@ -308,7 +320,7 @@ async fn e2e_the_whole_flow() {
     let mut world = World::start(Wish {
         routes: &routes.each_ref().map(String::as_str),
         cimd: &flags,
-        edit: &|config| upstream.join(config),
+        edit: &|config| put_behind(config, &upstream.url),
         ..Wish::default()
     })
     .await;
@@ -357,6 +369,60 @@ async fn e2e_the_whole_flow() {
         for (kind, value) in report.secrets.iter().flat_map(|(kind, values)| values.iter().map(move |v| (kind, v))) {
             assert!(!text.contains(value), "{name} has a {kind}, {value}:\n{text}");
         }
+    }
+}
+
+/// A port that a script is to serve. It takes connections from the start, which wait for the script.
+struct Handed {
+    url: String,
+    listener: std::net::TcpListener,
+}
+
+impl Handed {
+    fn new() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        // The script inherits it.
+        rustix::io::fcntl_setfd(&listener, FdFlags::empty()).expect("a listener to hand on");
+        Self { url: format!("http://{}/mcp", listener.local_addr().expect("an address")), listener }
+    }
+
+    fn fd(&self) -> String {
+        self.listener.as_raw_fd().to_string()
+    }
+}
+
+/// Neither the MCP client nor the MCP server is ours, nor the authorization server: what goes on between them by the
+/// filters that are printed.
+#[tokio::test]
+#[ignore = "needs Node.js and Chromium: make e2e"]
+async fn e2e_mcp_traffic() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let upstream = Handed::new();
+    let certificates = Certificates::make(dir.path(), &[AS_HOST]);
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let (ca, state) = (path(&certificates.ca), path(&dir.path().join("state")));
+    let mut flags = vec!["--single-user", "--insecure-traffic", "--state-dir", &state, "--log=trace"];
+    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST]);
+    let mut world = World::start(Wish {
+        routes: &["from=https://notes.localhost", "from=https://tickets.localhost"],
+        cimd: &flags,
+        envoy_config: &["--insecure-traffic"],
+        edit: &|config| put_behind(config, &upstream.url),
+    })
+    .await;
+
+    let variables = [
+        ("E2E_UPSTREAM", upstream.url.clone()),
+        ("E2E_UPSTREAM_FD", upstream.fd()),
+        ("E2E_AS_HOST", AS_HOST.to_owned()),
+        ("E2E_AS_CERT", path(&certificates.cert)),
+        ("E2E_AS_KEY", path(&certificates.key)),
+    ];
+    node("mcp_traffic.mjs", &world, &variables).await;
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    for (name, text) in [("log", world.cimd.process.output()), ("Envoy", world.envoy.process.output())] {
+        assert!(text.contains("notes.localhost"), "{name} says something");
+        assert!(!text.to_ascii_lowercase().contains("bearer "), "{name} has a token:\n{text}");
     }
 }
 
@@ -435,16 +501,6 @@ impl Protected {
             .with_state(Arc::clone(&told));
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { url, told }
-    }
-
-    /// Puts it behind Envoy, on every route.
-    fn join(&self, config: &mut Value) {
-        lead_to(config, &self.url);
-        for host in virtual_hosts(config) {
-            if host.get("metadata").is_some() {
-                metadata(host)["to"] = json!(self.url);
-            }
-        }
     }
 
     fn report(&self) -> Report {
