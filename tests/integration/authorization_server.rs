@@ -129,6 +129,7 @@ struct Shared {
     revoked: Mutex<Vec<String>>,
     challenges: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
+    calls: AtomicUsize,
     /// Whether late answers go out.
     answers: watch::Sender<bool>,
 }
@@ -161,6 +162,7 @@ impl Servers {
             revoked: Mutex::default(),
             challenges: Mutex::default(),
             fetches: Mutex::default(),
+            calls: AtomicUsize::new(0),
             answers: watch::Sender::new(false),
         });
         let server = Router::new()
@@ -173,7 +175,7 @@ impl Servers {
         let issuer = format!("https://{HOST}:{}", listener.local_addr().expect("an address").port());
         tokio::spawn(async move { axum::serve(listener, server).await });
         let upstream = Router::new()
-            .route("/{name}/mcp", get(challenge))
+            .route("/{name}/mcp", get(challenge).post(call))
             .route("/.well-known/oauth-protected-resource/{name}/mcp", get(resource))
             .fallback(unserved)
             .with_state(Arc::clone(&shared));
@@ -245,6 +247,11 @@ impl Servers {
         self.shared.challenges.lock().expect("challenges").iter().filter(|asked| *asked == name).count()
     }
 
+    /// How many requests reached an upstream with a body.
+    pub fn calls(&self) -> usize {
+        self.shared.calls.load(Ordering::Relaxed)
+    }
+
     /// The metadata addresses that were asked for, and what else was asked of the upstream.
     pub fn fetches(&self) -> Vec<String> {
         self.shared.fetches.lock().expect("fetches").clone()
@@ -263,6 +270,24 @@ async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Str
     };
     let challenge = format!("Bearer realm=\"mcp\", scope=\"read write\", resource_metadata=\"{address}\"");
     (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
+}
+
+/// What an MCP request brought with it; the challenge where it had no token.
+async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
+    let all = |name: header::HeaderName| -> Vec<_> {
+        headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+    };
+    let authorization = all(header::AUTHORIZATION);
+    if authorization.is_empty() {
+        return challenge(state, UrlPath(name)).await;
+    }
+    state.calls.fetch_add(1, Ordering::Relaxed);
+    axum_json(&json!({"jsonrpc": "2.0", "id": 1, "result": {
+        "upstream": name,
+        "authorization": authorization,
+        "cookies": all(header::COOKIE).len(),
+        "proxy": all(header::PROXY_AUTHORIZATION).len(),
+    }}))
 }
 
 async fn resource(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {

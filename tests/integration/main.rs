@@ -15,6 +15,7 @@ mod e2e;
 mod envoy_config;
 mod exchange;
 mod flow;
+mod isolation;
 mod lifecycle;
 mod limits;
 mod log;

@@ -55,7 +55,7 @@ pub struct World {
 
 /// What a test wants otherwise than usual.
 pub struct Wish<'a> {
-    /// `--route` of `envoy-config`, each without its `to`.
+    /// `--route` of `envoy-config`; where one has no `to`, it is [`Upstream`].
     pub routes: &'a [&'a str],
     pub cimd: &'a [&'a str],
     pub envoy_config: &'a [&'a str],
@@ -106,8 +106,10 @@ impl World {
 pub fn envoy_config(certificates: &Certificates, processor: &str, upstream: &str, wish: &Wish<'_>) -> String {
     let text = |path: &Path| path.to_str().expect("text").to_owned();
     let mut args = vec!["envoy-config".to_owned()];
+    // A socket is logged as it is bound.
+    let processor = if processor.starts_with('/') { format!("unix:{processor}") } else { processor.to_owned() };
     for (flag, value) in [
-        ("--processor", processor.to_owned()),
+        ("--processor", processor),
         ("--https-listen", "127.0.0.1:0".to_owned()),
         ("--http-listen", "127.0.0.1:0".to_owned()),
         ("--envoy-admin", "127.0.0.1:0".to_owned()),
@@ -116,7 +118,10 @@ pub fn envoy_config(certificates: &Certificates, processor: &str, upstream: &str
     ] {
         args.extend([flag.to_owned(), value]);
     }
-    args.extend(wish.routes.iter().map(|route| format!("--route={route},to={upstream}")));
+    args.extend(wish.routes.iter().map(|route| match route.contains(",to=") {
+        true => format!("--route={route}"),
+        false => format!("--route={route},to={upstream}"),
+    }));
     args.extend(wish.envoy_config.iter().map(|arg| (*arg).to_owned()));
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let (code, yaml, error) = run(&args, &[]);
