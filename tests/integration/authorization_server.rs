@@ -273,7 +273,9 @@ async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Str
 }
 
 /// What an MCP request brought with it; the challenge where it had no token.
-async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
+///
+/// The body is read: hyper ends a connection whose request was not.
+async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap, _: Bytes) -> Response {
     let all = |name: header::HeaderName| -> Vec<_> {
         headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     };

@@ -560,6 +560,15 @@ async fn each_comes_to_what_its_row_says() {
     assert_eq!(world.cimd.process.stop().await, Some(0));
     let log = world.cimd.process.output();
     assert!(!log.contains("SECRET"), "{log}");
+    // What is taken though it is not as it should be has a line.
+    for line in [
+        "its challenge (`www-authenticate`) cannot be read whole",
+        "its metadata spells the issuer with another slash at its end, and is taken",
+        "a member of its metadata cannot be used, and counts as not said",
+        "a scope takes more than 4096 bytes, and is not asked for; the route may set its own",
+    ] {
+        assert!(log.contains(&format!("\"message\":\"{line}\"")), "{line}");
+    }
 }
 
 #[derive(Debug)]
