@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     edge::read::ATTRIBUTES,
-    filter::request::Header,
+    filter::request::{Header, TRAFFIC_HEADERS},
     model::{
         origin::Origin,
         paths::{Endpoint, Paths},
@@ -55,7 +55,10 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     }
     let processor = processor(options, file)?;
     let cluster = quoted(&options.cluster);
-    let names = Names { ours: quoted(&options.filter_name), traffic: Traffic::new(options, &processor)? };
+    let names = Names {
+        ours: quoted(&options.filter_name),
+        traffic: Traffic::new(options, file.map(|file| &file.content), &processor)?,
+    };
     let has_upstream = routes.iter().any(|route| route.upstream.is_some());
     let filters = filters(&names, specs.is_empty() || has_upstream, &options.routes, &cluster)?;
     let cluster = Cluster::new(cluster, &processor, options)?.render()?;
@@ -332,7 +335,7 @@ impl<'a> Filter<'a> {
     }
 
     fn of_traffic(name: &'a str, routes: &RouteArgs, cluster: &'a str) -> Self {
-        Self::new("traffic", name, routes, cluster, traffic::HEADERS.to_vec(), traffic::is_needed)
+        Self::new("traffic", name, routes, cluster, TRAFFIC_HEADERS.map(|(name, _)| name).to_vec(), traffic::is_needed)
     }
 
     fn new(

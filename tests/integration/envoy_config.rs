@@ -278,6 +278,25 @@ fn tokens_go_where_none_but_envoy_can_ask_for_them() {
         assert_eq!(switched(route(config, "/mcp")).is_empty(), left_out.is_some(), "{args:?}");
         assert_eq!(http_filters(config).len(), if left_out.is_some() { 2 } else { 4 }, "{args:?}");
     }
+    let mtls = "listen: cimd.example:9001\ntls_cert: a\ntls_key: b\nclient_ca: c\n";
+    let peer = &format!("{mtls}allow_peer: envoy.example\n");
+    for (content, flags, is_served) in [
+        ("listen: unix:/run/cimd.sock\n", &[][..], true),
+        ("listen: unix:/run/cimd.sock\nroles: [endpoints, traffic]\n", &[], true),
+        ("listen: unix:/run/cimd.sock\nroles: endpoints\n", &[], false),
+        ("listen: unix:/run/cimd.sock\nchoreographer: unix:/run/c.sock\n", &[], false),
+        ("listen: unix:/run/cimd.sock\nchoreographer: unix:/run/c.sock\ntokens: unix:/run/t.sock\n", &[], true),
+        (peer, &[ca, cert, key], true),
+        (mtls, &[ca, cert, key], false),
+        ("insecure_traffic: true\n", &[], true),
+    ] {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), content).expect("written");
+        let args = ["envoy-config", ONE, "--config", file.path().to_str().expect("text")];
+        let text = printed(&[&args, flags].concat());
+        assert_eq!(text.contains("envoy-cimd-traffic"), is_served, "{content}\n{text}");
+        assert_eq!(text.contains("the config file keeps `serve` from it"), !is_served, "{content}\n{text}");
+    }
     // Who has no MCP route needs no filter, and no excuse.
     for args in [&["--processor=127.0.0.1:9001"][..], &[SOCKET]] {
         let args: Vec<&str> = ["envoy-config", "--route=from=https://a.example"].iter().chain(args).copied().collect();

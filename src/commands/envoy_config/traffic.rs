@@ -8,30 +8,13 @@ use serde_json::json;
 
 use super::yaml::quoted;
 use crate::{
-    commands::settings::envoy_config::EnvoyConfig,
+    commands::{config_file::ConfigFile, settings::envoy_config::EnvoyConfig},
     model::route::Key,
     net::listen::{ListenAddr, bare_host},
 };
 
 /// The namespace of dynamic metadata in which the filter says what the token is called.
 pub const TAGS: &str = "envoy_cimd_traffic";
-
-/// The headers that are read of an MCP request; never `authorization`, and never `cookie`.
-pub const HEADERS: [&str; 13] = [
-    ":authority",
-    ":method",
-    ":path",
-    ":scheme",
-    "accept",
-    "mcp-protocol-version",
-    "origin",
-    "sec-fetch-dest",
-    "sec-fetch-mode",
-    "traceparent",
-    "tracestate",
-    "x-forwarded-proto",
-    "x-request-id",
-];
 
 /// What Envoy is told of MCP requests, each text quoted for YAML.
 pub struct Traffic {
@@ -50,12 +33,18 @@ pub enum LeftOut {
     Asked,
     /// Anybody who reaches envoy-cimd could ask for tokens as Envoy does.
     Unprotected,
+    /// By its config file, envoy-cimd would refuse to.
+    NotServed,
 }
 
 impl Traffic {
     /// # Errors
-    /// Where two filters have one name.
-    pub fn new(options: &EnvoyConfig, processor: &ListenAddr) -> anyhow::Result<Result<Self, LeftOut>> {
+    /// Where two filters have one name, or a key of the file has a value that it cannot have.
+    pub fn new(
+        options: &EnvoyConfig,
+        file: Option<&ConfigFile>,
+        processor: &ListenAddr,
+    ) -> anyhow::Result<Result<Self, LeftOut>> {
         let name = &options.traffic_filter_name;
         let trailers = format!("{name}-trailers");
         ensure!(
@@ -68,6 +57,11 @@ impl Traffic {
         }
         if !is_protected(options, processor) && !(options.insecure_traffic && is_loopback(processor)) {
             return Ok(Err(LeftOut::Unprotected));
+        }
+        if let Some(file) = file
+            && !serves(file, processor)?
+        {
+            return Ok(Err(LeftOut::NotServed));
         }
         let origins: Vec<_> = options.allow_origin.iter().map(|origin| json!({"exact": origin.as_str()})).collect();
         Ok(Ok(Self {
@@ -91,6 +85,10 @@ impl LeftOut {
             Self::Asked => &[
                 "No token is put into MCP requests (--no-traffic). Who puts it in must also keep the caller's own credentials",
                 "from the upstream.",
+            ],
+            Self::NotServed => &[
+                "No token is put into MCP requests: the config file keeps `serve` from it, which `envoy-cimd check` explains: by",
+                "`roles` without traffic, a `choreographer` without `tokens`, or `tls_cert` without `allow_peer`.",
             ],
             Self::Unprotected => &[
                 "No token is put into MCP requests: whoever could speak to envoy-cimd as Envoy does would read everybody's.",
@@ -122,6 +120,16 @@ fn is_protected(options: &EnvoyConfig, processor: &ListenAddr) -> bool {
             options.processor_ca.is_some() && options.processor_cert.is_some() && options.processor_key.is_some()
         }
     }
+}
+
+/// Whether nothing in the file keeps `serve` from the role.
+fn serves(file: &ConfigFile, processor: &ListenAddr) -> anyhow::Result<bool> {
+    let says = |key: &str| file.settings.contains_key(key);
+    let roles = file.values("roles")?;
+    let takes_part = roles.is_empty() || roles.iter().any(|list| list.split(',').any(|role| role == "traffic"));
+    let has_tokens = says("tokens") || !says("choreographer");
+    let knows_envoy = matches!(processor, ListenAddr::Unix(_)) || says("allow_peer") || !says("tls_cert");
+    Ok(takes_part && has_tokens && knows_envoy)
 }
 
 fn is_loopback(processor: &ListenAddr) -> bool {
