@@ -6,6 +6,9 @@ use anyhow::Context;
 
 use crate::running::{Route, Running};
 
+/// What an MCP client says first, as short as it gets.
+const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"curl","version":"1"}}}"#;
+
 /// What runs where.
 pub fn introduce(running: &Running) {
     let row = |what: &str, is: &str| println!("  {what:<38}  {is}");
@@ -43,7 +46,10 @@ pub fn suggest(running: &Running, etag: &str) -> anyhow::Result<()> {
         ("not sent again to whoever has it: 304", format!("{curl} -i -H 'if-none-match: {etag}' {client_id}")),
         ("read-only: 405", format!("{curl} -i -X POST {client_id}")),
         ("never over plain http: 403", format!("{curl} -i {plain}")),
-        ("the MCP server, without a token: 401", format!("{curl} -i -X POST {}", notes.mcp())),
+        (
+            "the MCP server, as an MCP client calls it: where to connect, and once it is connected, an answer",
+            format!("{curl} --json '{INITIALIZE}' {}", notes.mcp()),
+        ),
         (
             "what its authorization server can do",
             format!("{curl} {}/.well-known/oauth-authorization-server", notes.issuer),

@@ -112,11 +112,20 @@ async fn look(running: &Running, checks: &mut Checks) -> Option<String> {
     checks::documents::check(checks, &running.web, &running.routes).await
 }
 
-/// Connects the routes, asks for their tokens, then looks at what envoy-cimd has kept.
+/// Connects the routes, calls their servers, asks for their tokens, then looks at what envoy-cimd has kept.
 async fn connect(running: &mut Running, checks: &mut Checks) {
     println!("\nConnected, as a person with a browser would");
     checks::connecting::check(checks, &running.web, &running.routes).await;
-    println!("\nHanded out, to whoever carries MCP traffic");
+    println!("\nCalled through Envoy, as an MCP client would that has no token");
+    for route in &running.routes {
+        checks.about(&route.mcp());
+        let called = checks::mcp::called(&running.web, route).await;
+        checks.note(
+            &format!("is answered by the {} MCP server, with the person's token and no other", route.name),
+            called,
+        );
+    }
+    println!("\nHanded out, to whoever else carries MCP traffic");
     checks::handing_out::check(checks, &running.web, &running.routes, &running.tokens).await;
     println!("\nFound in envoy-cimd's store, once envoy-cimd has ended");
     // The store is one process's at a time.

@@ -136,8 +136,12 @@ impl Route {
         format!("{}{CALLBACK}", self.from)
     }
 
+    pub fn start_page(&self) -> String {
+        format!("{}{START}", self.from)
+    }
+
     pub fn connect_page(&self) -> String {
-        format!("{}{START}?return_to={}", self.from, self.mcp_path())
+        format!("{}?return_to={}", self.start_page(), self.mcp_path())
     }
 
     /// The MCP server, through Envoy.
@@ -161,12 +165,22 @@ fn state_dir(folder: &Path) -> PathBuf {
 }
 
 /// Starts envoy-cimd for one person, whoever that is, with the demo's authorization servers allowed: they are on
-/// loopback, and their certificates are from the demo's own authority.
+/// loopback, and their certificates are from the demo's own authority. It listens on loopback too, where every account
+/// of this machine could ask it for that person's tokens.
 async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path) -> anyhow::Result<Cimd> {
     let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()));
     let (state_dir, ca) = (text(state_dir)?, text(ca)?);
     let hosts = SERVERS.map(|(name, ..)| authorization_server::host(name));
-    let mut flags = vec!["--single-user", "--state-dir", &state_dir, "--tokens-listen", tokens, "--extra-ca", &ca];
+    let mut flags = vec![
+        "--single-user",
+        "--insecure-traffic",
+        "--state-dir",
+        &state_dir,
+        "--tokens-listen",
+        tokens,
+        "--extra-ca",
+        &ca,
+    ];
     for host in &hosts {
         flags.extend(["--allow-host", host]);
     }
@@ -182,7 +196,7 @@ async fn envoy_config(
     processor: &str,
 ) -> anyhow::Result<String> {
     let mut command = Command::new(executable);
-    command.args(["envoy-config", "--processor", processor]);
+    command.args(["envoy-config", "--single-user", "--insecure-traffic", "--processor", processor]);
     command.args(["--https-listen", &format!("127.0.0.1:{port}")]);
     command.args(["--http-listen", "127.0.0.1:0", "--envoy-admin", "127.0.0.1:0"]);
     command.arg("--downstream-cert").arg(&certificates.cert).arg("--downstream-key").arg(&certificates.key);

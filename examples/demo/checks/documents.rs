@@ -38,12 +38,15 @@ async fn document(checks: &mut Checks, web: &Web, route: &Route) -> Option<Clien
         }
         Err(error) => checks.note("answers", Err(error)),
     };
-    checks.about(&route.mcp());
+    checks.about(&route.upstream);
     let challenge = mcp::challenge(web, route).await;
     checks.note(
-        &format!("leads to the {} MCP server, which answers 401 and names its authorization server", route.name),
+        &format!("is the {} MCP server, which answers 401 and names its authorization server", route.name),
         challenge,
     );
+    checks.about(&route.mcp());
+    let told = mcp::told_to_connect(web, route).await;
+    checks.note("tells an MCP client where a person connects it", told);
     document
 }
 

@@ -31,7 +31,7 @@ pub async fn check(checks: &mut Checks, web: &Web, routes: &[Route; 3], state_di
     let differ = of_two.iter().all(|(_, own, foreign)| own.access_token != foreign.access_token);
     checks.note("has three tokens that differ", if differ { Ok(()) } else { Err("two are the same".to_owned()) });
     for (route, own, foreign) in of_two {
-        checks.about(&route.mcp());
+        checks.about(&route.upstream);
         let initialized = mcp::initialized(web, route, own.access_token.expose()).await;
         checks.note("answers initialize to the route's own token (200)", initialized);
         let refused = mcp::refused(web, route, foreign.access_token.expose()).await;
