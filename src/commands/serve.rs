@@ -34,7 +34,7 @@ use crate::{
         server::Server,
     },
     exchange::embedded::Embedded,
-    filter::{endpoint::Endpoints, refusal_log::RefusalLog, state::StateKeys, traffic::Traffic},
+    filter::{endpoint::Endpoints, state::StateKeys, traffic::Traffic},
     model::{
         route::RouteTable,
         secret::{Key, parse_keys, random},
@@ -193,7 +193,11 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     warn_of(&settings, &roles);
     secret_files(&settings, &exchange).iter().for_each(|path| exposure::warn(path));
     let mut tasks = Tasks::default();
-    tasks.spawn("the log of refusals", flush_refusals(Arc::clone(&endpoints.refusals)));
+    let refusals = Arc::clone(&endpoints.refusals);
+    tasks.spawn("the log of refusals", each_second(move || refusals.flush()));
+    if let Some(kept) = kept.clone() {
+        tasks.spawn("the tokens that are over", each_second(move || kept.tidy()));
+    }
     if let Some(file) = file {
         tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
     }
@@ -285,12 +289,12 @@ fn warn_of(settings: &Serve, roles: &Served) {
     }
 }
 
-async fn flush_refusals(refusals: Arc<RefusalLog>) -> anyhow::Result<()> {
+async fn each_second(work: impl Fn()) -> anyhow::Result<()> {
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        refusals.flush();
+        work();
     }
 }
 

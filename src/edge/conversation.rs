@@ -358,7 +358,8 @@ mod tests {
 
     #[test]
     fn credentials_are_not_shown() {
-        assert_eq!(format!("{:?}", edits()), r#"["authorization", "cookie", "proxy-authorization"]"#);
+        let shown = r#"Edits { set: ["authorization"], remove: ["cookie", "proxy-authorization"], .. }"#;
+        assert_eq!(format!("{:?}", edits()), shown);
     }
 
     #[tokio::test(start_paused = true)]
