@@ -161,7 +161,7 @@ impl Conversation {
     /// Says a verdict, or notes what it waits for.
     fn settle(&mut self, asked: Asked, verdict: Verdict) -> Result<Option<ProcessingResponse>, Status> {
         match verdict {
-            Verdict::Pass => changed(asked, CommonResponse::default()).map(Some),
+            Verdict::Pass => goes_on(asked, None).map(Some),
             Verdict::Forward(edits) => self.forward(asked, &edits).map(Some),
             Verdict::Reply(reply) => {
                 self.state = State::Replied;
@@ -189,7 +189,7 @@ impl Conversation {
         let mut answer = match asked {
             // Envoy would change the trailers by it.
             Asked::Trailers => return Err(Status::internal("headers cannot be changed when trailers came")),
-            _ => changed(asked, write::change(edits))?,
+            _ => goes_on(asked, Some(write::change(edits)))?,
         };
         answer.dynamic_metadata = edits.tag.map(write::tagged);
         self.withheld = edits.set.iter().map(|(name, _)| *name).chain(edits.remove.iter().copied()).collect();
@@ -197,12 +197,12 @@ impl Conversation {
     }
 }
 
-/// Lets a request go on with a change.
-fn changed(asked: Asked, change: CommonResponse) -> Result<ProcessingResponse, Status> {
+/// Lets a request go on, with a change or as it is.
+fn goes_on(asked: Asked, change: Option<CommonResponse>) -> Result<ProcessingResponse, Status> {
     match asked {
         Asked::Headers { .. } => Ok(write::headers(change)),
         Asked::Body => Ok(write::body(change)),
-        Asked::Trailers => Ok(write::trailers_without(&[])),
+        Asked::Trailers => Ok(write::trailers()),
         Asked::Nothing => Err(Status::internal("a request whose body did not come cannot go on")),
     }
 }
@@ -337,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn each_verdict_on_headers() {
         let answer = tell(&mut stream(|_| Verdict::Pass), headers(true)).await.expect("an answer");
-        assert_eq!(answer, write::headers(CommonResponse::default()));
+        assert_eq!(answer, write::headers(None));
 
         let mut replied = stream(|_| reply());
         assert!(is_reply(&tell(&mut replied, headers(false)).await.expect("an answer")));

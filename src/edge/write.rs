@@ -41,12 +41,19 @@ pub(super) fn untouched(phase: &Phase) -> ProcessingResponse {
     })
 }
 
-pub(super) fn headers(change: CommonResponse) -> ProcessingResponse {
-    response(Response::RequestHeaders(HeadersResponse { response: Some(change) }))
+/// Answers headers.
+pub(super) fn headers(change: Option<CommonResponse>) -> ProcessingResponse {
+    response(Response::RequestHeaders(HeadersResponse { response: change }))
 }
 
-pub(super) fn body(change: CommonResponse) -> ProcessingResponse {
-    response(Response::RequestBody(BodyResponse { response: Some(change) }))
+/// Answers a body.
+pub(super) fn body(change: Option<CommonResponse>) -> ProcessingResponse {
+    response(Response::RequestBody(BodyResponse { response: change }))
+}
+
+/// Answers trailers, and changes nothing.
+pub(super) fn trailers() -> ProcessingResponse {
+    response(Response::RequestTrailers(TrailersResponse::default()))
 }
 
 /// Lets trailers go on without these.
@@ -75,7 +82,7 @@ pub(super) fn ask_for_body() -> ProcessingResponse {
         response_trailer_mode: HeaderSendMode::Skip.into(),
         ..ProcessingMode::default()
     };
-    ProcessingResponse { mode_override: Some(mode), ..headers(CommonResponse::default()) }
+    ProcessingResponse { mode_override: Some(mode), ..headers(None) }
 }
 
 /// The change of a request that edits are.

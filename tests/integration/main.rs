@@ -43,4 +43,5 @@ mod telemetry;
 mod tokens;
 mod tokens_client;
 mod traffic_role;
+mod verdicts;
 mod world;

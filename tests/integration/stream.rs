@@ -141,16 +141,22 @@ async fn an_envoy_that_only_watches_gets_nothing_done() {
 }
 
 /// What comes of one message as bytes: the answers, and the status that the stream ends with.
-async fn raw(endpoints: &Arc<Endpoints>, length: usize, message: &[u8]) -> (Bytes, Option<Code>) {
+async fn raw(endpoints: &Arc<Endpoints>, length: usize, message: &[u8]) -> (Vec<u8>, Option<Code>) {
     let length = u32::try_from(length).expect("a length").to_be_bytes();
     let frame = [&[0], &length[..], message].concat();
     let path = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
     let request = http::Request::post(path).body(Full::new(Bytes::from(frame))).expect("a request");
     let Ok(response) = service(endpoints).oneshot(request).await;
-    let at_once = Status::from_header_map(response.headers());
-    let body = response.into_body().collect().await.expect("a body");
-    let status = body.trailers().and_then(Status::from_header_map).or(at_once);
-    (body.to_bytes(), status.map(|status| status.code()))
+    let mut status = Status::from_header_map(response.headers());
+    let (mut body, mut answers) = (response.into_body(), Vec::new());
+    // Trailers are the end, as HTTP/2 has it.
+    while status.is_none() {
+        match body.frame().await.expect("an end").expect("a frame").into_data() {
+            Ok(data) => answers.extend(data),
+            Err(frame) => status = frame.trailers_ref().and_then(Status::from_header_map),
+        }
+    }
+    (answers, status.map(|status| status.code()))
 }
 
 /// A message that cannot be read ends the stream with an error: to end it well would be to let the request go on.
