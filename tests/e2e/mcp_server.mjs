@@ -135,12 +135,18 @@ async function transportFor(request, sessions) {
 
 function mcpServer() {
   const server = new McpServer({ name: 'real', version: '1' }, { capabilities: { logging: {} } });
+  let sawFirst;
+  const firstIsSeen = new Promise((resolve) => { sawFirst = resolve; });
   server.registerTool('whoami', { description: 'Whose client this is' }, ({ authInfo }) => ({
     content: [{ type: 'text', text: JSON.stringify({ clientId: authInfo.clientId, scopes: authInfo.scopes }) }],
   }));
+  server.registerTool('saw', { description: 'The first of what `count` counts was seen' }, () => {
+    sawFirst();
+    return { content: [{ type: 'text', text: 'good' }] };
+  });
   server.registerTool(
     'count',
-    { description: 'Counts for a while', inputSchema: { seconds: z.number().min(0).max(120) } },
+    { description: 'Counts for a while, and no further than one until that was seen', inputSchema: { seconds: z.number().min(0).max(120) } },
     async ({ seconds }, { _meta, sendNotification }) => {
       const ticks = Math.ceil((seconds * 1000) / TICK);
       for (let progress = 1; progress <= ticks; progress += 1) {
@@ -148,6 +154,7 @@ function mcpServer() {
         await sendNotification({
           method: 'notifications/progress', params: { progressToken: _meta.progressToken, progress, total: ticks },
         });
+        await firstIsSeen;
       }
       return { content: [{ type: 'text', text: `${ticks} ticks` }] };
     },

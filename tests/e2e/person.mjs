@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict';
 import { accessSync, constants } from 'node:fs';
 import path from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 
 import { chromium } from 'playwright-core';
 
@@ -129,6 +130,8 @@ export async function until(what, holds) {
   const end = Date.now() + PATIENCE;
   while (!(await holds())) {
     assert.ok(Date.now() < end, `waited in vain: ${what}`);
+    // What is waited for may be this process's own to do.
+    await setImmediate();
   }
 }
 
