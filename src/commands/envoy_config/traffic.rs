@@ -55,7 +55,8 @@ impl Traffic {
         if options.no_traffic {
             return Ok(Err(LeftOut::Asked));
         }
-        if !is_protected(options, processor) && !(options.insecure_traffic && is_loopback(processor)) {
+        let allowed = options.insecure_traffic && is_loopback(processor);
+        if !allowed && !is_protected(options, processor) {
             return Ok(Err(LeftOut::Unprotected));
         }
         if let Some(file) = file
