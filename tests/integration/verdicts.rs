@@ -109,7 +109,9 @@ impl Scene {
 
 impl Drop for Scene {
     fn drop(&mut self) {
-        self.processor.take().map(Runtime::shutdown_background);
+        if let Some(processor) = self.processor.take() {
+            processor.shutdown_background();
+        }
     }
 }
 
