@@ -209,7 +209,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     match exchange.side {
         Side::Here(embedded, listener) => {
             calls.push(embedded.tokens.calls.clone());
-            // What others end through this listener is forgotten for MCP traffic as well.
+            // What others end through this listener is forgotten for MCP traffic as well; what they ask for is not kept.
             let handed_out: Arc<dyn UpstreamTokens> = match &kept {
                 Some(kept) => Arc::clone(kept) as _,
                 None => Arc::new(embedded.tokens),

@@ -26,7 +26,6 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use super::calls;
 use crate::{
     contract::{
         error::Cause,
@@ -34,7 +33,6 @@ use crate::{
     },
     model::{
         clock::{Clock, UnixTime},
-        secret::Secret,
         shares::{ShareLimits, Shares, UsedUp},
         trace::Trace,
     },
@@ -70,11 +68,6 @@ impl Bearer {
     /// The value of `authorization`, which shares its memory.
     pub fn authorization(&self) -> Bytes {
         self.authorization.clone()
-    }
-
-    fn token(&self) -> AccessToken {
-        let text = std::str::from_utf8(&self.authorization).ok().and_then(|text| text.strip_prefix(SCHEME));
-        AccessToken { secret: Secret::new(text.unwrap_or_default()), tag: self.tag, expires_at: self.expires_at }
     }
 }
 
@@ -353,14 +346,12 @@ impl<C: std::ops::Deref<Target = Cached>> Drop for Changing<C> {
     }
 }
 
+/// For other processes: what they change is forgotten here, and what they are given is what there is now. They keep it
+/// themselves, and two such times, one after the other, would be longer than any of them promises.
 #[async_trait]
 impl UpstreamTokens for Cached {
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
-        if let Some(bearer) = self.cached(&owner) {
-            return Ok(bearer.token());
-        }
-        let look_up = self.look_up(&owner, trace).map_err(|used_up| unavailable(calls::limit(used_up)))?;
-        look_up.await.map(|bearer| bearer.token())
+        self.inner.upstream_token(owner, trace).await
     }
 
     async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
@@ -394,7 +385,7 @@ mod tests {
     use super::*;
     use crate::{
         contract::tokens::Missing,
-        model::{client::ClientId, upstream::Upstream, user::User},
+        model::{client::ClientId, secret::Secret, upstream::Upstream, user::User},
     };
 
     /// The time of day at the beginning of each test.
@@ -499,7 +490,8 @@ mod tests {
     }
 
     fn text(bearer: &Bearer) -> String {
-        bearer.token().secret.expose().to_owned()
+        let text = String::from_utf8(bearer.authorization().to_vec()).expect("text");
+        text.strip_prefix(SCHEME).expect("its scheme").to_owned()
     }
 
     /// What a request gets, as traffic asks for it.
@@ -741,6 +733,18 @@ mod tests {
         assert_eq!(get(&cached, &pinned).await, is("token-2"));
     }
 
+    /// Another process that asks keeps what it gets for as long as this one does.
+    #[tokio::test]
+    async fn others_get_what_there_is_now() {
+        let (cached, fake) = cached(FIVE, MANY);
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        let asks = async || cached.upstream_token(owner(), &Trace::default()).await;
+        assert_eq!(asks().await.map(|token| token.secret.expose().to_owned()), is("token-2"));
+        fake.answers(|_| Err(LOST));
+        assert_eq!(asks().await.err(), Some(LOST));
+        assert_eq!(get(&cached, &owner()).await, is("token-1"), "what is kept here is for this process");
+    }
+
     #[tokio::test]
     async fn a_refused_token_goes_and_a_newer_one_stays() {
         let (cached, fake) = cached(FIVE, MANY);
@@ -826,8 +830,6 @@ mod tests {
         assert_eq!(begin(of("dora", "a", "other")), Err(UsedUp::InAll));
         settle().await;
         assert_eq!(fake.calls(), 3);
-        let other = cached.upstream_token(of("dora", "a", "other"), &Trace::default()).await;
-        assert!(matches!(other, Err(TokenError::Unavailable(_))));
         fake.gate.add_permits(9);
         settle().await;
         assert_eq!(begin(of("dora", "a", "other")), Ok(()), "they came back");
