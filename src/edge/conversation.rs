@@ -36,6 +36,8 @@ pub struct Conversation {
     state: State,
     /// Whether Envoy was asked for time since its last message. It heeds that once a message.
     asked_for_time: bool,
+    /// Whether the request's headers came: what follows them was decided with them.
+    has_headers: bool,
     /// The headers that were set or removed of a request that went on: its trailers must not have them either.
     withheld: Vec<&'static str>,
 }
@@ -68,7 +70,14 @@ enum Asked {
 
 impl Conversation {
     pub fn new(role: Arc<dyn Role>, name: RoleName) -> Self {
-        Self { role, patience: name.patience(), state: State::Listening, asked_for_time: false, withheld: Vec::new() }
+        Self {
+            role,
+            patience: name.patience(),
+            state: State::Listening,
+            asked_for_time: false,
+            has_headers: false,
+            withheld: Vec::new(),
+        }
     }
 
     /// Takes a message in, and gives the answer where there is one at once; else [`Self::poll_answer`] does. `users` is
@@ -107,9 +116,16 @@ impl Conversation {
                 Ok(Some(write::untouched(phase)))
             }
             (_, Phase::RequestHeaders(headers)) => {
+                self.has_headers = true;
                 let ends = headers.end_of_stream;
                 let verdict = self.role.answer(&request(headers), &sources(&message, users), ends);
                 self.settle(Asked::Headers { ends }, verdict)
+            }
+            // A filter that keeps the headers to itself: to let the rest pass would let the request pass, without a token.
+            (_, Phase::RequestBody(_) | Phase::RequestTrailers(_))
+                if !self.has_headers && !message.observability_mode =>
+            {
+                Err(Status::failed_precondition("a body or trailers without the request's headers"))
             }
             (_, Phase::RequestTrailers(_)) if !self.withheld.is_empty() => {
                 Ok(Some(write::trailers_without(&self.withheld)))
@@ -495,6 +511,10 @@ mod tests {
                 None => next(&mut stream).await,
             };
             assert_eq!(code(answer), Some(Code::Internal));
+        }
+        for first in [body(1, true), body(1, false), trailers()] {
+            let mut stream = stream(|_| panic!("it is asked"));
+            assert_eq!(code(tell(&mut stream, first).await), Some(Code::FailedPrecondition));
         }
         let mut stream = stream(|_| await_body(|_| reply()));
         tell(&mut stream, headers(false)).await.expect("an answer");
