@@ -23,3 +23,4 @@ pub mod token_cache;
 pub mod traffic;
 pub mod verdict;
 pub(crate) mod visit;
+pub(crate) mod waits;

@@ -109,6 +109,7 @@ outcomes! {
     VersionMismatch = "version_mismatch", 400, &[Traffic],
         "The header mcp-protocol-version and the protocol version in `_meta` differ.";
     TooManyCalls = "too_many_calls", 503, &[Traffic], "Too many requests are waiting for a token. Try again in a moment.";
+    TooManyBodies = "too_many_bodies", 503, &[Traffic], NOT_YET;
     TokenUnavailable = "token_unavailable", 502, &[Traffic],
         "It cannot be said at the moment whether you are connected. Try again in a moment.";
 }

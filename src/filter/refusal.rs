@@ -71,8 +71,10 @@ pub enum Refusal {
     BadBody(Fault),
     /// The protocol version of the headers is not that of the body (MCP 2026-07-28, Streamable HTTP, Server Validation).
     VersionMismatch,
-    /// As many look-ups of tokens as may be: which limit it is.
+    /// As many look-ups of tokens as may be, or requests that wait for one: which limit it is.
     TooManyCalls(Cause),
+    /// There is no token, and as many requests wait for their bodies as may: which limit it is.
+    TooManyBodies(Cause),
     /// There may be a token, and nobody can say so now.
     TokenUnavailable(Cause),
 }
@@ -161,6 +163,7 @@ impl Refusal {
             Self::BadBody(_) => Outcome::BadBody,
             Self::VersionMismatch => Outcome::VersionMismatch,
             Self::TooManyCalls(_) => Outcome::TooManyCalls,
+            Self::TooManyBodies(_) => Outcome::TooManyBodies,
             Self::TokenUnavailable(_) => Outcome::TokenUnavailable,
         }
     }
@@ -215,6 +218,7 @@ impl Refusal {
             | Self::ChoreographerUnavailable(cause)
             | Self::Timeout(cause)
             | Self::TooManyCalls(cause)
+            | Self::TooManyBodies(cause)
             | Self::TokenUnavailable(cause) => cause.clone(),
         }
     }
@@ -247,7 +251,7 @@ impl Refusal {
     /// The code of the error that an MCP client gets.
     fn rpc_code(&self) -> Code {
         match self {
-            Self::NoToken | Self::NotARequest | Self::CutBody => Code::Connect,
+            Self::NoToken | Self::NotARequest | Self::CutBody | Self::TooManyBodies(_) => Code::Connect,
             Self::BadBody(fault) => fault.code(),
             Self::VersionMismatch => Code::HeaderMismatch,
             _ => Code::Refused,
@@ -398,6 +402,7 @@ mod tests {
             (Refusal::BadBody(Fault::Batch), "the body is a batch, which MCP does not have"),
             (Refusal::VersionMismatch, "mcp-protocol-version and the version in `_meta` differ"),
             (Refusal::TooManyCalls(CAUSE), "a cause"),
+            (Refusal::TooManyBodies(CAUSE), "a cause"),
             (Refusal::TokenUnavailable(CAUSE), "a cause"),
         ];
         for outcome in Outcome::ALL.iter().filter(|outcome| outcome.row().status >= 400) {

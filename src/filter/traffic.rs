@@ -24,6 +24,7 @@ use super::{
     start,
     token_cache::{Bearer, Cached},
     verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+    waits::Waits,
 };
 use crate::{
     contract::tokens::{TokenError, TokenOwner, UpstreamTokens},
@@ -34,7 +35,7 @@ use crate::{
         route::Route,
         shares::ShareLimits,
         upstream::Upstream,
-        user::Users,
+        user::{User, Users},
     },
     telemetry::metrics::Metrics,
 };
@@ -57,11 +58,18 @@ pub struct Config {
     pub token_cache: Duration,
     /// How many tokens are kept.
     pub max_cached_tokens: u64,
+    /// How many requests may wait for a token, and as many again for their bodies.
+    pub max_holds: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { allow_origins: Vec::new(), token_cache: Duration::from_secs(5), max_cached_tokens: 100_000 }
+        Self {
+            allow_origins: Vec::new(),
+            token_cache: Duration::from_secs(5),
+            max_cached_tokens: 100_000,
+            max_holds: 1000,
+        }
     }
 }
 
@@ -81,6 +89,7 @@ pub struct Traffic {
     allow_origins: Vec<Origin>,
     max_header_bytes: usize,
     tokens: Arc<Cached>,
+    waits: Waits,
     /// What follows from the routes that came lately.
     recent: Recent<McpRoute>,
     desk: Arc<Desk>,
@@ -105,6 +114,7 @@ impl Traffic {
             allow_origins: config.allow_origins,
             max_header_bytes: endpoints.max_header_bytes,
             tokens,
+            waits: Waits::new(config.max_holds),
             recent: Recent::default(),
             desk: Arc::new(Desk { metrics: Arc::clone(&endpoints.metrics), refusals: Arc::clone(&endpoints.refusals) }),
         }
@@ -171,10 +181,27 @@ impl Role for Traffic {
         if let Some(bearer) = self.tokens.cached(&owner) {
             return self.desk.forward(&bearer);
         }
-        let asked = Asked::new(request, ends, route, Arc::clone(&self.desk));
-        match self.tokens.look_up(&owner, &request.trace()) {
-            Ok(look_up) => Verdict::Later(Box::pin(look_up.map(|found| asked.verdict(found)))),
-            Err(used_up) => Verdict::Reply(asked.refuse(&Refusal::TooManyCalls(calls::limit(used_up)))),
+        let waits = self.waits.for_token(&owner.user);
+        let look_up = waits.and_then(|place| {
+            let look_up = self.tokens.look_up(&owner, &request.trace());
+            let look_up = look_up.map_err(|used_up| Refusal::TooManyCalls(calls::limit(used_up)))?;
+            Ok((place, look_up))
+        });
+        let asked = Asked {
+            request_id: request.id().map(str::to_owned),
+            version: request.sole(Header::McpProtocolVersion).map(<[u8]>::to_owned),
+            way: Way::of(request, ends),
+            route,
+            user: owner.user,
+            waits: self.waits.clone(),
+            desk: Arc::clone(&self.desk),
+        };
+        match look_up {
+            Ok((place, look_up)) => Verdict::Later(Box::pin(look_up.map(|found| {
+                drop(place);
+                asked.verdict(found)
+            }))),
+            Err(refusal) => Verdict::Reply(asked.refuse(&refusal)),
         }
     }
 }
@@ -225,6 +252,8 @@ struct Asked {
     /// The revision of the protocol, as the headers name it.
     version: Option<Vec<u8>>,
     way: Way,
+    user: User,
+    waits: Waits,
     desk: Arc<Desk>,
 }
 
@@ -240,17 +269,17 @@ enum Way {
     },
 }
 
-impl Asked {
-    fn new(request: &Request<'_>, ends: bool, route: Arc<McpRoute>, desk: Arc<Desk>) -> Self {
-        let way = match request.method() {
-            "POST" => Way::Message { ends },
-            _ if browser::is_opened(request) => Way::Opened,
-            _ => Way::NoMessage,
-        };
-        let version = request.sole(Header::McpProtocolVersion).map(<[u8]>::to_owned);
-        Self { route, request_id: request.id().map(str::to_owned), version, way, desk }
+impl Way {
+    fn of(request: &Request<'_>, ends: bool) -> Self {
+        match request.method() {
+            "POST" => Self::Message { ends },
+            _ if browser::is_opened(request) => Self::Opened,
+            _ => Self::NoMessage,
+        }
     }
+}
 
+impl Asked {
     fn verdict(self, found: Result<Arc<Bearer>, TokenError>) -> Verdict {
         match found {
             Ok(bearer) => self.desk.forward(&bearer),
@@ -262,10 +291,16 @@ impl Asked {
                 }
                 Way::NoMessage => Verdict::Reply(self.refuse(&Refusal::NoToken)),
                 Way::Message { ends: true } => Verdict::Reply(self.refuse(&Refusal::BadBody(Fault::Empty))),
-                Way::Message { ends: false } => Verdict::Body(AwaitedBody {
-                    longest: BODY,
-                    then: Box::new(move |body| Verdict::Reply(self.tell(&body))),
-                }),
+                Way::Message { ends: false } => match self.waits.for_body(&self.user) {
+                    Ok(place) => Verdict::Body(AwaitedBody {
+                        longest: BODY,
+                        then: Box::new(move |body| {
+                            drop(place);
+                            Verdict::Reply(self.tell(&body))
+                        }),
+                    }),
+                    Err(refusal) => Verdict::Reply(self.refuse(&refusal)),
+                },
             },
         }
     }

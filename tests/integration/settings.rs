@@ -151,6 +151,7 @@ fn bad_settings_are_named() {
         ("token_cache: 61\n", "`token_cache`: bad value \"61\""),
         ("token_cache: -1\n", "`token_cache`: bad value \"-1\""),
         ("max_cached_tokens: 0\n", "`max_cached_tokens`: bad value \"0\""),
+        ("max_holds: 0\n", "`max_holds`: bad value \"0\""),
     ];
     for (content, error) in files {
         let file = file(content);

@@ -2,6 +2,7 @@
 //! for the caller's credentials; without one nothing goes on, and the answer is what an MCP client can show.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::Version;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -216,6 +217,33 @@ async fn a_body_that_never_comes() {
         check(&answer, &Refused(400, PARSE), "a body that never comes");
     }
     assert_eq!(gateway.upstream.reached(), 0);
+    gateway.finish().await;
+}
+
+/// One who has no token cannot keep the others out, with bodies that never come.
+#[tokio::test]
+async fn bodies_of_one_user() {
+    let gateway = Gateway::start(Setup { serve: &["--max-streams=10"], ..Setup::default() }).await;
+    let code = gateway.connect_anna().await;
+    let endless = Ask::post("").payload(Payload::Endless(Bytes::new())).by(BERT);
+    let waiting = join_all((0..8).map(|_| gateway.send(Version::HTTP_2, &endless)));
+    let others = async {
+        gateway.has_streams(8).await;
+        let answered = gateway.send(Version::HTTP_2, &endless).await;
+        check(&answered, &Refused(503, CONNECT), "one more");
+        for version in VERSIONS {
+            assert_eq!(gateway.send(version, &Ask::post("{}")).await.status, 200, "Anna's call");
+            assert_eq!(gateway.token_of(&gateway.upstream.came_alone()), code);
+            gateway.has_streams(8).await;
+            assert_eq!(gateway.world.document(NOTES).await.0, 200);
+            gateway.has_streams(8).await;
+        }
+    };
+    let (waited, ()) = tokio::join!(waiting, others);
+    for answered in waited {
+        check(&answered, &Refused(400, PARSE), "a body that never comes");
+    }
+    assert_eq!(gateway.upstream.reached(), 2);
     gateway.finish().await;
 }
 

@@ -413,6 +413,48 @@ async fn at_the_limit_nothing_is_forwarded() {
     assert_eq!(gateway.tokens.calls(), 2);
 }
 
+/// Whoever waits for what somebody else looks up holds a stream as well, and so does a body that does not come.
+#[tokio::test]
+async fn those_who_wait_leave_room_for_others() {
+    let by = |subject| Asked { user: Some(Claims { issuer: Some("i"), subject: Some(subject) }), ..Asked::with(&[]) };
+    let config = |max_holds| traffic::Config { max_holds, ..traffic::Config::default() };
+    let full = |reply: &Reply, label, has_link| {
+        assert_eq!((reply.status, reply.label), (503, label));
+        let (code, message) = error_of(reply);
+        assert_eq!((code, message.contains(LINK)), (if has_link { -31000 } else { -31001 }, has_link));
+    };
+    let gateway = Gateway::with(config(102), endpoint::Config::default(), RouteTable::default(), true);
+    let mut waiting: Vec<_> = (0..100).map(|_| by("anna").of(&gateway.traffic)).collect();
+    assert!(waiting.iter().all(|verdict| matches!(verdict, Verdict::Later(_))));
+    full(&gateway.reply(&by("anna")).await, "too_many_calls", false);
+    waiting.extend(["bert", "bert"].map(|subject| by(subject).of(&gateway.traffic)));
+    full(&gateway.reply(&by("carl")).await, "too_many_calls", false);
+    waiting.pop();
+    assert!(matches!(by("carl").of(&gateway.traffic), Verdict::Later(_)), "its place came back");
+
+    let gateway = Gateway::with(config(10), endpoint::Config::default(), RouteTable::default(), false);
+    gateway.tokens.answers(Err(TokenError::NotFound(Missing::Never)));
+    let by = |subject| Asked { ends: false, ..by(subject) };
+    let mut waiting = Vec::new();
+    for subject in ["anna"; 8].into_iter().chain(["bert"; 2]) {
+        let Verdict::Body(awaited) = gateway.ask(&by(subject)).await else { panic!("it takes the body") };
+        waiting.push(awaited);
+        if subject == "anna" && waiting.len() == 8 {
+            full(&gateway.reply(&by("anna")).await, "too_many_bodies", true);
+        }
+    }
+    full(&gateway.reply(&by("carl")).await, "too_many_bodies", true);
+    // Those that end with their headers wait for none.
+    assert_eq!(gateway.reply(&Asked::with(&[(":method", "DELETE")])).await.label, "no_token");
+    // Whether a body came or its client left, the place comes back.
+    let AwaitedBody { then, .. } = waiting.pop().expect("one of Bert's");
+    assert!(matches!(then(Body::Late), Verdict::Reply(_)));
+    waiting.remove(0);
+    for subject in ["anna", "bert"] {
+        assert!(matches!(gateway.ask(&by(subject)).await, Verdict::Body(_)), "{subject}");
+    }
+}
+
 #[tokio::test]
 async fn what_ends_with_its_headers_is_answered_at_once() {
     let gateway = Gateway::unconnected();

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr, time::Duratio
 use anyhow::bail;
 use clap::{Args, value_parser};
 
+use super::shared::at_least_one;
 use crate::{
     filter::traffic,
     model::origin::Origin,
@@ -53,6 +54,11 @@ pub struct TrafficArgs {
     /// How many tokens are kept so.
     #[arg(long, env = "ENVOY_CIMD_MAX_CACHED_TOKENS", value_name = "COUNT", default_value = "100000", value_parser = value_parser!(u64).range(1..))]
     max_cached_tokens: u64,
+    /// How many MCP requests may wait for a token, and as many again for their bodies, which only those take that have no
+    /// token: each holds a stream, for seconds. Of one user 100 and 8; --single-user has 50 times as many. Those above
+    /// get 503.
+    #[arg(long, env = "ENVOY_CIMD_MAX_HOLDS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
+    max_holds: usize,
 }
 
 impl TrafficArgs {
@@ -75,6 +81,7 @@ impl TrafficArgs {
             allow_origins: self.allow_origin.clone(),
             token_cache: Duration::from_secs(self.token_cache.into()),
             max_cached_tokens: self.max_cached_tokens,
+            max_holds: self.max_holds,
         }
     }
 
