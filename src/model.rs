@@ -6,6 +6,7 @@ pub mod flow;
 pub mod issuer;
 pub(crate) mod loopback;
 pub mod origin;
+pub mod page_origin;
 pub mod paths;
 pub mod prompt;
 pub mod public_url;

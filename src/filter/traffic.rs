@@ -30,7 +30,7 @@ use crate::{
     contract::tokens::{TokenError, TokenOwner, UpstreamTokens},
     model::{
         client::ClientId,
-        origin::Origin,
+        page_origin::PageOrigin,
         paths::{Endpoint, Part, Paths},
         route::Route,
         shares::ShareLimits,
@@ -53,7 +53,7 @@ const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The web origins, besides each route's own, whose pages may send MCP requests.
-    pub allow_origins: Vec<Origin>,
+    pub allow_origins: Vec<PageOrigin>,
     /// How long a token is kept at most, since it was handed out; zero: never.
     pub token_cache: Duration,
     /// How many tokens are kept.
@@ -86,7 +86,7 @@ pub struct Traffic {
     routes: Arc<Routes>,
     paths: Paths,
     users: Users,
-    allow_origins: Vec<Origin>,
+    allow_origins: Vec<PageOrigin>,
     max_header_bytes: usize,
     tokens: Arc<Cached>,
     waits: Waits,
@@ -145,12 +145,8 @@ impl Traffic {
     /// that the page does not have (MCP, Transports, Security).
     fn check_origin(&self, request: &Request<'_>, route: &Route) -> Result<(), Refusal> {
         let Some(origin) = request.sole(Header::Origin) else { return Ok(()) };
-        let mut allowed = self.allow_origins.iter().chain([route.from.origin()]);
-        if allowed.any(|allowed| allowed.as_str().as_bytes() == origin) {
-            Ok(())
-        } else {
-            Err(Refusal::ForbiddenOrigin)
-        }
+        let mut allowed = self.allow_origins.iter().map(PageOrigin::as_str).chain([route.from.origin().as_str()]);
+        if allowed.any(|allowed| allowed.as_bytes() == origin) { Ok(()) } else { Err(Refusal::ForbiddenOrigin) }
     }
 
     fn mcp_route(&self, route: &Arc<Route>) -> Result<McpRoute, Refusal> {

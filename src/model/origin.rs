@@ -25,6 +25,9 @@ pub enum OriginError {
     Irregular(SyntaxViolation),
     #[error("must be https")]
     NotHttps,
+    /// Of a [`PageOrigin`](super::page_origin::PageOrigin).
+    #[error("must be https, or http on loopback, such as http://localhost:6274")]
+    NotHttpsNorLoopback,
     #[error("must not have a user name or password")]
     Userinfo,
     #[error("must not have a path")]
@@ -81,41 +84,56 @@ impl FromStr for Origin {
     type Err = OriginError;
 
     fn from_str(text: &str) -> Result<Self, OriginError> {
-        // The URL standard mends much silently (backslashes, tabs, missing slashes). An operator who wrote such a
-        // thing meant something else, so each mend is an error here.
-        let violation = Cell::new(None);
-        let note = |found| violation.set(Some(found));
-        let url = Url::options().syntax_violation_callback(Some(&note)).parse(text)?;
-        if url.scheme() != "https" {
-            return Err(OriginError::NotHttps);
-        }
-        if !url.username().is_empty() || url.password().is_some() || text.contains('@') {
-            return Err(OriginError::Userinfo);
-        }
-        if url.query().is_some() {
-            return Err(OriginError::Query);
-        }
-        if url.fragment().is_some() {
-            return Err(OriginError::Fragment);
-        }
-        if let Some(violation) = violation.get() {
-            return Err(OriginError::Irregular(violation));
-        }
-        if url.path() != "/" {
-            return Err(OriginError::Path);
-        }
-        let host = match url.host() {
-            Some(Host::Domain(name)) if is_dns_name(name) => name.to_owned(),
-            Some(host @ (Host::Ipv4(_) | Host::Ipv6(_))) => host.to_string(),
-            _ => return Err(OriginError::Host),
-        };
-        let (text, port) = match url.port() {
-            Some(0) => return Err(OriginError::PortZero),
-            Some(port) => (format!("https://{host}:{port}"), port),
-            None => (["https://", &host].concat(), DEFAULT_PORT),
-        };
-        Ok(Self { text, host, port })
+        let is_https = |url: &Url| url.scheme() == "https";
+        let Spelled { text, host, port } =
+            spelled(text, |url| is_https(url).then_some(()).ok_or(OriginError::NotHttps))?;
+        Ok(Self { text, host, port: port.unwrap_or(DEFAULT_PORT) })
     }
+}
+
+/// An origin in its one canonical spelling.
+pub(super) struct Spelled {
+    pub text: String,
+    pub host: String,
+    /// None for the default port of its scheme.
+    pub port: Option<u16>,
+}
+
+/// Reads an origin whose scheme and host `check` takes.
+pub(super) fn spelled(text: &str, check: impl FnOnce(&Url) -> Result<(), OriginError>) -> Result<Spelled, OriginError> {
+    // The URL standard mends much silently (backslashes, tabs, missing slashes). An operator who wrote such a
+    // thing meant something else, so each mend is an error here.
+    let violation = Cell::new(None);
+    let note = |found| violation.set(Some(found));
+    let url = Url::options().syntax_violation_callback(Some(&note)).parse(text)?;
+    check(&url)?;
+    if !url.username().is_empty() || url.password().is_some() || text.contains('@') {
+        return Err(OriginError::Userinfo);
+    }
+    if url.query().is_some() {
+        return Err(OriginError::Query);
+    }
+    if url.fragment().is_some() {
+        return Err(OriginError::Fragment);
+    }
+    if let Some(violation) = violation.get() {
+        return Err(OriginError::Irregular(violation));
+    }
+    if url.path() != "/" {
+        return Err(OriginError::Path);
+    }
+    let host = match url.host() {
+        Some(Host::Domain(name)) if is_dns_name(name) => name.to_owned(),
+        Some(host @ (Host::Ipv4(_) | Host::Ipv6(_))) => host.to_string(),
+        _ => return Err(OriginError::Host),
+    };
+    let (scheme, port) = (url.scheme(), url.port());
+    let text = match port {
+        Some(0) => return Err(OriginError::PortZero),
+        Some(port) => format!("{scheme}://{host}:{port}"),
+        None => [scheme, "://", &host].concat(),
+    };
+    Ok(Spelled { text, host, port })
 }
 
 impl fmt::Display for Origin {

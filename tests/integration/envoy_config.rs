@@ -307,13 +307,13 @@ fn tokens_go_where_none_but_envoy_can_ask_for_them() {
 
 #[test]
 fn pages_of_other_origins() {
-    let args = ["envoy-config", ONE, "--allow-origin=https://one.example,https://two.example:8443"];
+    let args = ["envoy-config", ONE, "--allow-origin=https://one.example,http://localhost:6274"];
     let config = &mut parsed(&[&args[..], &[SOCKET]].concat());
     assert_eq!(names(http_filters(config))[0], "envoy.filters.http.cors", "a preflight carries no credentials");
     let policy = route(config, "/mcp")["typed_per_filter_config"]["envoy.filters.http.cors"].clone();
     assert_eq!(
         policy["allow_origin_string_match"],
-        json!([{"exact": "https://one.example"}, {"exact": "https://two.example:8443"}])
+        json!([{"exact": "https://one.example"}, {"exact": "http://localhost:6274"}])
     );
     assert_eq!((&policy["allow_credentials"], &policy["allow_methods"]), (&json!(false), &json!("POST, GET, DELETE")));
     let with_policy = |config: &mut Value| {
@@ -325,17 +325,19 @@ fn pages_of_other_origins() {
         let text = printed(args);
         assert!(!text.contains("http.cors"), "{args:?}");
     }
-    let (code, stdout, stderr) = run(&["envoy-config", ONE, "--allow-origin=https://one.example/path"], &[]);
-    assert!(code == Some(2) && stdout.is_empty() && stderr.contains("--allow-origin"), "{stderr}");
+    for origin in ["--allow-origin=https://one.example/path", "--allow-origin=http://one.example"] {
+        let (code, stdout, stderr) = run(&["envoy-config", ONE, origin], &[]);
+        assert!(code == Some(2) && stdout.is_empty() && stderr.contains("--allow-origin"), "{stderr}");
+    }
 }
 
 /// Envoy itself answers the preflight of a page that may ask; what another page asks goes to envoy-cimd, which refuses it.
 #[tokio::test]
 async fn preflights() {
-    let flags = ["--insecure-traffic", "--allow-origin=https://inspector.example"];
+    let flags = ["--insecure-traffic", "--allow-origin=http://localhost:6274"];
     let world = World::start(Wish { envoy_config: &flags, ..Wish::default() }).await;
     let preflight = |path: &str| {
-        let call = Call::get("notes.localhost", path).method("OPTIONS").header("origin", "https://inspector.example");
+        let call = Call::get("notes.localhost", path).method("OPTIONS").header("origin", "http://localhost:6274");
         let call = call.header("access-control-request-method", "POST");
         call.header("access-control-request-headers", "authorization,mcp-param-x")
     };
@@ -343,7 +345,7 @@ async fn preflights() {
         let answer = world.https().send(version, preflight("/mcp")).await.expect("an answer");
         assert_eq!(answer.status, 200, "{answer:?}");
         for (header, value) in [
-            ("access-control-allow-origin", &["https://inspector.example"][..]),
+            ("access-control-allow-origin", &["http://localhost:6274"][..]),
             ("access-control-allow-methods", &["POST, GET, DELETE"]),
             ("access-control-allow-headers", &["*, authorization"]),
             ("access-control-allow-credentials", &[]),

@@ -148,6 +148,10 @@ fn bad_settings_are_named() {
             "`allow_origin`: bad value \"https://a.example/x\": must not have a path",
         ),
         ("allow_origin: ['https://a.example', 'null']\n", "`allow_origin`: bad value \"null\""),
+        (
+            "allow_origin: 'http://a.example'\n",
+            "`allow_origin`: bad value \"http://a.example\": must be https, or http on loopback",
+        ),
         ("token_cache: 61\n", "`token_cache`: bad value \"61\""),
         ("token_cache: -1\n", "`token_cache`: bad value \"-1\""),
         ("max_cached_tokens: 0\n", "`max_cached_tokens`: bad value \"0\""),

@@ -306,7 +306,9 @@ async fn what_fails_a_check_takes_no_call() {
 #[tokio::test]
 async fn the_token_takes_the_place_of_the_callers_credentials() {
     let config = traffic::Config {
-        allow_origins: vec!["https://app.example".parse().expect("an origin")],
+        allow_origins: ["https://app.example", "http://localhost:6274"]
+            .map(|origin| origin.parse().expect("an origin"))
+            .to_vec(),
         ..traffic::Config::default()
     };
     let gateway = Gateway::with(config, endpoint::Config::default(), RouteTable::default(), false);
@@ -316,6 +318,7 @@ async fn the_token_takes_the_place_of_the_callers_credentials() {
         Asked::with(&[(":method", "DELETE")]),
         Asked { ends: false, ..Asked::with(&[("origin", "https://mcp.example.com")]) },
         Asked::with(&[("origin", "https://app.example"), ("authorization", "Bearer theirs"), ("cookie", "a=b")]),
+        Asked::with(&[("origin", "http://localhost:6274")]),
         Asked::with(&[(":path", "/linear/more?x=y"), (":authority", "MCP.example.com:443")]),
         // Whatever the caller names itself, only the metadata says who it is.
         Asked::with(&[("x-user", "bert"), ("x-envoy-cimd-user", "bert")]),

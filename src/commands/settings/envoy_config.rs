@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use super::shared::{FileArg, RouteArgs};
 use crate::{
     model::{
-        origin::Origin,
+        page_origin::PageOrigin,
         route::{Key, RouteSpec},
     },
     net::{listen::ListenAddr, tls::peer::PeerName},
@@ -51,7 +51,7 @@ pub struct EnvoyConfig {
     /// A web origin, besides each route's own, whose pages may send MCP requests: Envoy answers their preflights.
     /// Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
-    pub allow_origin: Vec<Origin>,
+    pub allow_origin: Vec<PageOrigin>,
     /// Let Envoy listen on loopback unless told otherwise, since everybody who reaches it is one person.
     #[arg(long, env = "ENVOY_CIMD_SINGLE_USER", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]

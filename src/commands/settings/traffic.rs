@@ -8,7 +8,7 @@ use clap::{Args, value_parser};
 use super::shared::at_least_one;
 use crate::{
     filter::traffic,
-    model::origin::Origin,
+    model::page_origin::PageOrigin,
     net::{
         dial::GrpcUrl,
         tls::{client, peer::PeerName},
@@ -44,9 +44,10 @@ pub struct TrafficArgs {
     /// The name that the certificate of --tokens must have, instead of its host; by default --choreographer-peer.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_PEER", value_name = "SAN")]
     tokens_peer: Option<PeerName>,
-    /// A web origin whose pages may send MCP requests besides the route's own, such as `https://app.example`. Repeatable.
+    /// A web origin whose pages may send MCP requests besides the route's own, such as `https://app.example`; or http on
+    /// loopback, such as `http://localhost:6274` of the MCP Inspector. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
-    allow_origin: Vec<Origin>,
+    allow_origin: Vec<PageOrigin>,
     /// How long a token that was handed out is kept for the next requests, in seconds, 60 at most; 0: never. So long may a
     /// disconnect take to reach the other processes.
     #[arg(long, env = "ENVOY_CIMD_TOKEN_CACHE", value_name = "SECONDS", default_value = "5", value_parser = value_parser!(u16).range(0..=60))]
