@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
-    contract::tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     filter::{
         browser::BrowserCookie,
         endpoint::{self, Endpoints},
@@ -236,7 +236,7 @@ impl UpstreamTokens for OneToken {
         Ok(AccessToken { secret: Secret::new("t".repeat(1000)), tag: TokenTag([0; 16]), expires_at: None })
     }
 
-    async fn refused(&self, _: TokenOwner, _: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
         Ok(Renewal::TooSoon)
     }
 

@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Cause, Label};
-use crate::model::{client::ClientId, clock::UnixTime, secret::Secret, trace::Trace, upstream::Upstream, user::User};
+use crate::model::{
+    client::ClientId, clock::UnixTime, scope::Scope, secret::Secret, trace::Trace, upstream::Upstream, user::User,
+};
 
 /// Hands out tokens. One trait for the exchange in this process and the one that is called. Whoever may call it may have
 /// every user's token.
@@ -18,12 +20,13 @@ pub trait UpstreamTokens: Send + Sync {
     /// Where there is none, or none can be had now.
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError>;
 
-    /// Says that the upstream refused the token with this tag: one refresh for all who say so of one token, and at most
-    /// one a minute for an owner, doubling to ten.
+    /// Says that the upstream refused a token: one refresh for all who say so of one token, and at most one a minute for
+    /// an owner, doubling to ten. Where a scope was missing, the token stays, and what the upstream asked for joins what
+    /// this owner's next authorization asks for, in at most three rounds in ten minutes.
     ///
     /// # Errors
     /// [`TokenError::NotFound`] where no token can come of it, [`TokenError::Unavailable`] where none can be had now.
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError>;
+    async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError>;
 
     /// Revokes the owner's tokens at the authorization server, where it offers that (RFC 7009), and forgets them. What
     /// the authorization server says does not keep them.
@@ -55,6 +58,36 @@ impl fmt::Debug for TokenTag {
     }
 }
 
+/// A token that the upstream refused, and what it said: a stranger's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub tag: TokenTag,
+    pub status: RefusedStatus,
+    /// The challenge's `scope`, as it was sent.
+    pub scope: Option<String>,
+    /// The challenge's `resource_metadata` (RFC 9728, section 5.1), as it was sent.
+    pub resource_metadata: Option<String>,
+    /// What the operator says to ask for, which is all that is ever asked for; none where the route does not say. The
+    /// one thing here that is not the upstream's.
+    pub route_scope: Option<Scope>,
+}
+
+impl Refused {
+    /// A refusal with a challenge that says nothing else.
+    pub fn unauthorized(tag: TokenTag) -> Self {
+        Self { tag, status: RefusedStatus::Unauthorized, scope: None, resource_metadata: None, route_scope: None }
+    }
+}
+
+/// How an upstream refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedStatus {
+    /// 401: the token is not valid.
+    Unauthorized,
+    /// 403 with `insufficient_scope` (RFC 6750, section 3.1): it is valid, and not enough.
+    InsufficientScope,
+}
+
 /// What a report of a refused token came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
@@ -62,6 +95,11 @@ pub enum Renewal {
     Renewed,
     /// The last one was refused too, a short while ago, and no other was asked for.
     TooSoon,
+    /// A scope was missing, and will be asked for when the person connects again.
+    Connect,
+    /// A scope was missing, and connecting again would not bring it: the route's scope does not have it, it was asked
+    /// for three times, or the upstream did not say what it wants.
+    NoMore,
 }
 
 /// A token with no more than this left is not handed out any more, in seconds: it would end on its way.

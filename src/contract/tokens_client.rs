@@ -5,8 +5,8 @@ use tonic::{Status, transport::Channel};
 
 use super::{
     calling::{DEADLINE, broken_contract, call_error, call_once},
-    proto::{self, report_refused_token_response, upstream_tokens_client},
-    tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    proto::{self, report_refused_token_request, report_refused_token_response, upstream_tokens_client},
+    tokens::{AccessToken, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     wire::{text, time, token_error},
 };
 use crate::model::{secret::Secret, trace::Trace};
@@ -42,15 +42,24 @@ impl UpstreamTokens for TokensClient {
         token(answer).ok_or_else(broke_contract)
     }
 
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {
+        use report_refused_token_request::Status;
         use report_refused_token_response::Outcome;
+        let status = match refused.status {
+            RefusedStatus::Unauthorized => Status::Unauthorized,
+            RefusedStatus::InsufficientScope => Status::InsufficientScope,
+        };
         let request = proto::ReportRefusedTokenRequest {
             user: Some(owner.user.into()),
             client_id: owner.client_id.into_string(),
             upstream: owner.upstream.url,
             authorization_server: owner.upstream.authorization_server.unwrap_or_default(),
             resource: text(owner.upstream.resource),
-            tag: tag.0.to_vec(),
+            tag: refused.tag.0.to_vec(),
+            status: status.into(),
+            scope: refused.scope.unwrap_or_default(),
+            resource_metadata: refused.resource_metadata.unwrap_or_default(),
+            route_scope: text(refused.route_scope),
         };
         let mut client = self.inner.clone();
         let call = async |request| client.report_refused_token(request).await;
@@ -58,6 +67,8 @@ impl UpstreamTokens for TokensClient {
         match answer.outcome() {
             Outcome::Renewed => Ok(Renewal::Renewed),
             Outcome::TooSoon => Ok(Renewal::TooSoon),
+            Outcome::Connect => Ok(Renewal::Connect),
+            Outcome::NoMore => Ok(Renewal::NoMore),
             Outcome::Unspecified => Err(broke_contract()),
         }
     }

@@ -6,8 +6,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     proto::{self, upstream_tokens_server},
-    tokens::{Renewal, TokenTag, UpstreamTokens},
-    wire::{bytes, owner, timestamp, trace},
+    tokens::{Refused, RefusedStatus, Renewal, TokenTag, UpstreamTokens},
+    wire::{bytes, owner, parsed, timestamp, trace},
 };
 
 /// Serves tokens. Whoever may call it may have every user's token.
@@ -35,15 +35,29 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         &self,
         request: Request<proto::ReportRefusedTokenRequest>,
     ) -> Result<Response<proto::ReportRefusedTokenResponse>, Status> {
-        use proto::report_refused_token_response::Outcome;
+        use proto::{report_refused_token_request::Status as Refusal, report_refused_token_response::Outcome};
         let trace = trace(&request);
         let request = request.into_inner();
         let (issuer, resource) = (request.authorization_server, &request.resource);
         let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
-        let tag = TokenTag(bytes("tag", request.tag)?);
-        let outcome = match self.0.refused(owner, tag, &trace).await? {
+        let status = match Refusal::try_from(request.status) {
+            Ok(Refusal::Unauthorized) => RefusedStatus::Unauthorized,
+            Ok(Refusal::InsufficientScope) => RefusedStatus::InsufficientScope,
+            Err(_) => return Err(Status::invalid_argument("`status` is not one that this version knows")),
+        };
+        let said = |text: String| (!text.is_empty()).then_some(text);
+        let refused = Refused {
+            tag: TokenTag(bytes("tag", request.tag)?),
+            status,
+            scope: said(request.scope),
+            resource_metadata: said(request.resource_metadata),
+            route_scope: parsed("route_scope", &request.route_scope)?,
+        };
+        let outcome = match self.0.refused(owner, refused, &trace).await? {
             Renewal::Renewed => Outcome::Renewed,
             Renewal::TooSoon => Outcome::TooSoon,
+            Renewal::Connect => Outcome::Connect,
+            Renewal::NoMore => Outcome::NoMore,
         };
         Ok(Response::new(proto::ReportRefusedTokenResponse { outcome: outcome.into() }))
     }

@@ -8,7 +8,7 @@ use opentelemetry::trace::SpanKind;
 use super::{
     choreographer::{Begin, Begun, Choreographer, Complete},
     error::{BeginError, CallError, CompleteError, Label},
-    tokens::{AccessToken, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
 };
 use crate::{
     model::{client::ClientId, trace::Trace, upstream::Upstream},
@@ -73,10 +73,10 @@ impl UpstreamTokens for Traced<dyn UpstreamTokens> {
         note(&span, span.cover(self.inner.upstream_token(owner, &trace)).await)
     }
 
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {
         let (span, trace) = self.span(trace, "ReportRefusedToken");
         span.set("envoy_cimd.client_id", owner.client_id.to_string());
-        note(&span, span.cover(self.inner.refused(owner, tag, &trace)).await)
+        note(&span, span.cover(self.inner.refused(owner, refused, &trace)).await)
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {

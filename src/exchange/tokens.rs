@@ -25,7 +25,7 @@ use super::{
 use crate::{
     contract::{
         error::Cause,
-        tokens::{AccessToken, Missing, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{AccessToken, Missing, Refused, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
         client::ClientId,
@@ -206,9 +206,9 @@ impl UpstreamTokens for Tokens {
         })
     }
 
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
         let stored = self.of_route(&owner).await?;
-        if stored.record.tag != Some(tag) {
+        if stored.record.tag != Some(refused.tag) {
             return Ok(Renewal::Renewed);
         }
         can_be_audited()?;

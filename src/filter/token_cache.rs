@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 use crate::{
     contract::{
         error::Cause,
-        tokens::{AccessToken, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{AccessToken, Refused, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
         clock::{Clock, UnixTime},
@@ -354,9 +354,10 @@ impl UpstreamTokens for Cached {
         self.inner.upstream_token(owner, trace).await
     }
 
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, trace: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {
+        let tag = refused.tag;
         self.drop_refused(&owner, tag);
-        let result = self.inner.refused(owner.clone(), tag, trace).await;
+        let result = self.inner.refused(owner.clone(), refused, trace).await;
         // A look-up that began before the refresh was over may have brought it back.
         self.drop_refused(&owner, tag);
         result
@@ -427,7 +428,7 @@ mod tests {
             (self.answer.lock().unwrap_or_else(PoisonError::into_inner))(call)
         }
 
-        async fn refused(&self, _: TokenOwner, _: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+        async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
             Ok(Renewal::Renewed)
         }
 
@@ -748,7 +749,8 @@ mod tests {
     #[tokio::test]
     async fn a_refused_token_goes_and_a_newer_one_stays() {
         let (cached, fake) = cached(FIVE, MANY);
-        let refused = async |call| cached.refused(owner(), token(call).tag, &Trace::default()).await;
+        let refused =
+            async |call| cached.refused(owner(), Refused::unauthorized(token(call).tag), &Trace::default()).await;
         assert_eq!(get(&cached, &owner()).await, is("token-1"));
         assert_eq!(refused(9).await, Ok(Renewal::Renewed));
         assert_eq!(get(&cached, &owner()).await, is("token-1"), "it is another one");

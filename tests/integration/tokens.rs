@@ -7,7 +7,7 @@ use envoy_cimd::{
             self, DisconnectRequest, DisconnectResponse, GetUpstreamTokenRequest, Subject, User,
             begin_authorization_response::Outcome, upstream_tokens_client::UpstreamTokensClient, user::Kind,
         },
-        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, UpstreamTokens},
+        tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
         tokens_client::TokensClient,
     },
     exchange::embedded::{self, Embedded},
@@ -228,14 +228,16 @@ async fn ended_grants(kept: Kept) {
     party.servers.forget_grants();
     let refused =
         tokens.upstream_token(of(Person::Single, "refuses"), &Trace::default()).await.expect("still good").tag;
-    let reported = tokens.refused(of(Person::Single, "refuses"), refused, &Trace::default()).await;
+    let reported =
+        tokens.refused(of(Person::Single, "refuses"), Refused::unauthorized(refused), &Trace::default()).await;
     assert_eq!(reported, Err(LOST));
     let refreshes = party.servers.refreshes().len();
     for name in ["rotates", "no-refresh", "refuses", "rotates", "no-refresh", "refuses"] {
         assert_eq!(ask(&tokens, of(Person::Single, name)).await, Err(LOST), "{name}");
     }
     assert_eq!(party.servers.refreshes().len(), refreshes + 1, "once it is over, nobody is asked again");
-    let reported = tokens.refused(of(Person::Single, "refuses"), refused, &Trace::default()).await;
+    let reported =
+        tokens.refused(of(Person::Single, "refuses"), Refused::unauthorized(refused), &Trace::default()).await;
     assert_eq!(reported, Err(LOST));
 
     // Nobody else's, no other route's, and no other authorization server's.
@@ -397,7 +399,7 @@ async fn refusals_without_end_cost_few_refreshes() {
         embedded.tokens.clock = clock;
         let token = embedded.tokens.record(&owner).await.expect("a store").expect("a token");
         let tag = token.tag.expect("a tag");
-        let came_to = embedded.tokens.refused(owner.clone(), tag, &Trace::default()).await;
+        let came_to = embedded.tokens.refused(owner.clone(), Refused::unauthorized(tag), &Trace::default()).await;
         assert_eq!(came_to, Ok(expected), "report {place}");
     }
     assert_eq!(servers.refreshes().len(), 6);

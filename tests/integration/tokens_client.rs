@@ -13,7 +13,9 @@ use envoy_cimd::{
             self,
             upstream_tokens_server::{self, UpstreamTokensServer},
         },
-        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{
+            AccessToken, Missing, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens,
+        },
         tokens_client::TokensClient,
         tokens_service::TokensService,
     },
@@ -47,7 +49,7 @@ struct Same {
     token: Result<(Secret, TokenTag, Option<UnixTime>), TokenError>,
     renewal: Result<Renewal, TokenError>,
     disconnected: Result<(), TokenError>,
-    asked: Mutex<Vec<(TokenOwner, Option<TokenTag>)>>,
+    asked: Mutex<Vec<(TokenOwner, Option<Refused>)>>,
 }
 
 impl Same {
@@ -60,8 +62,8 @@ impl Same {
         }
     }
 
-    fn asked(&self, owner: TokenOwner, tag: Option<TokenTag>) {
-        self.asked.lock().expect("what was asked").push((owner, tag));
+    fn asked(&self, owner: TokenOwner, refused: Option<Refused>) {
+        self.asked.lock().expect("what was asked").push((owner, refused));
     }
 }
 
@@ -73,8 +75,8 @@ impl UpstreamTokens for Same {
         Ok(AccessToken { secret, tag, expires_at })
     }
 
-    async fn refused(&self, owner: TokenOwner, tag: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
-        self.asked(owner, Some(tag));
+    async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
+        self.asked(owner, Some(refused));
         self.renewal.clone()
     }
 
@@ -104,8 +106,23 @@ fn ann() -> TokenOwner {
 
 const TAG: TokenTag = TokenTag([7; 16]);
 
-type Outcomes =
-    (Result<(Secret, TokenTag, Option<UnixTime>), TokenError>, Result<Renewal, TokenError>, Result<(), TokenError>);
+/// Whatever a report may say.
+fn insufficient() -> Refused {
+    Refused {
+        tag: TAG,
+        status: RefusedStatus::InsufficientScope,
+        scope: Some("read  ünd \"write\"".to_owned()),
+        resource_metadata: Some("nowhere".to_owned()),
+        route_scope: Some("read write".parse().expect("a scope")),
+    }
+}
+
+type Outcomes = (
+    Result<(Secret, TokenTag, Option<UnixTime>), TokenError>,
+    Result<Renewal, TokenError>,
+    Result<Renewal, TokenError>,
+    Result<(), TokenError>,
+);
 
 /// What each call comes to.
 async fn outcomes(tokens: &dyn UpstreamTokens) -> Outcomes {
@@ -113,7 +130,8 @@ async fn outcomes(tokens: &dyn UpstreamTokens) -> Outcomes {
     let token = tokens.upstream_token(ann(), &trace).await;
     (
         token.map(|AccessToken { secret, tag, expires_at }| (secret, tag, expires_at)),
-        tokens.refused(ann(), TAG, &trace).await,
+        tokens.refused(ann(), Refused::unauthorized(TAG), &trace).await,
+        tokens.refused(ann(), insufficient(), &trace).await,
         tokens.disconnect(ann(), &trace).await,
     )
 }
@@ -125,12 +143,12 @@ async fn the_same_both_ways(same: Same) {
     let (_dir, there) = over_grpc(TokensService(Arc::clone(&same) as Arc<dyn UpstreamTokens>)).await;
     assert_eq!(outcomes(&there).await, expected);
     let asked = same.asked.lock().expect("what was asked").clone();
-    let (here, there) = asked.split_at(3);
-    assert_eq!(here[..2], there[..2]);
+    let (here, there) = asked.split_at(4);
+    assert_eq!(here[..3], there[..3]);
     // Which authorization server it is makes no difference to who disconnects.
-    let mut disconnect = here[2].clone();
+    let mut disconnect = here[3].clone();
     disconnect.0.upstream.authorization_server = None;
-    assert_eq!(there[2], disconnect);
+    assert_eq!(there[3], disconnect);
 }
 
 #[tokio::test]
@@ -149,8 +167,9 @@ async fn each_error_crosses_the_wire() {
 
 #[tokio::test]
 async fn each_answer_crosses_the_wire() {
+    let later = Some(UnixTime::from_secs(4_000_000_000));
     for (expires_at, renewal) in
-        [(None, Renewal::Renewed), (Some(UnixTime::from_secs(4_000_000_000)), Renewal::TooSoon)]
+        [(None, Renewal::Renewed), (later, Renewal::TooSoon), (later, Renewal::Connect), (later, Renewal::NoMore)]
     {
         the_same_both_ways(Same {
             token: Ok((Secret::new("SECRET"), TAG, expires_at)),
@@ -224,7 +243,7 @@ async fn an_answer_that_keeps_no_contract_is_no_token() {
         assert_eq!(client.upstream_token(ann(), &Trace::default()).await.err(), expected, "{case}");
     }
     let (_dir, client) = over_grpc(Raw::default()).await;
-    assert_eq!(client.refused(ann(), TAG, &Trace::default()).await, Err(broken));
+    assert_eq!(client.refused(ann(), Refused::unauthorized(TAG), &Trace::default()).await, Err(broken));
     let Err(TokenError::Unavailable(cause)) = client.disconnect(ann(), &Trace::default()).await else {
         panic!("it failed")
     };

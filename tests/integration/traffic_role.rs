@@ -8,7 +8,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         error::{BeginError, CallError, CompleteError},
-        tokens::{AccessToken, Missing, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     filter::{
         browser::BrowserCookie,
@@ -73,7 +73,7 @@ impl UpstreamTokens for Fake {
         Ok(AccessToken { secret: Secret::new(secret), tag: TAG, expires_at: None })
     }
 
-    async fn refused(&self, _: TokenOwner, _: TokenTag, _: &Trace) -> Result<Renewal, TokenError> {
+    async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
         panic!("nobody reports a token here")
     }
 
