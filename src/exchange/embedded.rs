@@ -15,7 +15,7 @@ use super::{
     oauth::{OAuthClient, failure, registered},
     records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
     token_answer::TokenAnswer,
-    tokens::{Tokens, note_unread},
+    tokens::Tokens,
 };
 use crate::{
     contract::{
@@ -299,7 +299,7 @@ impl Embedded {
             .await
             .map_err(|error| failed(failure(&error)))?;
         let granted = answer.granted().map_err(|reason| failed(reason.to_owned()))?;
-        note_unread(&record.issuer, &granted.unread);
+        granted.note_unread(&record.issuer);
         let now = self.now();
         Ok(TokenRecord {
             expires_at: granted.expires_at(now),

@@ -52,6 +52,14 @@ impl GrantedToken {
         let hint = || jwt_end(self.access_token.expose()).filter(|end| *end > now);
         self.expires_in.map(|lifetime| now + lifetime).or_else(hint)
     }
+
+    /// Says which members of the answer count as not said.
+    pub fn note_unread(&self, issuer: &str) {
+        if !self.unread.is_empty() {
+            let members = self.unread.join(", ");
+            tracing::warn!(issuer, members, "members of the token endpoint's answer cannot be read");
+        }
+    }
 }
 
 fn jwt_end(token: &str) -> Option<UnixTime> {
