@@ -5,5 +5,6 @@ pub mod discovery;
 pub mod embedded;
 pub mod oauth;
 pub mod records;
+pub mod step_up;
 pub mod token_answer;
 pub mod tokens;

@@ -65,7 +65,8 @@ pub struct Refused {
     pub status: RefusedStatus,
     /// The challenge's `scope`, as it was sent.
     pub scope: Option<String>,
-    /// The challenge's `resource_metadata` (RFC 9728, section 5.1), as it was sent.
+    /// The challenge's `resource_metadata` (RFC 9728, section 5.1), as it was sent. The exchange does not follow it: a
+    /// look-up reads what the upstream says to whoever comes without a token.
     pub resource_metadata: Option<String>,
     /// What the operator says to ask for, which is all that is ever asked for; none where the route does not say. The
     /// one thing here that is not the upstream's.

@@ -12,7 +12,7 @@ use futures_util::{
 };
 use http::{Method, StatusCode};
 use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
-use tokio::time::timeout;
+use tokio::{task::JoinHandle, time::timeout};
 use url::{Origin, Url};
 
 pub mod challenge;
@@ -25,6 +25,7 @@ mod strangers_url;
 use crate::{
     model::{
         client::ClientId,
+        clock::UnixTime,
         issuer::is_same,
         scope::Scope,
         shares::{Share, ShareLimits, Shares, UsedUp},
@@ -57,6 +58,8 @@ const POSTED: Duration = Duration::from_secs(60);
 const RECEIVED: Duration = Duration::from_secs(4);
 /// The longest that a look-up may take in all: longer than anybody waits, so that who comes back finds it done.
 const LONGEST: Duration = Duration::from_secs(15);
+/// How long, in seconds, an upstream is not looked up anew because of a refusal of it.
+const RENEWED: u64 = 60;
 /// How many upstreams are remembered.
 const REMEMBERED: u64 = 10_000;
 
@@ -67,6 +70,8 @@ pub struct Discovery {
     lookups: Cache<Sought, LookUp>,
     /// What upstreams said to POST, by their URLs.
     posts: Cache<String, Post>,
+    /// When upstreams were last looked up anew though their look-ups were fresh, by their URLs.
+    renewals: Cache<String, UnixTime>,
     longest: Duration,
     /// For those whom somebody waits for, and for the others: pages cannot keep sign-ins out.
     awaited: Shares,
@@ -109,6 +114,7 @@ impl Discovery {
             outgoing,
             lookups,
             posts,
+            renewals: Cache::builder().max_capacity(REMEMBERED).build(),
             longest: LONGEST,
             awaited: Shares::new(limits),
             unawaited: Shares::new(limits),
@@ -143,6 +149,69 @@ impl Discovery {
             && self.known(client_id, upstream).await.is_none_or(|known| is_same(&known, issuer))
     }
 
+    /// Looks an upstream up anew, since it refused a token that it used to take: its authorization server may be another
+    /// by now. At most once a minute for an upstream, whoever says so and through whichever route; none where that is not
+    /// over, or the shares of look-ups are used up. What was found before stays until what is found now is good. Only what
+    /// the upstream says to whoever comes without a token counts, so that nothing of one person's refusal reaches another.
+    pub async fn renew(
+        &self,
+        client_id: &ClientId,
+        upstream: &Upstream,
+        user: &User,
+        now: UnixTime,
+    ) -> Option<JoinHandle<()>> {
+        let mut taken = None;
+        let begin = async |last: Option<Entry<_, UnixTime>>| match last.map(Entry::into_value) {
+            // A time to come is a clock that was set back, and says nothing.
+            Some(last) if last <= now && now.since(last) < RENEWED => Ok(Op::Nop),
+            _ => {
+                taken = Some(self.unawaited.take(Some(user), first_asked(upstream))?);
+                Ok::<_, UsedUp>(Op::Put(now))
+            }
+        };
+        let begun = self.renewals.entry_by_ref(&upstream.url).and_try_compute_with(begin).await;
+        if let Err(used_up) = begun {
+            tracing::debug!(upstream = upstream.url, reason = %DiscoveryError::Busy(used_up), "it is not looked up anew");
+        }
+        let share = taken?;
+        let outgoing = self.outgoing.for_route(client_id);
+        let sought = Sought::of(upstream, &outgoing);
+        let of_route = Self { outgoing, ..self.clone() };
+        Some(tokio::spawn(covered(async move { of_route.look_up_anew(sought, share).await })))
+    }
+
+    async fn look_up_anew(&self, sought: Sought, share: Share) {
+        let found = self.look_up_in_time(&sought.upstream).await;
+        drop(share);
+        match found {
+            Ok(server) => {
+                let before = self.lookups.get(&sought).await;
+                if let Some(LookUp::Over(Ok(before))) = before
+                    && !is_same(&before.issuer, &server.issuer)
+                {
+                    let (upstream, before, issuer) = (&sought.upstream.url, &before.issuer, &server.issuer);
+                    tracing::warn!(
+                        upstream,
+                        before,
+                        issuer,
+                        "it moved to another authorization server: people connect anew"
+                    );
+                }
+                let server = Arc::new(server);
+                self.lookups.insert(sought, LookUp::Over(Ok(server))).await;
+            }
+            Err(error) => {
+                let upstream = &sought.upstream.url;
+                tracing::warn!(upstream, %error, "it refused a token, and was looked up anew in vain");
+            }
+        }
+    }
+
+    async fn look_up_in_time(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
+        let found = timeout(self.longest, self.look_up(upstream)).await;
+        found.unwrap_or_else(|_| Err(DiscoveryError::TooSlow(upstream.url.clone(), self.longest)))
+    }
+
     /// The look-up of an upstream that there is, or one that begins with the share that `take` gives.
     async fn look_up_once(
         &self,
@@ -172,10 +241,7 @@ impl Discovery {
     fn spawn(self, sought: Sought, share: Share) -> Shared<BoxFuture<'static, Found>> {
         let url = sought.upstream.url.clone();
         let task = tokio::spawn(covered(async move {
-            let found = timeout(self.longest, self.look_up(&sought.upstream)).await;
-            let found = found
-                .unwrap_or_else(|_| Err(DiscoveryError::TooSlow(sought.upstream.url.clone(), self.longest)))
-                .map(Arc::new);
+            let found = self.look_up_in_time(&sought.upstream).await.map(Arc::new);
             drop(share);
             let over = LookUp::Over(found.clone());
             // In turn with who put it there as under way, and so after that.

@@ -14,6 +14,7 @@ use super::{
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
     oauth::{OAuthClient, failure, registered},
     records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
+    step_up::StepUp,
     token_answer::TokenAnswer,
     tokens::Tokens,
 };
@@ -206,7 +207,7 @@ impl Embedded {
         }
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let scope = begin.scope.as_ref().unwrap_or(&server.scope).asked_of(server.offline_access);
+        let scope = self.wanted(&begin, &server).await?.asked_of(server.offline_access);
         let authorization_url = authorization_url(&server, &begin, &scope, challenge)
             .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
@@ -243,6 +244,23 @@ impl Embedded {
         Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
     }
 
+    /// What is asked for: what the operator says and nothing else, or what the upstream says, with what it found missing
+    /// in this person's token.
+    async fn wanted(&self, begin: &Begin, server: &AuthorizationServer) -> Result<Scope, CallError> {
+        if let Some(scope) = &begin.scope {
+            return Ok(scope.clone());
+        }
+        let owner = TokenOwner {
+            user: begin.user.clone(),
+            client_id: begin.client_id.clone(),
+            upstream: begin.upstream.clone(),
+        };
+        let missing = self.tokens.missing(&owner, &server.issuer).await?;
+        let all = server.scope.union(&missing);
+        // What is granted has what is asked for anyway, as a rule; and the rest is what the person came for.
+        Ok(if all.fits() { all } else { missing })
+    }
+
     /// Takes the flow: after this, nobody else can complete it.
     async fn take(&self, complete: &Complete) -> Result<FlowRecord, CompleteError> {
         let key = FlowKey::of(&complete.flow_id);
@@ -276,7 +294,7 @@ impl Embedded {
             client_id: record.client_id.clone(),
             upstream: Upstream { url: record.upstream.clone(), authorization_server: None, resource: None },
         };
-        self.tokens.put(&owner, &token).await.map_err(|error| store_failed(&error).into())
+        self.tokens.put(&owner, token).await.map_err(|error| store_failed(&error).into())
     }
 
     /// Redeems the code, once, at the token endpoint that was recorded before the redirect.
@@ -315,6 +333,7 @@ impl Embedded {
             tag: Some(TokenTag(random().map_err(call_failed)?)),
             refused: None,
             ended: false,
+            step_up: StepUp::default(),
         })
     }
 }

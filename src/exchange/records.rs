@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::step_up::StepUp;
 use crate::{
     contract::tokens::TokenTag,
     model::{
         client::{ClientId, RedirectUri},
         clock::UnixTime,
+        scope::Scope,
         secret::Secret,
         user::User,
     },
@@ -116,9 +118,17 @@ pub struct TokenRecord {
     /// Whether the grant ended by itself. Its tokens are gone then, and the rest says whose it was.
     #[serde(default)]
     pub ended: bool,
+    /// What the upstream found missing in it.
+    #[serde(default)]
+    pub step_up: StepUp,
 }
 
 impl TokenRecord {
+    /// What it may do, as far as the server says.
+    pub fn granted(&self) -> Scope {
+        Scope::of(self.scope.as_deref())
+    }
+
     /// What is left when the grant ends. A version that knows nothing of this finds a token that is over, with nothing to
     /// renew it.
     pub fn ended(&self, now: UnixTime) -> Self {
@@ -137,7 +147,7 @@ mod tests {
         let before = r#"{"access_token":"a","refresh_token":"r","issued_at":1,"expires_at":null,"scope":"s","issuer":"i",
             "token_endpoint":"t","revocation_endpoint":null,"resource":"u","client_id":"c"}"#;
         let record: TokenRecord = serde_json::from_str(before).expect("a record of the first version");
-        assert!(!record.ended);
+        assert!(!record.ended && record.step_up == StepUp::default());
         let ended = record.ended(now);
         let mut left = serde_json::to_value(&ended).expect("JSON");
         assert!(serde_json::from_value::<TokenRecord>(left.clone()).expect("a record").ended);

@@ -23,7 +23,10 @@ use self::{
 };
 use super::{deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
 use crate::{
-    contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
+    contract::{
+        error::Label,
+        tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
+    },
     model::{
         client::ClientId,
         clock::{Clock, UnixTime},
@@ -32,7 +35,7 @@ use crate::{
     },
     net::outgoing::Outgoing,
     store::{error::OpenError, open::Opened, vault::Vault},
-    telemetry::{metrics::Metrics, traces::covered},
+    telemetry::{audit, metrics::Metrics, traces::covered},
 };
 
 /// The tokens of this process's store.
@@ -53,23 +56,12 @@ pub struct Tokens {
 #[async_trait]
 impl UpstreamTokens for Tokens {
     async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        let mut stored = self.of_route(&owner).await?;
-        let now = (self.clock)();
-        if stored.record.is_over(now) {
-            self.refreshed(&owner, &stored, Occasion::Over).await?;
-            stored = self.stored(&owner).await?;
-        } else if stored.record.is_old(now) {
-            let (this, old) = (self.clone(), stored.clone());
-            self.calls.spawn(async move {
-                // It still has time: whoever asks when it has none is told what came of this.
-                let _ = this.refreshed(&owner, &old, Occasion::Over).await;
-            });
-        }
-        Ok(AccessToken {
-            secret: stored.record.access_token.clone(),
-            tag: stored.record.tag.ok_or_else(|| no_randomness(NoRandomness))?,
-            expires_at: stored.record.expires_at,
-        })
+        let result = self.current(&owner).await;
+        self.metrics.token_looked_up(result.as_ref().map_or_else(Label::label, |_| "handed_out"));
+        let TokenRecord { issuer, access_token, tag, expires_at, .. } = result?;
+        let tag = tag.ok_or_else(|| no_randomness(NoRandomness))?;
+        audit::detail("handed_out", &owner.user, owner.client_id.as_str(), &issuer, "ok");
+        Ok(AccessToken { secret: access_token, tag, expires_at })
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
@@ -97,6 +89,24 @@ impl Tokens {
             refreshes: Refreshes::new(deadlines.claim),
             setbacks: Setbacks::new(),
         }
+    }
+
+    /// The record of a token that is valid now.
+    async fn current(&self, owner: &TokenOwner) -> Result<TokenRecord, TokenError> {
+        let stored = self.of_route(owner).await?;
+        let now = (self.clock)();
+        if stored.record.is_over(now) {
+            self.refreshed(owner, &stored, Occasion::Over).await?;
+            return self.stored(owner).await.map(|stored| stored.record);
+        }
+        if stored.record.is_old(now) {
+            let (this, owner, old) = (self.clone(), owner.clone(), stored.clone());
+            self.calls.spawn(async move {
+                // It still has time: whoever asks when it has none is told what came of this.
+                let _ = this.refreshed(&owner, &old, Occasion::Over).await;
+            });
+        }
+        Ok(stored.record)
     }
 
     pub(super) async fn open(&self) -> Result<&Opened, OpenError> {

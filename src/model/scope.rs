@@ -33,6 +33,23 @@ impl Scope {
         Self(tokens)
     }
 
+    /// All tokens of both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self::of(self.tokens().chain(other.tokens()))
+    }
+
+    /// Whether another has all that is in this.
+    pub fn is_within(&self, other: &Self) -> bool {
+        let others: HashSet<&str> = other.tokens().collect();
+        self.tokens().all(|token| others.contains(token))
+    }
+
+    /// Whether it is short enough to go into an address.
+    pub fn fits(&self) -> bool {
+        self.to_string().len() <= MAX_SCOPE
+    }
+
     pub fn has_offline_access(&self) -> bool {
         self.0.iter().any(|token| token == OFFLINE_ACCESS)
     }
@@ -63,7 +80,7 @@ impl FromStr for Scope {
         }
         match Self::of([text]) {
             scope if scope.is_empty() => Err("names no scope"),
-            scope if scope.to_string().len() > MAX_SCOPE => Err("takes more than 4096 bytes"),
+            scope if !scope.fits() => Err("takes more than 4096 bytes"),
             scope => Ok(scope),
         }
     }
@@ -110,6 +127,23 @@ mod tests {
             assert_eq!(asked_of.to_string(), asked, "{wanted:?} {listed}");
             assert_eq!(asked_of.has_offline_access(), asked.contains(OFFLINE_ACCESS), "{wanted:?} {listed}");
         }
+    }
+
+    #[test]
+    fn two_are_put_together_and_compared() {
+        let scope = |text: &str| Scope::of([text]);
+        for (one, other, both, within) in [
+            ("read write", "write admin", "read write admin", false),
+            ("read", "write read", "read write", true),
+            ("", "read", "read", true),
+            ("read", "", "read", false),
+            ("read", "READ", "read READ", false),
+            ("", "", "", true),
+        ] {
+            assert_eq!(scope(one).union(&scope(other)), scope(both), "{one:?} {other:?}");
+            assert_eq!(scope(one).is_within(&scope(other)), within, "{one:?} {other:?}");
+        }
+        assert!(scope(&"x".repeat(MAX_SCOPE)).fits() && !scope(&"x".repeat(MAX_SCOPE + 1)).fits());
     }
 
     #[test]

@@ -88,7 +88,7 @@ impl LogFilter {
 
 /// What is audited, and what the log says of itself.
 fn is_kept(line: &Metadata<'_>) -> bool {
-    [audit::TARGET, lines::TARGET].contains(&line.target())
+    audit::is_kept(line) || line.target() == lines::TARGET
 }
 
 /// Lines for a person at a terminal, JSON for everything else.

@@ -23,7 +23,9 @@ pub struct Metrics {
     refused_streams: Family<StreamLabels, Counter>,
     reloads: Family<ReloadLabels, Counter>,
     reload_ok: Family<FileLabels, Gauge>,
-    refreshes: Family<RefreshLabels, Counter>,
+    refreshes: Family<ResultLabels, Counter>,
+    token_lookups: Family<ResultLabels, Counter>,
+    refused_tokens: Family<RefusedLabels, Counter>,
 }
 
 /// The files that are read again.
@@ -54,6 +56,13 @@ impl RefusedStream {
 
 /// What becomes of a refresh.
 const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
+/// What comes of asking for a token.
+const LOOKUPS: [&str; 4] = ["handed_out", "never", "lost", "unavailable"];
+/// How an upstream refuses a token, and what a report of that comes to.
+const REFUSED: [(&str, &[&str]); 2] = [
+    ("401", &["renewed", "too_soon", "never", "lost", "unavailable"]),
+    ("403", &["renewed", "connect", "no_more", "never", "lost", "unavailable"]),
+];
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
@@ -78,7 +87,13 @@ struct FileLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct RefreshLabels {
+struct ResultLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefusedLabels {
+    status: &'static str,
     result: &'static str,
 }
 
@@ -94,6 +109,8 @@ impl Default for Metrics {
         let reloads = Family::default();
         let reload_ok = Family::default();
         let refreshes = Family::default();
+        let token_lookups = Family::default();
+        let refused_tokens = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
         registry.register(
@@ -124,6 +141,12 @@ impl Default for Metrics {
             reload_ok.clone(),
         );
         registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
+        registry.register("token_lookups", "Tokens asked for where the store is, by result", token_lookups.clone());
+        registry.register(
+            "refused_tokens",
+            "Reports that an upstream refused a token, by its status and what the report came to",
+            refused_tokens.clone(),
+        );
         // There is one log in a process, and it starts before this.
         registry.register(
             "log_lines_dropped",
@@ -141,6 +164,8 @@ impl Default for Metrics {
             reloads,
             reload_ok,
             refreshes,
+            token_lookups,
+            refused_tokens,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for file in FILES {
@@ -153,7 +178,15 @@ impl Default for Metrics {
             drop(metrics.refused_streams.get_or_create(&StreamLabels { reason }));
         }
         for result in REFRESHES {
-            drop(metrics.refreshes.get_or_create(&RefreshLabels { result }));
+            drop(metrics.refreshes.get_or_create(&ResultLabels { result }));
+        }
+        for result in LOOKUPS {
+            drop(metrics.token_lookups.get_or_create(&ResultLabels { result }));
+        }
+        for (status, results) in REFUSED {
+            for result in results {
+                drop(metrics.refused_tokens.get_or_create(&RefusedLabels { status, result }));
+            }
         }
         metrics
     }
@@ -186,7 +219,17 @@ impl Metrics {
 
     /// Counts a refresh; `result` is one of the table in the README.
     pub fn refreshed(&self, result: &'static str) {
-        self.refreshes.get_or_create(&RefreshLabels { result }).inc();
+        self.refreshes.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a token that was asked for; `result` is one of the table in the README.
+    pub fn token_looked_up(&self, result: &'static str) {
+        self.token_lookups.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a report of a refused token; `result` is one of the table in the README.
+    pub fn refused_token(&self, status: &'static str, result: &'static str) {
+        self.refused_tokens.get_or_create(&RefusedLabels { status, result }).inc();
     }
 
     /// The OpenMetrics text of `/metrics`.

@@ -130,6 +130,8 @@ struct Shared {
     challenges: Mutex<Vec<String>>,
     fetches: Mutex<Vec<String>>,
     calls: AtomicUsize,
+    /// The server that an upstream names instead of its own, by its name.
+    moved: Mutex<HashMap<String, &'static str>>,
     /// Whether late answers go out.
     answers: watch::Sender<bool>,
 }
@@ -163,6 +165,7 @@ impl Servers {
             challenges: Mutex::default(),
             fetches: Mutex::default(),
             calls: AtomicUsize::new(0),
+            moved: Mutex::default(),
             answers: watch::Sender::new(false),
         });
         let server = Router::new()
@@ -247,6 +250,11 @@ impl Servers {
         self.shared.challenges.lock().expect("challenges").iter().filter(|asked| *asked == name).count()
     }
 
+    /// From now on, an upstream names another's authorization server.
+    pub fn moves(&self, name: &str, to: &'static str) {
+        self.shared.moved.lock().expect("moved").insert(name.to_owned(), to);
+    }
+
     /// How many requests reached an upstream with a body.
     pub fn calls(&self) -> usize {
         self.shared.calls.load(Ordering::Relaxed)
@@ -296,9 +304,10 @@ async fn resource(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Stri
     shared.fetches.lock().expect("fetches").push(format!("resource {name}"));
     let (issuer, upstream) =
         (shared.issuer.lock().expect("issuer").clone(), shared.upstream.lock().expect("upstream").clone());
+    let moved = shared.moved.lock().expect("moved").get(&name).copied();
     let mut document = json!({
         "resource": format!("{upstream}/{name}/mcp"),
-        "authorization_servers": [format!("{issuer}/{name}")],
+        "authorization_servers": [format!("{issuer}/{}", moved.unwrap_or(&name))],
         "scopes_supported": ["other"],
     });
     (shared.lies[name.as_str()].resource)(&mut document);

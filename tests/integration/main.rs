@@ -29,6 +29,7 @@ mod probe;
 mod quirks;
 mod raw_http2;
 mod recipes;
+mod refusals;
 mod rooms;
 mod route_keys;
 mod security;

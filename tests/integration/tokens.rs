@@ -63,7 +63,7 @@ pub fn person(issuer: &str, subject: &str) -> User {
 }
 
 /// Takes a user through a flow, so that there is a token.
-async fn connect(party: &Party, name: &str, user: User, client_id: &str) {
+pub async fn connect(party: &Party, name: &str, user: User, client_id: &str) {
     let mut request = party.request(name);
     (request.user, request.client_id) = (Some(user.clone()), client_id.to_owned());
     let Outcome::Begun(begun) = party.begin_with(request).await else { panic!("it began") };
@@ -90,7 +90,7 @@ async fn token(
 }
 
 /// The outcomes of the audit log for an event, in order.
-fn audited(party: &Party, event: &str) -> Vec<String> {
+pub fn audited(party: &Party, event: &str) -> Vec<String> {
     let lines = party.process.process.output();
     let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines
@@ -302,9 +302,14 @@ async fn redis_a_grant_that_ended_is_told_from_none() {
 
 /// The exchange in this process, and the servers of a lie.
 pub async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
+    in_process_with(vec![lie]).await
+}
+
+/// The same with several lies.
+pub async fn in_process_with(lies: Vec<Lie>) -> (TempDir, Servers, Embedded) {
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
-    let servers = Servers::start(&certificates, vec![lie]).await;
+    let servers = Servers::start(&certificates, lies).await;
     let embedded = Embedded::new(embedded::Config {
         outgoing: outgoing::Config {
             allow_hosts: vec![HOST.parse().expect("a host")],
@@ -337,19 +342,25 @@ pub fn begin(servers: &Servers, name: &str) -> Begin {
 async fn in_process_and_connected(lie: Lie) -> (TempDir, Servers, Embedded) {
     let name = lie.name;
     let (dir, servers, embedded) = in_process(lie).await;
+    connect_in_process(&servers, &embedded, begin(&servers, name)).await;
+    (dir, servers, embedded)
+}
+
+/// Takes a person through a flow, and gives the address that they were sent to.
+pub async fn connect_in_process(servers: &Servers, embedded: &Embedded, begin: Begin) -> String {
     let trace = Trace::default();
-    let begun = embedded.begin(begin(&servers, name), &trace).await;
-    let begun = begun.unwrap_or_else(|error| panic!("{error:?}"));
+    let (user, redirect_uri, iss) = (begin.user.clone(), begin.redirect_uri.clone(), begin.shown_issuer.clone());
+    let begun = embedded.begin(begin, &trace).await.unwrap_or_else(|error| panic!("{error:?}"));
     let complete = Complete {
         flow_id: begun.flow_id,
-        redirect_uri: RedirectUri::new(CALLBACK),
-        user: Person::Single,
+        redirect_uri,
+        user,
         browser_hash: BrowserHash([7; 32]),
         answer: AuthorizationAnswer::Code(Secret::new(servers.consent(&begun.authorization_url))),
-        iss: Some(format!("{}/{name}", servers.issuer)),
+        iss,
     };
     embedded.complete(complete, &trace).await.expect("completed");
-    (dir, servers, embedded)
+    begun.authorization_url
 }
 
 /// A token that has some time left is handed out at once, and renewed meanwhile.
@@ -405,7 +416,7 @@ async fn refusals_without_end_cost_few_refreshes() {
     assert_eq!(servers.refreshes().len(), 6);
 }
 
-async fn tag(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str) -> Vec<u8> {
+pub async fn tag(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str) -> Vec<u8> {
     let request = GetUpstreamTokenRequest {
         user: Some(single()),
         client_id: CLIENT.to_owned(),
@@ -480,8 +491,10 @@ async fn tokens_that_were_refused(party: &Party, clients: [&UpstreamTokensClient
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_was_refused_is_refreshed_once() {
-    let (party, client) = party(refusable(), &[]).await;
+    let (mut party, client) = party(refusable(), &[]).await;
     tokens_that_were_refused(&party, [&client, &client]).await;
+    assert_eq!(party.process.process.stop().await, Some(0));
+    assert_eq!(audited(&party, "refused_token"), ["refreshing"; 3], "one line a refresh");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -617,7 +630,13 @@ async fn redis_a_thousand_ask_two_replicas_and_one_refreshes() {
     assert_eq!(token(&other, &party, "rotates", single(), CLIENT).await, Err(Code::NotFound));
 }
 
-async fn disconnect(client: &UpstreamTokensClient<Channel>, party: &Party, name: &str, user: User, client_id: &str) {
+pub async fn disconnect(
+    client: &UpstreamTokensClient<Channel>,
+    party: &Party,
+    name: &str,
+    user: User,
+    client_id: &str,
+) {
     try_to_disconnect(client, party, name, user, client_id).await.expect("disconnected");
 }
 
@@ -812,7 +831,7 @@ impl Kept {
     }
 
     /// A process on this store, and a client of its tokens.
-    async fn again(&self, party: &Party) -> (Choreographer, UpstreamTokensClient<Channel>) {
+    pub async fn again(&self, party: &Party) -> (Choreographer, UpstreamTokensClient<Channel>) {
         let address = format!("unix:{}", self.dir.path().join("again.sock").display());
         let flags = self.flags();
         let mut all: Vec<&str> = flags.iter().map(String::as_str).collect();

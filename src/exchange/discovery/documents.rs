@@ -144,7 +144,7 @@ fn scopes(members: &Members, of: &str) -> Scope {
 
 /// What fits into an address; else nothing, as if nothing had been said.
 fn short(scope: Scope, of: &str) -> Scope {
-    if scope.to_string().len() > MAX_SCOPE {
+    if !scope.fits() {
         let of = truncate(of.to_owned());
         tracing::warn!(
             of,

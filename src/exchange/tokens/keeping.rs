@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Tokens, errors::isolation_violation};
+use super::{
+    Tokens,
+    errors::{isolation_violation, unavailable},
+    stored::Stored,
+};
 use crate::{
-    contract::tokens::TokenOwner,
-    exchange::records::TokenRecord,
+    contract::tokens::{TokenError, TokenOwner},
+    exchange::{records::TokenRecord, step_up::StepUp},
     model::issuer::is_same,
     store::{
         error::StoreError,
@@ -27,12 +31,16 @@ impl Tokens {
     ///
     /// # Errors
     /// Where it cannot be stored.
-    pub(in crate::exchange) async fn put(&self, owner: &TokenOwner, record: &TokenRecord) -> Result<(), StoreError> {
+    pub(in crate::exchange) async fn put(&self, owner: &TokenOwner, mut record: TokenRecord) -> Result<(), StoreError> {
         let failed = |reason: &str| StoreError::Failed(reason.to_owned());
         let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
-        let sealed = open.seal(Place::Token(&key), record).ok_or_else(|| failed("the token cannot be sealed"))?;
+        // Where it cannot be read, the token comes first.
+        if let Ok(Some(before)) = self.found_if_any(owner).await {
+            record.step_up = before.record.step_up.connected((self.clock)());
+        }
+        let sealed = open.seal(Place::Token(&key), &record).ok_or_else(|| failed("the token cannot be sealed"))?;
         let replaced = persistently(|| open.store.put_token(key, route, sealed.clone())).await?;
         self.setbacks.forget(&key).await;
         let Some((old_key, sealed)) = replaced else { return Ok(()) };
@@ -46,8 +54,54 @@ impl Tokens {
         Ok(())
     }
 
-    /// Stores what a refresh brought in the place of `old`. False where that is not there any more.
-    pub(super) async fn replace(&self, key: TokenKey, old: Vec<u8>, fresh: &TokenRecord) -> Result<bool, StoreError> {
+    /// Stores what a refresh came to in the place of `old`, with what was noted beside that meanwhile. False where another
+    /// token is there, or none.
+    pub(super) async fn supersede(
+        &self,
+        owner: &TokenOwner,
+        old: &Stored,
+        mut fresh: TokenRecord,
+    ) -> Result<bool, StoreError> {
+        let mut sealed = old.sealed.clone();
+        loop {
+            if self.replace(old.key, sealed, &fresh).await? {
+                return Ok(true);
+            }
+            match self.found_if_any(owner).await? {
+                Some(found) if found.is_still(old) => {
+                    fresh.step_up = found.record.step_up;
+                    sealed = found.sealed;
+                }
+                Some(_) | None => return Ok(false),
+            }
+        }
+    }
+
+    /// What there is, asked for as persistently as it is stored.
+    async fn found_if_any(&self, owner: &TokenOwner) -> Result<Option<Stored>, StoreError> {
+        persistently(|| async {
+            match self.found(owner).await {
+                Ok(found) => Ok(Some(found)),
+                Err(TokenError::NotFound(_)) => Ok(None),
+                Err(TokenError::Unavailable(cause)) => Err(StoreError::Failed(cause.into_owned())),
+            }
+        })
+        .await
+    }
+
+    /// Stores what is noted beside a token that was read. False where another record is there by now. The note is made
+    /// once, and not where the store is away: what is lost with it will be said again.
+    pub(super) async fn note(&self, old: &Stored, step_up: StepUp) -> Result<bool, TokenError> {
+        let open = self.opened().await?;
+        let noted = TokenRecord { step_up, ..old.record.clone() };
+        let not_sealed = || TokenError::Unavailable("what is missing in a token cannot be sealed".into());
+        let sealed = open.seal(Place::Token(&old.key), &noted).ok_or_else(not_sealed)?;
+        let replaced = open.store.replace_token(old.key, old.sealed.clone(), sealed).await;
+        replaced.map_err(|error| unavailable(&error))
+    }
+
+    /// Stores a record in the place of `old`. False where that is not there any more.
+    async fn replace(&self, key: TokenKey, old: Vec<u8>, fresh: &TokenRecord) -> Result<bool, StoreError> {
         let failed = |reason: &str| StoreError::Failed(reason.to_owned());
         let open = self.open().await.map_err(|error| failed(&error.to_string()))?;
         let sealed = open.seal(Place::Token(&key), fresh).ok_or_else(|| failed("the token cannot be sealed"))?;

@@ -18,7 +18,7 @@ use crate::{
         token_answer::{GrantedToken, TokenAnswer},
     },
     model::secret::random,
-    store::{backend::Holder, keys::TokenKey},
+    store::backend::Holder,
     telemetry::audit,
 };
 
@@ -80,14 +80,18 @@ impl Tokens {
 
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
     async fn refresh(&self, owner: &TokenOwner, stored: Stored, occasion: Occasion) -> Result<(), TokenError> {
-        let Stored { key, sealed: old, record, .. } = stored;
+        let record = &stored.record;
         let audit = async |outcome| {
             self.metrics.refreshed(outcome);
             audit::event("refreshed", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
         };
+        if occasion == Occasion::Refused {
+            let (client_id, outcome) = (owner.client_id.as_str(), "refreshing");
+            audit::event("refused_token", &owner.user, client_id, &record.issuer, None, outcome).await;
+        }
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
-            self.end(key, old, &record).await?;
+            self.end(owner, &stored).await?;
             audit("ended").await;
             return self.stored(owner).await.map(drop);
         };
@@ -107,16 +111,16 @@ impl Tokens {
             Ok(granted) => granted,
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
-                if !self.setbacks.note(key, verdict, &reason).await {
+                if !self.setbacks.note(stored.key, verdict, &reason).await {
                     audit("failed").await;
                     return Err(TokenError::Unavailable(format!("the refresh failed: {reason}").into()));
                 }
-                self.end(key, old, &record).await?;
+                self.end(owner, &stored).await?;
                 audit("ended").await;
                 return self.stored(owner).await.map(drop);
             }
         };
-        self.setbacks.forget(&key).await;
+        self.setbacks.forget(&stored.key).await;
         granted.note_unread(&record.issuer);
         let now = (self.clock)();
         let expires_at = granted.expires_at(now);
@@ -138,7 +142,7 @@ impl Tokens {
             scope: scope.or_else(|| record.scope.clone()),
             ..record.clone()
         };
-        match self.replace(key, old, &fresh).await {
+        match self.supersede(owner, &stored, fresh.clone()).await {
             Ok(true) => {
                 audit("ok").await;
                 Ok(())
@@ -158,8 +162,8 @@ impl Tokens {
 
     /// Remembers that a grant ended, in the place of its token; until this user connects anew or disconnects. Where
     /// somebody did meanwhile, nothing is done.
-    async fn end(&self, key: TokenKey, old: Vec<u8>, record: &TokenRecord) -> Result<(), TokenError> {
-        let ended = record.ended((self.clock)());
-        self.replace(key, old, &ended).await.map(drop).map_err(|error| unavailable(&error))
+    async fn end(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
+        let ended = old.record.ended((self.clock)());
+        self.supersede(owner, old, ended).await.map(drop).map_err(|error| unavailable(&error))
     }
 }

@@ -36,6 +36,11 @@ impl Stored {
         if self.record.ended { Err(LOST) } else { Ok(self) }
     }
 
+    /// Whether it is the token that was found before, whatever was noted beside it since.
+    pub fn is_still(&self, old: &Self) -> bool {
+        self.key == old.key && self.record.tag == old.record.tag && self.record.ended == old.record.ended
+    }
+
     /// Whether somebody refreshed it since, to something that can be handed out.
     pub fn replaces(&self, old: &Self, now: UnixTime) -> bool {
         self.record.access_token != old.record.access_token && !self.record.is_over(now)
@@ -78,7 +83,10 @@ impl TokenRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{client::ClientId, secret::Secret, upstream::Upstream, user::User};
+    use crate::{
+        exchange::step_up::StepUp,
+        model::{client::ClientId, secret::Secret, upstream::Upstream, user::User},
+    };
 
     /// A record is under its own key alone, or under the one that an earlier version made of its issuer as it was spelled.
     #[test]
@@ -102,6 +110,7 @@ mod tests {
             tag: None,
             refused: None,
             ended: false,
+            step_up: StepUp::default(),
         };
         let (issuer, resource) = ("https://as.example/", "https://u.example/mcp");
         let made = |of: fn(&_, &_, Issuer<'_>, Resource<'_>) -> TokenKey, issuer, resource| {
