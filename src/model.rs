@@ -1,5 +1,6 @@
 //! Plain values that every room speaks of.
 
+pub mod challenge;
 pub mod client;
 pub mod clock;
 pub mod flow;

@@ -15,7 +15,6 @@ use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
 use tokio::{task::JoinHandle, time::timeout};
 use url::{Origin, Url};
 
-pub mod challenge;
 pub mod documents;
 pub mod error;
 pub mod members;
@@ -24,6 +23,7 @@ mod strangers_url;
 
 use crate::{
     model::{
+        challenge::Challenge,
         client::ClientId,
         clock::UnixTime,
         issuer::is_same,
@@ -39,10 +39,9 @@ use crate::{
     },
     telemetry::traces::covered,
 };
-use challenge::Challenge;
 use documents::{
     AuthorizationServer, Document, ResourceMetadata, ServerMetadata, asks_for_metadata, challenged, is_resource_of,
-    resource_addresses, server_addresses,
+    named_address, resource_addresses, server_addresses,
 };
 use error::{DiscoveryError, Others, Problem};
 use members::Members;
@@ -317,7 +316,7 @@ impl Discovery {
         upstream: &Upstream,
         challenge: &Challenge,
     ) -> Result<ResourceMetadata, Problem> {
-        let named = match challenge.address() {
+        let named = match named_address(challenge) {
             Ok(None) => None,
             Ok(Some(address)) => {
                 // The upstream may be one of our own network, where its word must not have us ask for whatever it likes.

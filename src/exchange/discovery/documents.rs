@@ -4,13 +4,12 @@
 use url::Url;
 
 use super::{
-    challenge::Challenge,
     error::{MAX_SCOPE, Problem},
     members::Members,
     strangers_url::strangers_url,
 };
 use crate::{
-    model::{issuer::is_same, resource::ResourceIndicator, scope::Scope, upstream::Upstream},
+    model::{challenge::Challenge, issuer::is_same, resource::ResourceIndicator, scope::Scope, upstream::Upstream},
     net::outgoing::{
         Outgoing,
         error::{redacted, truncate},
@@ -115,6 +114,14 @@ impl ResourceMetadata {
         let asked = challenged(challenge, upstream);
         if asked.is_empty() { self.scope.clone() } else { asked }
     }
+}
+
+/// Where an upstream's challenge says that its metadata is.
+///
+/// # Errors
+/// Where that is not a URL.
+pub fn named_address(challenge: &Challenge) -> Result<Option<Url>, Problem> {
+    challenge.resource_metadata().map(|address| strangers_url("resource_metadata", address)).transpose()
 }
 
 /// What an upstream's challenge says to ask for; empty where it does not say.
@@ -340,6 +347,20 @@ mod tests {
 
     fn url(text: &str) -> Url {
         Url::parse(text).expect(text)
+    }
+
+    #[test]
+    fn a_challenges_address_is_a_url() {
+        let named = |value: &str| named_address(&Challenge::read([value.as_bytes()]));
+        for (value, good) in [
+            (r#"Bearer resource_metadata="https://u.example/m""#, true),
+            (r#"Bearer resource_metadata="/m""#, false),
+            (r#"Bearer resource_metadata="""#, false),
+            (r#"Bearer resource_metadata="https://u.example/é""#, false),
+        ] {
+            assert_eq!(named(value).is_ok(), good, "{value}");
+        }
+        assert!(matches!(named("Bearer"), Ok(None)));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, head
 use serde_json::{Value, json};
 use url::Url;
 
-use super::challenge::Challenge;
 use crate::{
+    model::challenge::Challenge,
     net::outgoing::{Outgoing, error::FetchError},
     telemetry::traces::covered,
 };
@@ -61,7 +61,8 @@ const SESSION: HeaderName = HeaderName::from_static("mcp-session-id");
 const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 
 fn challenge(status: StatusCode, headers: &HeaderMap) -> Option<Challenge> {
-    let challenge = (status == StatusCode::UNAUTHORIZED).then(|| Challenge::read(headers));
+    let challenge = (status == StatusCode::UNAUTHORIZED)
+        .then(|| Challenge::read(headers.get_all(header::WWW_AUTHENTICATE).into_iter().map(HeaderValue::as_bytes)));
     challenge.filter(Challenge::is_bearer)
 }
 

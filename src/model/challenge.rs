@@ -1,28 +1,25 @@
-//! What an upstream asks for of who comes without a token (RFC 9110, section 11.6.1; RFC 6750, section 3; RFC 9728,
-//! section 5.1), read as upstreams write it.
+//! What an upstream asks for of who comes without a token, or with one that it refuses (RFC 9110, section 11.6.1; RFC 6750,
+//! section 3; RFC 9728, section 5.1), read as upstreams write it.
 
-use http::{HeaderMap, header::WWW_AUTHENTICATE};
-use url::Url;
+use super::scope::Scope;
 
-use super::{error::Problem, strangers_url::strangers_url};
-use crate::model::scope::Scope;
-
-/// A 401's challenges of the Bearer scheme, as far as they are read. Of several, the first that says a thing counts.
+/// An answer's challenges of the Bearer scheme, as far as they are read. Of several, the first that says a thing counts.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Challenge {
     resource_metadata: Option<String>,
     scope: Scope,
+    error: Option<String>,
     is_bearer: bool,
     /// Whether a part could not be read, or says a thing twice.
     is_unclear: bool,
 }
 
 impl Challenge {
-    /// Reads the headers of a 401.
-    pub fn read(headers: &HeaderMap) -> Self {
+    /// Reads the values of `www-authenticate`, one a header line.
+    pub fn read<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut challenge = Self::default();
-        for value in headers.get_all(WWW_AUTHENTICATE) {
-            challenge.read_value(&String::from_utf8_lossy(value.as_bytes()));
+        for value in values {
+            challenge.read_value(&String::from_utf8_lossy(value));
         }
         challenge
     }
@@ -37,17 +34,19 @@ impl Challenge {
         self.is_unclear
     }
 
-    /// Where the upstream says that its metadata is.
-    ///
-    /// # Errors
-    /// Where that is not a URL.
-    pub fn address(&self) -> Result<Option<Url>, Problem> {
-        self.resource_metadata.as_deref().map(|address| strangers_url("resource_metadata", address)).transpose()
+    /// Where the upstream says that its metadata is: a stranger's word, which may be anything.
+    pub fn resource_metadata(&self) -> Option<&str> {
+        self.resource_metadata.as_deref()
     }
 
     /// What the upstream wants to be asked for; empty where it does not say.
     pub fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Whether the token is good, and not enough (RFC 6750, section 3.1).
+    pub fn is_insufficient_scope(&self) -> bool {
+        self.error.as_deref() == Some("insufficient_scope")
     }
 
     fn read_value(&mut self, value: &str) {
@@ -75,7 +74,7 @@ impl Challenge {
     fn take(&mut self, said: Option<Vec<(&str, String)>>) {
         let Some(said) = said else { return };
         self.is_bearer = true;
-        let [resource_metadata, scope] = KNOWN.map(|name| {
+        let [resource_metadata, scope, error] = KNOWN.map(|name| {
             let mut values = said.iter().filter(|(known, _)| *known == name).map(|(_, value)| value);
             let value = values.next();
             // Who reads the first of two and who reads the last must not be led to different places.
@@ -86,6 +85,9 @@ impl Challenge {
         if self.resource_metadata.is_none() {
             self.resource_metadata = resource_metadata.cloned();
         }
+        if self.error.is_none() {
+            self.error = error.cloned();
+        }
         if self.scope.is_empty() {
             self.scope = Scope::of(scope.map(String::as_str));
         }
@@ -93,7 +95,7 @@ impl Challenge {
 }
 
 /// The parameters that are read.
-const KNOWN: [&str; 2] = ["resource_metadata", "scope"];
+const KNOWN: [&str; 3] = ["resource_metadata", "scope", "error"];
 
 /// Reads a header's value piece by piece. Commas may be missing between parameters, and quotes around a value without
 /// white space: what else there is does not hide what comes behind it.
@@ -198,13 +200,10 @@ fn is_token(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     fn read(values: &[&str]) -> Challenge {
-        let values = values.iter().map(|value| HeaderValue::from_bytes(value.as_bytes()).expect("a value"));
-        Challenge::read(&values.map(|value| (WWW_AUTHENTICATE, value)).collect())
+        Challenge::read(values.iter().map(|value| value.as_bytes()))
     }
 
     /// A value, with the address and the scope that are read of it, and whether all of it is.
@@ -281,15 +280,20 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_url() {
-        for (value, good) in [
-            (r#"Bearer resource_metadata="https://u.example/m""#, true),
-            (r#"Bearer resource_metadata="/m""#, false),
-            (r#"Bearer resource_metadata="""#, false),
-            (r#"Bearer resource_metadata="https://u.example/é""#, false),
+    fn a_token_may_not_be_enough() {
+        for (values, insufficient) in [
+            (&[r#"Bearer error="insufficient_scope", scope="a", error_description="x""#][..], true),
+            (&["Bearer error=insufficient_scope"], true),
+            (&["Basic", r#"Bearer realm="x""#, r#"Bearer ERROR="insufficient_scope""#], true),
+            (&[r#"Bearer error="invalid_token""#, r#"Bearer error="insufficient_scope""#], false),
+            (&[r#"Bearer error="insufficient_scope", error="invalid_token""#], false),
+            (&[r#"Bearer error="Insufficient_Scope""#], false),
+            (&[r#"Bearer error_description="insufficient_scope""#], false),
+            (&[r#"DPoP error="insufficient_scope""#], false),
+            (&["Bearer insufficient_scope"], false),
+            (&[], false),
         ] {
-            assert_eq!(read(&[value]).address().is_ok(), good, "{value}");
+            assert_eq!(read(values).is_insufficient_scope(), insufficient, "{values:?}");
         }
-        assert!(matches!(read(&["Bearer"]).address(), Ok(None)));
     }
 }
