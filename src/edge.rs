@@ -6,4 +6,5 @@ pub mod ext_proc;
 pub mod read;
 pub mod roles;
 pub mod server;
+pub mod tags;
 mod write;

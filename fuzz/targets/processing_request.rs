@@ -204,7 +204,7 @@ async fn exchange(message: &[u8]) -> (Vec<ProcessingResponse>, bool) {
         refusals: ENDPOINTS.refusals.clone(),
         users: ENDPOINTS.tools.users.source().cloned(),
     };
-    let roles = Roles { endpoints: Some(ENDPOINTS.clone()), traffic: None };
+    let roles = Roles { endpoints: Some(ENDPOINTS.clone()), ..Roles::default() };
     let server = Server::new(ExtProc::new(roles, shared, Default::default()));
     let response = server.oneshot(request).await.expect("an answer");
     let mut status = response.headers().get("grpc-status").cloned();

@@ -1,4 +1,5 @@
-//! What the listener of `serve` serves. Whoever reaches the role traffic can have every user's token.
+//! What the listener of `serve` serves. Whoever reaches the role traffic can have every user's token,
+//! and whoever reaches the role refused can have them refreshed.
 
 use std::fmt;
 
@@ -12,6 +13,7 @@ use crate::net::listen::ListenAddr;
 pub struct Served {
     pub endpoints: bool,
     pub traffic: bool,
+    pub refused: bool,
     /// Why there is no traffic, where nobody said that there should be none.
     pub left_out: Option<String>,
 }
@@ -19,20 +21,22 @@ pub struct Served {
 /// What the settings ask for, or else what may be served where they have it listen.
 ///
 /// # Errors
-/// Where they ask for traffic, and it must not or cannot be served; where they name a role twice, or the address cannot be
+/// Where they ask for traffic or refused, and it must not or cannot be served; where they name a role twice, or the address cannot be
 /// resolved.
 pub async fn roles(settings: &Serve) -> anyhow::Result<Served> {
     let traffic = &settings.traffic;
     let named = traffic.roles()?;
     // Whoever says where tokens come from, or allows them where they would not be, wants them.
+    let serves = |role| named.as_ref().is_none_or(|named| named.contains(&role));
     let wanted_by = match &named {
-        Some(named) if !named.contains(&Role::Traffic) => {
+        Some(_) if !serves(Role::Traffic) && !serves(Role::Refused) => {
             if traffic.tokens.is_some() {
-                bail!("--tokens is for the role traffic, which --roles leaves out");
+                bail!("--tokens is for the roles traffic and refused, which --roles leaves out");
             }
-            return Ok(Served { endpoints: true, traffic: false, left_out: None });
+            return Ok(Served { endpoints: true, traffic: false, refused: false, left_out: None });
         }
-        Some(_) => Some("--roles traffic"),
+        Some(_) if serves(Role::Traffic) => Some("--roles traffic"),
+        Some(_) => Some("--roles refused"),
         None if traffic.tokens.is_some() => Some("--tokens"),
         None if traffic.insecure_traffic => Some("--insecure-traffic"),
         None => None,
@@ -41,8 +45,13 @@ pub async fn roles(settings: &Serve) -> anyhow::Result<Served> {
     if let (Some(flag), Some(reason)) = (wanted_by, &left_out) {
         bail!("{flag}: {reason}");
     }
-    let endpoints = named.is_none_or(|named| named.contains(&Role::Endpoints));
-    Ok(Served { endpoints, traffic: left_out.is_none(), left_out })
+    let allowed = left_out.is_none();
+    Ok(Served {
+        endpoints: serves(Role::Endpoints),
+        traffic: allowed && serves(Role::Traffic),
+        refused: allowed && serves(Role::Refused),
+        left_out,
+    })
 }
 
 /// Why traffic is not to be served with these settings.
@@ -81,10 +90,9 @@ async fn fault(settings: &Serve) -> anyhow::Result<Option<String>> {
 
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.endpoints, self.traffic) {
-            (true, true) => "endpoints, traffic",
-            (false, true) => "traffic",
-            (_, false) => "endpoints",
-        })
+        let Self { endpoints, traffic, refused, .. } = *self;
+        let all = [(endpoints, Role::Endpoints), (traffic, Role::Traffic), (refused, Role::Refused)];
+        let served: Vec<String> = all.iter().filter(|(served, _)| *served).map(|(_, role)| role.to_string()).collect();
+        f.write_str(&served.join(", "))
     }
 }

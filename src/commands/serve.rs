@@ -34,7 +34,7 @@ use crate::{
         server::Server,
     },
     exchange::embedded::Embedded,
-    filter::{endpoint::Endpoints, state::StateKeys, traffic::Traffic},
+    filter::{endpoint::Endpoints, refused::Refused, state::StateKeys, traffic::Traffic},
     model::{
         route::RouteTable,
         secret::{Key, parse_keys, random},
@@ -182,7 +182,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let kind = exchange.side.kind();
     exchange.choreographer = traced(&traces, kind.clone(), exchange.choreographer);
     let (mut endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
-    let tokens_of_users = exchange.tokens.take().filter(|_| roles.traffic);
+    let tokens_of_users = exchange.tokens.take().filter(|_| roles.traffic || roles.refused);
     let kept = tokens_of_users.map(|tokens| {
         let tokens = traced_tokens(&traces, kind, tokens);
         settings.traffic.config().cached(tokens, settings.limits.calls(), endpoints.calls.clone())
@@ -228,8 +228,11 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         refusals: Arc::clone(&endpoints.refusals),
         users: endpoints.tools.users.source().cloned(),
     };
-    let traffic = kept.map(|kept| Arc::new(Traffic::new(settings.traffic.config(), &endpoints, kept)) as _);
-    let roles = Roles { endpoints: roles.endpoints.then(|| Arc::clone(&endpoints) as _), traffic };
+    let refused = kept.clone().filter(|_| roles.refused);
+    let refused = refused.map(|kept| Arc::new(Refused::new(&endpoints, kept, settings.limits.calls())) as _);
+    let traffic = kept.filter(|_| roles.traffic);
+    let traffic = traffic.map(|kept| Arc::new(Traffic::new(settings.traffic.config(), &endpoints, kept)) as _);
+    let roles = Roles { endpoints: roles.endpoints.then(|| Arc::clone(&endpoints) as _), traffic, refused };
     let ext_proc = Server::new(ExtProc::new(roles, shared, settings.streams()));
     let process = Process {
         main: GrpcListener {
@@ -268,7 +271,7 @@ fn state_keys(path: Option<&Path>) -> anyhow::Result<([u8; 32], StateKeys)> {
 
 /// What is allowed, and should not go unnoticed.
 fn warn_of(settings: &Serve, roles: &Served) {
-    if roles.traffic {
+    if roles.traffic || roles.refused {
         match settings.listen {
             ListenAddr::Tcp { .. } if !settings.process.tls.is_given() => {
                 tracing::warn!("--insecure-traffic: every account of this machine can have every user's token");

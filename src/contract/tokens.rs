@@ -59,7 +59,7 @@ impl fmt::Debug for TokenTag {
 }
 
 /// A token that the upstream refused, and what it said: a stranger's words.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Refused {
     pub tag: TokenTag,
     pub status: RefusedStatus,
@@ -81,7 +81,7 @@ impl Refused {
 }
 
 /// How an upstream refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RefusedStatus {
     /// 401: the token is not valid.
     Unauthorized,

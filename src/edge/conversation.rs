@@ -16,9 +16,9 @@ use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use super::{
-    read::{request, sources},
+    read::{request, response, sources},
     roles::RoleName,
-    write,
+    tags, write,
 };
 use crate::{
     filter::verdict::{AwaitedBody, Body, Edits, Role, Verdict},
@@ -64,6 +64,8 @@ enum Asked {
     },
     Body,
     Trailers,
+    /// The headers of an answer.
+    Answer,
     /// Nothing: it is still receiving what it was asked for. Only an immediate response can be sent then.
     Nothing,
 }
@@ -130,7 +132,11 @@ impl Conversation {
             (_, Phase::RequestTrailers(_)) if !self.withheld.is_empty() => {
                 Ok(Some(write::trailers_without(&self.withheld)))
             }
-            // What else there is passes: where an earlier filter replied, Envoy sends response headers alone.
+            (State::Listening, Phase::ResponseHeaders(headers)) if !message.observability_mode => {
+                let verdict = self.role.judge(&response(headers, &message), &sources(&message, users));
+                self.settle(Asked::Answer, verdict)
+            }
+            // What else there is passes.
             (state, _) => {
                 self.state = state;
                 Ok(Some(write::untouched(phase)))
@@ -207,18 +213,19 @@ impl Conversation {
             Asked::Trailers => return Err(Status::internal("headers cannot be changed when trailers came")),
             _ => goes_on(asked, Some(write::change(edits)))?,
         };
-        answer.dynamic_metadata = edits.tag.map(write::tagged);
+        answer.dynamic_metadata = edits.tag.map(tags::tagged);
         self.withheld = edits.set.iter().map(|(name, _)| *name).chain(edits.remove.iter().copied()).collect();
         Ok(answer)
     }
 }
 
-/// Lets a request go on, with a change or as it is.
+/// Lets a request or an answer go on, with a change or as it is.
 fn goes_on(asked: Asked, change: Option<CommonResponse>) -> Result<ProcessingResponse, Status> {
     match asked {
         Asked::Headers { .. } => Ok(write::headers(change)),
         Asked::Body => Ok(write::body(change)),
         Asked::Trailers => Ok(write::trailers()),
+        Asked::Answer => Ok(write::response_headers(change)),
         Asked::Nothing => Err(Status::internal("a request whose body did not come cannot go on")),
     }
 }

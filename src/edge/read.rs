@@ -1,4 +1,4 @@
-//! Messages as we read them: a view of the request and what the sources say of its route, both of which borrow.
+//! Messages as we read them: a view of the request or its answer, and what the sources say of its route. All of them borrow.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -10,8 +10,12 @@ use envoy_types::pb::{
     google::protobuf::{Struct, Value, value::Kind},
 };
 
+use super::tags;
 use crate::{
-    filter::request::{Request, Sources},
+    filter::{
+        request::{Request, Sources},
+        response::{CHALLENGE, Response, STATUS},
+    },
     model::{
         route::{Field, Key, Keyed, NAMESPACE, RouteMetadata},
         user::{Claims, MetadataPath, UserSource},
@@ -30,13 +34,62 @@ pub static ATTRIBUTES: LazyLock<Keyed<[String; 2]>> = LazyLock::new(|| {
     })
 });
 
+/// The CEL expression that says who made an answer, and why.
+pub const CODE_DETAILS: &str = "response.code_details";
+
+/// The CEL expressions that Envoy must send with an answer to say what it answers, each with the header that it is. Of two
+/// for one header, the first that is there counts: the router writes over authority and path, and keeps what they were.
+pub const REQUEST_ATTRIBUTES: [(&str, &str); 11] = [
+    ("request.method", ":method"),
+    ("request.headers['x-envoy-original-host']", ":authority"),
+    ("request.host", ":authority"),
+    ("request.headers['x-envoy-original-path']", ":path"),
+    ("request.path", ":path"),
+    ("request.headers['accept']", "accept"),
+    ("request.headers['sec-fetch-dest']", "sec-fetch-dest"),
+    ("request.headers['sec-fetch-mode']", "sec-fetch-mode"),
+    ("request.headers['traceparent']", "traceparent"),
+    ("request.headers['tracestate']", "tracestate"),
+    ("request.headers['x-request-id']", "x-request-id"),
+];
+
 pub(super) fn request(headers: &HttpHeaders) -> Request<'_> {
     let headers = headers.headers.as_ref().map_or(&[][..], |map| &map.headers);
     let mut request = Request::with_capacity(headers.len());
-    for HeaderValue { key, value, raw_value } in headers {
-        request.push(key.as_bytes(), if raw_value.is_empty() { value.as_bytes() } else { raw_value });
+    for header in headers {
+        request.push(header.key.as_bytes(), value(header));
     }
     request
+}
+
+/// An answer, and with it the request as far as attributes say what it was.
+pub(super) fn response<'a>(headers: &'a HttpHeaders, message: &'a ProcessingRequest) -> Response<'a> {
+    let mut response = Response::default();
+    for header in headers.headers.iter().flat_map(|map| &map.headers) {
+        match header.key.as_str() {
+            STATUS => response.status = std::str::from_utf8(value(header)).ok().and_then(|status| status.parse().ok()),
+            CHALLENGE => response.challenges.push(value(header)),
+            _ => {}
+        }
+    }
+    let text = |name| match field(message.attributes.get(FILTER)?.fields.get(name)?)? {
+        Field::Text(text) => Some(text),
+        Field::NotText => None,
+    };
+    response.details = text(CODE_DETAILS);
+    let mut last = "";
+    for (attribute, name) in REQUEST_ATTRIBUTES {
+        if let Some(text) = text(attribute).filter(|_| name != last) {
+            response.request.push(name.as_bytes(), text.as_bytes());
+            last = name;
+        }
+    }
+    response.tag = message.metadata_context.as_ref().and_then(tags::tag);
+    response
+}
+
+fn value(header: &HeaderValue) -> &[u8] {
+    if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value }
 }
 
 pub(super) fn sources<'a>(message: &'a ProcessingRequest, users: Option<&UserSource>) -> Sources<'a> {
@@ -209,6 +262,63 @@ mod tests {
         let place = broken.windows(3).position(|bytes| bytes == b"new").expect("the text");
         broken[place] = 0xff;
         assert!(ProcessingRequest::decode(&broken[..]).is_err());
+    }
+
+    /// An answer with what it answers: as it was before the router wrote over it, where Envoy says so.
+    #[test]
+    fn answers() {
+        let header = |key: &str, raw_value: &[u8]| HeaderValue {
+            key: key.to_owned(),
+            raw_value: raw_value.to_vec(),
+            ..HeaderValue::default()
+        };
+        let headers = vec![
+            header(":status", b"401"),
+            header("www-authenticate", b"Basic"),
+            header("www-authenticate", b"Bearer \xff"),
+            header("other", b"x"),
+        ];
+        let headers = HttpHeaders { headers: Some(HeaderMap { headers }), ..HttpHeaders::default() };
+        let with = |attributes: &[(&str, &str)]| {
+            let attributes = attributes.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect();
+            let attributes = HashMap::from([(FILTER.to_owned(), Struct { fields: attributes })]);
+            ProcessingRequest {
+                attributes,
+                metadata_context: Some(Metadata {
+                    filter_metadata: HashMap::from([(
+                        "envoy_cimd_traffic".to_owned(),
+                        fields([("tag", text("_____________________w"))]),
+                    )]),
+                    ..Metadata::default()
+                }),
+                ..ProcessingRequest::default()
+            }
+        };
+        let rewritten = [
+            ("response.code_details", "via_upstream"),
+            ("request.method", "POST"),
+            ("request.host", "upstream.example"),
+            ("request.path", "/mcp"),
+            ("request.headers['x-request-id']", "the-request"),
+        ];
+        let message = with(&rewritten);
+        let answer = response(&headers, &message);
+        assert_eq!((answer.status, answer.is_of_upstream()), (Some(401), true));
+        assert_eq!(answer.challenges, [&b"Basic"[..], b"Bearer \xff"]);
+        assert!(answer.tag == Some(crate::contract::tokens::TokenTag([0xff; 16])));
+        assert_eq!((answer.request.method(), answer.request.id()), ("POST", Some("the-request")));
+        assert_eq!((answer.request.authority(), answer.request.path_and_query()), ("upstream.example", ("/mcp", None)));
+        let original = [
+            ("request.headers['x-envoy-original-host']", "mcp.example.com"),
+            ("request.headers['x-envoy-original-path']", "/linear?a"),
+        ];
+        let message = with(&[&rewritten[..], &original].concat());
+        let answer = response(&headers, &message);
+        assert_eq!(answer.request.values(Header::Path).collect::<Vec<_>>(), [b"/linear?a"]);
+        assert_eq!(answer.request.authority(), "mcp.example.com");
+        let message = ProcessingRequest::default();
+        let answer = response(&headers, &message);
+        assert!(!answer.is_of_upstream() && answer.tag.is_none() && answer.request.method().is_empty());
     }
 
     /// `raw_value` before `value`, and it may be any bytes.

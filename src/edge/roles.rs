@@ -19,16 +19,19 @@ pub enum RoleName {
     Endpoints,
     /// MCP requests, which get tokens.
     Traffic,
+    /// Answers of upstreams that refuse one.
+    Refused,
 }
 
 impl RoleName {
-    pub const ALL: [Self; 2] = [Self::Endpoints, Self::Traffic];
+    pub const ALL: [Self; 3] = [Self::Endpoints, Self::Traffic, Self::Refused];
 
     /// As a filter says it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Endpoints => "endpoints",
             Self::Traffic => "traffic",
+            Self::Refused => "refused",
         }
     }
 
@@ -36,7 +39,7 @@ impl RoleName {
     /// and no longer than the `max_message_timeout` of the role's filter.
     pub(super) fn patience(self) -> i64 {
         match self {
-            Self::Endpoints => 12,
+            Self::Endpoints | Self::Refused => 12,
             Self::Traffic => 24,
         }
     }
@@ -47,6 +50,7 @@ impl RoleName {
 pub struct Roles {
     pub endpoints: Option<Arc<dyn Role>>,
     pub traffic: Option<Arc<dyn Role>>,
+    pub refused: Option<Arc<dyn Role>>,
 }
 
 impl fmt::Debug for Roles {
@@ -73,6 +77,7 @@ impl Roles {
         match name {
             RoleName::Endpoints => self.endpoints.as_ref(),
             RoleName::Traffic => self.traffic.as_ref(),
+            RoleName::Refused => self.refused.as_ref(),
         }
     }
 }
@@ -136,12 +141,18 @@ mod tests {
     #[test]
     fn a_stream_has_one_role_that_is_served() {
         let role = || Some(Arc::new(Passes) as Arc<dyn Role>);
-        let both = Roles { endpoints: role(), traffic: role() };
+        let all = Roles { endpoints: role(), traffic: role(), refused: role() };
+        let both = Roles { refused: None, ..all.clone() };
         let (endpoints, traffic) = (Roles { traffic: None, ..both.clone() }, Roles { endpoints: None, ..both.clone() });
         for (roles, values, expected) in [
             (&both, &[][..], Ok(RoleName::Endpoints)),
             (&both, &[&b"endpoints"[..]], Ok(RoleName::Endpoints)),
             (&both, &[b"traffic"], Ok(RoleName::Traffic)),
+            (&both, &[b"refused"], Err(RefusedRole::NotServed(RoleName::Refused))),
+            (&all, &[b"refused"], Ok(RoleName::Refused)),
+            (&all, &[b"traffic"], Ok(RoleName::Traffic)),
+            (&all, &[], Ok(RoleName::Endpoints)),
+            (&all, &[b"traffic", b"refused"], Err(RefusedRole::Unknown)),
             (&traffic, &[b"traffic"], Ok(RoleName::Traffic)),
             (&endpoints, &[b"traffic"], Err(RefusedRole::NotServed(RoleName::Traffic))),
             (&traffic, &[b"endpoints"], Err(RefusedRole::NotServed(RoleName::Endpoints))),

@@ -1,8 +1,5 @@
 //! Answers as Envoy reads them.
 
-use std::collections::HashMap;
-
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
@@ -16,18 +13,10 @@ use envoy_types::pb::{
         },
         r#type::v3::HttpStatus,
     },
-    google::protobuf::{BoolValue, Duration, Struct, Value, value::Kind},
+    google::protobuf::{BoolValue, Duration},
 };
 
-use crate::{
-    contract::tokens::TokenTag,
-    filter::{reply::Reply, verdict::Edits},
-};
-
-/// The namespace of dynamic metadata in which a request's token is named for the filters that come later.
-const NAMESPACE: &str = "envoy_cimd_traffic";
-/// The key of the token's tag in it.
-const TAG: &str = "tag";
+use crate::filter::{reply::Reply, verdict::Edits};
 
 /// Answers a phase in kind, and changes nothing.
 pub(super) fn untouched(phase: &Phase) -> ProcessingResponse {
@@ -44,6 +33,11 @@ pub(super) fn untouched(phase: &Phase) -> ProcessingResponse {
 /// Answers headers.
 pub(super) fn headers(change: Option<CommonResponse>) -> ProcessingResponse {
     response(Response::RequestHeaders(HeadersResponse { response: change }))
+}
+
+/// Answers the headers of a response.
+pub(super) fn response_headers(change: Option<CommonResponse>) -> ProcessingResponse {
+    response(Response::ResponseHeaders(HeadersResponse { response: change }))
 }
 
 /// Answers a body.
@@ -85,7 +79,7 @@ pub(super) fn ask_for_body() -> ProcessingResponse {
     ProcessingResponse { mode_override: Some(mode), ..headers(None) }
 }
 
-/// The change of a request that edits are.
+/// The change that edits are.
 pub(super) fn change(edits: &Edits) -> CommonResponse {
     let set = |(name, value): &(&'static str, bytes::Bytes)| HeaderValueOption {
         header: Some(header(name, value.to_vec())),
@@ -95,13 +89,6 @@ pub(super) fn change(edits: &Edits) -> CommonResponse {
     let mutation =
         HeaderMutation { set_headers: edits.set.iter().map(set).collect(), remove_headers: owned(edits.remove) };
     CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }
-}
-
-/// Dynamic metadata that names the token.
-pub(super) fn tagged(tag: TokenTag) -> Struct {
-    let entry = |key: &str, kind| Struct { fields: HashMap::from([(key.to_owned(), Value { kind: Some(kind) })]) };
-    let tag = entry(TAG, Kind::StringValue(BASE64_URL_SAFE_NO_PAD.encode(tag.0)));
-    entry(NAMESPACE, Kind::StructValue(tag))
 }
 
 /// An answer in the place of the upstream's.

@@ -1,11 +1,13 @@
 //! What becomes of a request: one list, from which come statuses, words, log lines and metrics.
 
-use crate::model::paths::Part::{self, Callback, Disconnect, Document, Start, Traffic};
+use crate::model::paths::Part::{self, Callback, Disconnect, Document, Refused, Start, Traffic};
 
 const EVERYWHERE: &[Part] = &[Document, Start, Callback, Disconnect, Traffic];
 const FOR_PEOPLE: &[Part] = &[Start, Callback, Disconnect];
 /// Where it takes a person.
 const OF_USERS: &[Part] = &[Start, Callback, Disconnect, Traffic];
+/// Where it takes a token.
+const OF_TOKENS: &[Part] = &[Traffic, Refused];
 
 /// What every 400 says: the same for each reason, which only the log has.
 pub const NOT_CONNECTED: &str = "The connection was not made, and nothing was changed.";
@@ -58,7 +60,7 @@ outcomes! {
     Completed = "completed", 303, &[Callback], "";
     Disconnected = "disconnected", 303, &[Disconnect], "";
     Told = "told", 200, &[Traffic], "";
-    SentToConnect = "sent_to_connect", 303, &[Traffic], "";
+    SentToConnect = "sent_to_connect", 303, OF_TOKENS, "";
 
     HeadersTooLarge = "headers_too_large", 431, EVERYWHERE, "The headers of the request are too large.";
     MisconfiguredRoute = "misconfigured_route", 500, EVERYWHERE,
@@ -108,10 +110,21 @@ outcomes! {
     BadBody = "bad_body", 400, &[Traffic], "The body is not one JSON-RPC message.";
     VersionMismatch = "version_mismatch", 400, &[Traffic],
         "The header mcp-protocol-version and the protocol version in `_meta` differ.";
-    TooManyCalls = "too_many_calls", 503, &[Traffic], "Too many requests are waiting for a token. Try again in a moment.";
+    TooManyCalls = "too_many_calls", 503, OF_TOKENS, "Too many requests are waiting for a token. Try again in a moment.";
     TooManyBodies = "too_many_bodies", 503, &[Traffic], NOT_YET;
-    TokenUnavailable = "token_unavailable", 502, &[Traffic],
+    TokenUnavailable = "token_unavailable", 502, OF_TOKENS,
         "It cannot be said at the moment whether you are connected. Try again in a moment.";
+
+    TokenRenewed = "token_renewed", 502, &[Refused],
+        "This MCP server did not take your access any more. It was renewed: try again.";
+    RefusedAgain = "refused_again", 502, &[Refused],
+        "This MCP server does not take your access, though it was renewed a short while ago. Try again in a few minutes.";
+    TokenLost = "token_lost", 502, &[Refused], "This MCP server wants you to connect again.";
+    MoreScope = "more_scope", 502, &[Refused],
+        "This MCP server wants you to allow more than you did when you connected.";
+    NoMoreScope = "no_more_scope", 502, &[Refused],
+        "This MCP server wants you to allow more than can be asked for here.";
+    UpstreamRefused = "upstream_refused", 502, &[Refused], "This MCP server refused the request.";
 }
 
 impl Outcome {

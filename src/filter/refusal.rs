@@ -77,6 +77,18 @@ pub enum Refusal {
     TooManyBodies(Cause),
     /// There may be a token, and nobody can say so now.
     TokenUnavailable(Cause),
+    /// The upstream refused the token, and there is a newer one.
+    TokenRenewed,
+    /// The upstream refused the token, and the one before it a short while ago.
+    RefusedAgain,
+    /// The upstream refused the token, and no other can be had without the person.
+    TokenLost,
+    /// The upstream wants the person to allow more, and they can.
+    MoreScope,
+    /// The upstream wants more than anybody is asked for.
+    NoMoreScope,
+    /// The upstream refused, and nothing that is done here would change that. The reason is for the log.
+    UpstreamRefused(Cause),
 }
 
 /// Who is answered: what it takes to write the answer in their form.
@@ -165,6 +177,12 @@ impl Refusal {
             Self::TooManyCalls(_) => Outcome::TooManyCalls,
             Self::TooManyBodies(_) => Outcome::TooManyBodies,
             Self::TokenUnavailable(_) => Outcome::TokenUnavailable,
+            Self::TokenRenewed => Outcome::TokenRenewed,
+            Self::RefusedAgain => Outcome::RefusedAgain,
+            Self::TokenLost => Outcome::TokenLost,
+            Self::MoreScope => Outcome::MoreScope,
+            Self::NoMoreScope => Outcome::NoMoreScope,
+            Self::UpstreamRefused(_) => Outcome::UpstreamRefused,
         }
     }
 
@@ -209,6 +227,17 @@ impl Refusal {
             }
             Self::BadBody(fault) => fault.reason().into(),
             Self::VersionMismatch => "mcp-protocol-version and the version in `_meta` differ".into(),
+            Self::TokenRenewed => "the upstream refused the token, and there is a newer one".into(),
+            Self::RefusedAgain => {
+                "the upstream refused the token, and the last one was refused too short a while ago to renew it".into()
+            }
+            Self::TokenLost => "the upstream refused the token, and it cannot be renewed".into(),
+            Self::MoreScope => "the upstream wants a scope that the token does not have".into(),
+            Self::NoMoreScope => {
+                "the upstream wants a scope that is not asked for: the route's `scope` does not have it, it was asked for \
+                 often enough, or the upstream does not say which"
+                    .into()
+            }
             Self::UserUnknown(cause)
             | Self::IssuerMismatch(cause)
             | Self::ExchangeFailed(cause)
@@ -219,7 +248,8 @@ impl Refusal {
             | Self::Timeout(cause)
             | Self::TooManyCalls(cause)
             | Self::TooManyBodies(cause)
-            | Self::TokenUnavailable(cause) => cause.clone(),
+            | Self::TokenUnavailable(cause)
+            | Self::UpstreamRefused(cause) => cause.clone(),
         }
     }
 
@@ -251,7 +281,12 @@ impl Refusal {
     /// The code of the error that an MCP client gets.
     fn rpc_code(&self) -> Code {
         match self {
-            Self::NoToken | Self::NotARequest | Self::CutBody | Self::TooManyBodies(_) => Code::Connect,
+            Self::NoToken
+            | Self::NotARequest
+            | Self::CutBody
+            | Self::TooManyBodies(_)
+            | Self::TokenLost
+            | Self::MoreScope => Code::Connect,
             Self::BadBody(fault) => fault.code(),
             Self::VersionMismatch => Code::HeaderMismatch,
             _ => Code::Refused,
@@ -279,7 +314,7 @@ impl Refusal {
             Reader::McpClient(id) => {
                 let (code, link) = (self.rpc_code(), audience.start.as_deref());
                 let message = match link.filter(|_| code == Code::Connect) {
-                    Some(link) => Cow::Owned(told(link)),
+                    Some(link) => Cow::Owned(with_link(self.message(), link)),
                     None => self.message().into(),
                 };
                 let body = json_rpc::error(id.as_ref(), code, &message);
@@ -298,7 +333,11 @@ impl Refusal {
 
 /// Where to get a token, for a person to whom an MCP client shows it.
 pub fn told(link: &str) -> String {
-    format!("{} Open {link} in your browser, and try again after that.", Outcome::NoToken.row().message)
+    with_link(Outcome::NoToken.row().message, link)
+}
+
+fn with_link(message: &str, link: &str) -> String {
+    format!("{message} Open {link} in your browser, and try again after that.")
 }
 
 impl From<CallError> for Refusal {
@@ -404,6 +443,19 @@ mod tests {
             (Refusal::TooManyCalls(CAUSE), "a cause"),
             (Refusal::TooManyBodies(CAUSE), "a cause"),
             (Refusal::TokenUnavailable(CAUSE), "a cause"),
+            (Refusal::TokenRenewed, "the upstream refused the token, and there is a newer one"),
+            (
+                Refusal::RefusedAgain,
+                "the upstream refused the token, and the last one was refused too short a while ago to renew it",
+            ),
+            (Refusal::TokenLost, "the upstream refused the token, and it cannot be renewed"),
+            (Refusal::MoreScope, "the upstream wants a scope that the token does not have"),
+            (
+                Refusal::NoMoreScope,
+                "the upstream wants a scope that is not asked for: the route's `scope` does not have it, it was asked for \
+                 often enough, or the upstream does not say which",
+            ),
+            (Refusal::UpstreamRefused(CAUSE), "a cause"),
         ];
         for outcome in Outcome::ALL.iter().filter(|outcome| outcome.row().status >= 400) {
             assert!(causes.iter().any(|(refusal, _)| refusal.outcome() == *outcome), "{outcome:?}");
@@ -473,6 +525,26 @@ mod tests {
             (Refusal::NoToken, 405, -31000, told(first)),
             (Refusal::NotARequest, 403, -31000, told(first)),
             (Refusal::CutBody, 502, -31000, told(first)),
+            (Refusal::TokenLost, 502, -31000, told("This MCP server wants you to connect again.")),
+            (
+                Refusal::MoreScope,
+                502,
+                -31000,
+                told("This MCP server wants you to allow more than you did when you connected."),
+            ),
+            (
+                Refusal::TokenRenewed,
+                502,
+                -31001,
+                "This MCP server did not take your access any more. It was renewed: try again.".to_owned(),
+            ),
+            (
+                Refusal::NoMoreScope,
+                502,
+                -31001,
+                "This MCP server wants you to allow more than can be asked for here.".to_owned(),
+            ),
+            (Refusal::UpstreamRefused(CAUSE), 502, -31001, "This MCP server refused the request.".to_owned()),
             (Refusal::BadBody(Fault::NotJson), 400, -32700, "The body is not one JSON-RPC message.".to_owned()),
             (Refusal::BadBody(Fault::Batch), 400, -32600, "The body is not one JSON-RPC message.".to_owned()),
             (

@@ -29,7 +29,9 @@ use zeroize::Zeroizing;
 use crate::{
     contract::{
         error::Cause,
-        tokens::{AccessToken, Refused, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        tokens::{
+            AccessToken, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens,
+        },
     },
     model::{
         clock::{Clock, UnixTime},
@@ -355,11 +357,13 @@ impl UpstreamTokens for Cached {
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {
-        let tag = refused.tag;
-        self.drop_refused(&owner, tag);
+        // One that is not enough for one request is for others.
+        let bad = (refused.status == RefusedStatus::Unauthorized).then_some(refused.tag);
+        let forget = || bad.into_iter().for_each(|tag| self.drop_refused(&owner, tag));
+        forget();
         let result = self.inner.refused(owner.clone(), refused, trace).await;
         // A look-up that began before the refresh was over may have brought it back.
-        self.drop_refused(&owner, tag);
+        forget();
         result
     }
 

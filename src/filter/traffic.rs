@@ -13,30 +13,20 @@ use super::{
     browser, calls, checks,
     endpoint::Endpoints,
     json_rpc::{self, Code, Fault, Id, Kind, Message},
+    mcp_routes::{McpRoute, McpRoutes},
     outcome::Outcome,
     pages,
-    recent::Recent,
     refusal::{Audience, Reader, Refusal, told},
     refusal_log::RefusalLog,
     reply::Reply,
     request::{Header, Request, Sources},
-    routes::Routes,
-    start,
     token_cache::{Bearer, Cached},
     verdict::{AwaitedBody, Body, Edits, Role, Verdict},
     waits::Waits,
 };
 use crate::{
     contract::tokens::{TokenError, TokenOwner, UpstreamTokens},
-    model::{
-        client::ClientId,
-        page_origin::PageOrigin,
-        paths::{Endpoint, Part, Paths},
-        route::Route,
-        shares::ShareLimits,
-        upstream::Upstream,
-        user::{User, Users},
-    },
+    model::{page_origin::PageOrigin, paths::Part, route::Route, shares::ShareLimits, user::User},
     telemetry::metrics::Metrics,
 };
 
@@ -83,39 +73,23 @@ impl Config {
 
 /// The traffic of every route.
 pub struct Traffic {
-    routes: Arc<Routes>,
-    paths: Paths,
-    users: Users,
+    routes: McpRoutes,
     allow_origins: Vec<PageOrigin>,
     max_header_bytes: usize,
     tokens: Arc<Cached>,
     waits: Waits,
-    /// What follows from the routes that came lately.
-    recent: Recent<McpRoute>,
     desk: Arc<Desk>,
-}
-
-/// A route, and what traffic needs of it.
-struct McpRoute {
-    route: Arc<Route>,
-    client_id: ClientId,
-    upstream: Upstream,
-    /// Where to connect.
-    link: String,
 }
 
 impl Traffic {
     /// Beside the endpoints of the same routes, people and paths. They are to forget in these tokens what they change.
     pub fn new(config: Config, endpoints: &Endpoints, tokens: Arc<Cached>) -> Self {
         Self {
-            routes: Arc::clone(&endpoints.routes),
-            paths: endpoints.tools.paths.clone(),
-            users: endpoints.tools.users.clone(),
+            routes: McpRoutes::of(endpoints),
             allow_origins: config.allow_origins,
             max_header_bytes: endpoints.max_header_bytes,
             tokens,
             waits: Waits::new(config.max_holds),
-            recent: Recent::default(),
             desk: Arc::new(Desk { metrics: Arc::clone(&endpoints.metrics), refusals: Arc::clone(&endpoints.refusals) }),
         }
     }
@@ -130,15 +104,7 @@ impl Traffic {
         checks::addressed(request, route)?;
         self.check_origin(request, route)?;
         checks::method(request, METHODS)?;
-        let route = self.recent.get(
-            // The one that is kept keeps its route alive, so no other route can have its address.
-            Arc::as_ptr(route) as usize,
-            |kept| Arc::ptr_eq(&kept.route, route),
-            || self.mcp_route(route),
-        )?;
-        let user = self.users.user(sources.user).map_err(Refusal::UserUnknown)?;
-        let owner = TokenOwner { user, client_id: route.client_id.clone(), upstream: route.upstream.clone() };
-        Ok((route, owner))
+        self.routes.owner(route, sources.user)
     }
 
     /// A page may send a request only where it is the route's own, or the operator allows it: a credential goes along
@@ -148,20 +114,11 @@ impl Traffic {
         let mut allowed = self.allow_origins.iter().map(PageOrigin::as_str).chain([route.from.origin().as_str()]);
         if allowed.any(|allowed| allowed.as_bytes() == origin) { Ok(()) } else { Err(Refusal::ForbiddenOrigin) }
     }
-
-    fn mcp_route(&self, route: &Arc<Route>) -> Result<McpRoute, Refusal> {
-        Ok(McpRoute {
-            client_id: self.paths.client_id(&route.from),
-            upstream: start::upstream(route)?,
-            link: self.paths.url(&route.from, Endpoint::Start),
-            route: Arc::clone(route),
-        })
-    }
 }
 
 impl Role for Traffic {
     fn answer(&self, request: &Request<'_>, sources: &Sources<'_>, ends: bool) -> Verdict {
-        let route = self.routes.of_mcp(request, sources);
+        let route = self.routes.find(request, sources);
         let found = match &route {
             _ if request.header_bytes() > self.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),

@@ -1,4 +1,4 @@
-//! What becomes of a request, before Envoy's protocol says it.
+//! What becomes of a request or its answer, before Envoy's protocol says it.
 
 use std::{fmt, time::Duration};
 
@@ -8,19 +8,26 @@ use futures_util::future::BoxFuture;
 use super::{
     reply::Reply,
     request::{Request, Sources},
+    response::Response,
 };
 use crate::contract::tokens::TokenTag;
 
-/// One of the roles of the service: what it makes of a request.
+/// One of the roles of the service: what it makes of a request, or of its answer.
 pub trait Role: Send + Sync {
     /// `ends` is whether nothing follows the headers.
     fn answer(&self, request: &Request<'_>, sources: &Sources<'_>, ends: bool) -> Verdict;
+
+    /// The same of an answer, of which a role that is there for requests sees none but those of filters before its own.
+    fn judge(&self, _: &Response<'_>, _: &Sources<'_>) -> Verdict {
+        Verdict::Pass
+    }
 }
 
-/// What becomes of a request.
+/// What becomes of a request, or of its answer.
 pub enum Verdict {
     /// It is none of ours; Envoy goes on with it as it is.
     Pass,
+    /// This is the answer, in the place of any other.
     Reply(Reply),
     /// Envoy goes on with it, changed so.
     Forward(Edits),
@@ -30,7 +37,7 @@ pub enum Verdict {
     Body(AwaitedBody),
 }
 
-/// What is changed of a request that goes on.
+/// What is changed of a request or an answer that goes on.
 #[derive(Default)]
 pub struct Edits {
     /// Each of these headers then has this one value, however many it had.

@@ -43,7 +43,8 @@ impl Endpoint {
     }
 }
 
-/// A part of the service that answers requests: an endpoint, or what carries MCP traffic.
+/// A part of the service that answers requests: an endpoint, what carries MCP traffic, or what answers for upstreams that
+/// refuse a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
     Document,
@@ -51,6 +52,7 @@ pub enum Part {
     Callback,
     Disconnect,
     Traffic,
+    Refused,
 }
 
 impl Part {
@@ -62,6 +64,7 @@ impl Part {
             Self::Callback => "callback",
             Self::Disconnect => "disconnect",
             Self::Traffic => "traffic",
+            Self::Refused => "refused",
         }
     }
 }

@@ -9,7 +9,7 @@ const OFFLINE_ACCESS: &str = "offline_access";
 pub const MAX_SCOPE: usize = 4096;
 
 /// Scope tokens (RFC 6749, section 3.3), in the order in which they were named, none of them twice. It may be empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Scope(Vec<String>);
 
 impl Scope {

@@ -72,7 +72,7 @@ impl Scene {
         let role = Script { bodies: Arc::default(), released, alive: Arc::default() };
         let shared = Shared { metrics: Arc::default(), refusals: Arc::default(), users: None };
         let metrics = Arc::clone(&shared.metrics);
-        let roles = Roles { endpoints: None, traffic: Some(Arc::new(role.clone())) };
+        let roles = Roles { endpoints: None, traffic: Some(Arc::new(role.clone())), refused: None };
         let service = Server::new(ExtProc::new(roles, shared, Config::default()));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("a listener");

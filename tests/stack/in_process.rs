@@ -57,7 +57,7 @@ pub fn service(endpoints: &Arc<Endpoints>) -> Server<ExtProc> {
         refusals: Arc::clone(&endpoints.refusals),
         users: endpoints.tools.users.source().cloned(),
     };
-    let roles = Roles { endpoints: Some(Arc::clone(endpoints) as _), traffic: None };
+    let roles = Roles { endpoints: Some(Arc::clone(endpoints) as _), ..Roles::default() };
     Server::new(ExtProc::new(roles, shared, Config::default()))
 }
 

@@ -19,9 +19,9 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "MCP traffic")]
 pub struct TrafficArgs {
-    /// What --listen serves: `endpoints`, the document and the pages of every route, and `traffic`, which puts each
-    /// user's token into MCP requests. By default both on a Unix socket and over mTLS with --allow-peer, and endpoints
-    /// elsewhere. Repeatable.
+    /// What --listen serves: `endpoints`, the document and the pages of every route; `traffic`, which puts each user's
+    /// token into MCP requests; and `refused`, which answers for upstreams that refuse one. By default all on a Unix socket
+    /// and over mTLS with --allow-peer, and endpoints elsewhere. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ROLES", value_name = "ROLE", value_delimiter = ',')]
     roles: Vec<Role>,
     /// Serve traffic on plain loopback too: every account of the machine can have every user's token then. For a demo.
@@ -105,6 +105,8 @@ pub enum Role {
     Endpoints,
     /// Each user's token, put into MCP requests.
     Traffic,
+    /// What upstreams answer that refuse one.
+    Refused,
 }
 
 impl FromStr for Role {
@@ -114,7 +116,8 @@ impl FromStr for Role {
         match text {
             "endpoints" => Ok(Self::Endpoints),
             "traffic" => Ok(Self::Traffic),
-            _ => Err("is `endpoints` or `traffic`"),
+            "refused" => Ok(Self::Refused),
+            _ => Err("is `endpoints`, `traffic` or `refused`"),
         }
     }
 }
@@ -124,6 +127,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Endpoints => "endpoints",
             Self::Traffic => "traffic",
+            Self::Refused => "refused",
         })
     }
 }
