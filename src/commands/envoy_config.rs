@@ -16,7 +16,7 @@ use super::{
     shared_hosts::several_ports,
 };
 use crate::{
-    edge::read::ATTRIBUTES,
+    edge::{read::ATTRIBUTES, tags},
     filter::request::{Header, TRAFFIC_HEADERS},
     model::{
         origin::Origin,
@@ -29,6 +29,7 @@ use crate::{
     },
 };
 
+mod refused;
 mod static_document;
 mod traffic;
 mod yaml;
@@ -110,7 +111,9 @@ fn filters(names: &Names, has_traffic: bool, routes: &RouteArgs, cluster: &str) 
         Ok(traffic) => {
             let cors = traffic.origins.as_ref().map(|_| traffic::cors_filter()).transpose()?;
             let of_traffic = Filter::of_traffic(&traffic.name, routes, cluster).render()?;
-            cors.into_iter().chain([ours, traffic.trailers_filter()?, of_traffic]).collect()
+            let of_refused = traffic.refused.as_ref().map(|name| refused::filter(name, routes, cluster)).transpose()?;
+            let before = cors.into_iter().chain([ours, traffic.trailers_filter()?]);
+            before.chain(of_refused).chain([of_traffic]).collect()
         }
         Err(why) => vec![ours, why.lines().iter().map(|line| format!("# {line}")).collect::<Vec<_>>().join("\n")],
     })

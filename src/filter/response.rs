@@ -4,7 +4,7 @@ use super::request::Request;
 use crate::contract::tokens::TokenTag;
 
 /// What Envoy says of an answer that is the upstream's own. All others are its own words for why there is none.
-const OF_UPSTREAM: &str = "via_upstream";
+pub const OF_UPSTREAM: &str = "via_upstream";
 
 /// All that is read of an answer's headers, so that Envoy forwards no more.
 pub const RESPONSE_HEADERS: [&str; 2] = [STATUS, CHALLENGE];

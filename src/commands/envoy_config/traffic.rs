@@ -1,6 +1,6 @@
 //! Tokens for MCP requests: the filters that put them in, and what keeps these from being printed.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use anyhow::ensure;
 use askama::Template;
@@ -13,15 +13,14 @@ use crate::{
     net::listen::{ListenAddr, bare_host},
 };
 
-/// The namespace of dynamic metadata in which the filter says what the token is called.
-pub const TAGS: &str = "envoy_cimd_traffic";
-
 /// What Envoy is told of MCP requests, each text quoted for YAML.
 pub struct Traffic {
     /// What the filter that puts the token in is called.
     pub name: String,
     /// What the one is called that keeps callers' credentials out of trailers.
     pub trailers: String,
+    /// What the one is called that sees what upstreams answer that refuse a token; none where nobody would listen to it.
+    pub refused: Option<String>,
     /// Whose pages may send MCP requests besides the routes' own, as Envoy matches them; none where nobody's may.
     pub origins: Option<String>,
 }
@@ -47,10 +46,11 @@ impl Traffic {
     ) -> anyhow::Result<Result<Self, LeftOut>> {
         let name = &options.traffic_filter_name;
         let trailers = format!("{name}-trailers");
+        let names = BTreeSet::from([&options.filter_name, name, &trailers, &options.refused_filter_name]);
         ensure!(
-            ![name, &trailers].contains(&&options.filter_name),
-            "--filter-name and --traffic-filter-name: a route that switches one filter on would switch on the other of \
-             its name"
+            names.len() == 4,
+            "--filter-name, --traffic-filter-name and --refused-filter-name: a route that switches one filter on would \
+             switch on the other of its name"
         );
         if options.no_traffic {
             return Ok(Err(LeftOut::Asked));
@@ -60,14 +60,16 @@ impl Traffic {
             return Ok(Err(LeftOut::Unprotected));
         }
         if let Some(file) = file
-            && !serves(file, processor)?
+            && !serves(file, "traffic", processor)?
         {
             return Ok(Err(LeftOut::NotServed));
         }
+        let is_learning = file.map_or(Ok(true), |file| serves(file, "refused", processor))?;
         let origins: Vec<_> = options.allow_origin.iter().map(|origin| json!({"exact": origin.as_str()})).collect();
         Ok(Ok(Self {
             name: quoted(name),
             trailers: quoted(&trailers),
+            refused: is_learning.then(|| quoted(&options.refused_filter_name)),
             origins: (!origins.is_empty()).then(|| quoted(&origins)),
         }))
     }
@@ -124,10 +126,10 @@ fn is_protected(options: &EnvoyConfig, processor: &ListenAddr) -> bool {
 }
 
 /// Whether nothing in the file keeps `serve` from the role.
-fn serves(file: &ConfigFile, processor: &ListenAddr) -> anyhow::Result<bool> {
+fn serves(file: &ConfigFile, role: &str, processor: &ListenAddr) -> anyhow::Result<bool> {
     let says = |key: &str| file.settings.contains_key(key);
     let roles = file.values("roles")?;
-    let takes_part = roles.is_empty() || roles.iter().any(|list| list.split(',').any(|role| role == "traffic"));
+    let takes_part = roles.is_empty() || roles.iter().any(|list| list.split(',').any(|named| named == role));
     let has_tokens = says("tokens") || !says("choreographer");
     let knows_envoy = matches!(processor, ListenAddr::Unix(_)) || says("allow_peer") || !says("tls_cert");
     Ok(takes_part && has_tokens && knows_envoy)

@@ -63,6 +63,9 @@ pub struct EnvoyConfig {
     /// of their trailers has this name with `-trailers` behind it.
     #[arg(long, value_name = "NAME", default_value = "envoy-cimd-traffic", value_parser = NonEmptyStringValueParser::new())]
     pub traffic_filter_name: String,
+    /// What the filter is called there that sees what upstreams answer that refuse a token.
+    #[arg(long, value_name = "NAME", default_value = "envoy-cimd-refused", value_parser = NonEmptyStringValueParser::new())]
+    pub refused_filter_name: String,
     /// What envoy-cimd's cluster is called, such as the `outbound|9001||host` of a mesh.
     #[arg(long, value_name = "NAME", default_value = "envoy-cimd")]
     pub cluster: String,
