@@ -22,7 +22,7 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, sync::watch, time::sleep};
@@ -132,9 +132,14 @@ struct Shared {
     calls: AtomicUsize,
     /// The server that an upstream names instead of its own, by its name.
     moved: Mutex<HashMap<String, &'static str>>,
+    /// What each upstream makes of a request with a token, where it is something of its own.
+    manners: Mutex<HashMap<&'static str, Manners>>,
     /// Whether late answers go out.
     answers: watch::Sender<bool>,
 }
+
+/// What an upstream answers to a request with this `authorization`; none where it takes it.
+type Manners = Arc<dyn Fn(&str) -> BoxFuture<'static, Option<Response>> + Send + Sync>;
 
 impl Shared {
     async fn released(&self) {
@@ -166,6 +171,7 @@ impl Servers {
             fetches: Mutex::default(),
             calls: AtomicUsize::new(0),
             moved: Mutex::default(),
+            manners: Mutex::default(),
             answers: watch::Sender::new(false),
         });
         let server = Router::new()
@@ -255,6 +261,16 @@ impl Servers {
         self.shared.moved.lock().expect("moved").insert(name.to_owned(), to);
     }
 
+    /// From now on, an upstream answers so to requests with this `authorization`, before it reads their bodies.
+    pub fn behave<F: Future<Output = Option<Response>> + Send + 'static>(
+        &self,
+        name: &'static str,
+        manners: impl Fn(&str) -> F + Send + Sync + 'static,
+    ) {
+        let manners: Manners = Arc::new(move |authorization| Box::pin(manners(authorization)));
+        self.shared.manners.lock().expect("manners").insert(name, manners);
+    }
+
     /// How many requests reached an upstream with a body.
     pub fn calls(&self) -> usize {
         self.shared.calls.load(Ordering::Relaxed)
@@ -283,7 +299,7 @@ async fn challenge(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Str
 /// What an MCP request brought with it; the challenge where it had no token.
 ///
 /// The body is read: hyper ends a connection whose request was not.
-async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap, _: Bytes) -> Response {
+async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers: HeaderMap, body: Body) -> Response {
     let all = |name: header::HeaderName| -> Vec<_> {
         headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
     };
@@ -292,6 +308,17 @@ async fn call(state: State<Arc<Shared>>, UrlPath(name): UrlPath<String>, headers
         return challenge(state, UrlPath(name)).await;
     }
     state.calls.fetch_add(1, Ordering::Relaxed);
+    let manners = state.manners.lock().expect("manners").get(name.as_str()).cloned();
+    let answer = match manners {
+        Some(manners) => manners(&authorization[0]).await,
+        None => None,
+    };
+    let read = axum::body::to_bytes(body, usize::MAX);
+    if let Some(answer) = answer {
+        tokio::spawn(read);
+        return answer;
+    }
+    let _ = read.await;
     axum_json(&json!({"jsonrpc": "2.0", "id": 1, "result": {
         "upstream": name,
         "authorization": authorization,

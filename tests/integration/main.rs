@@ -30,6 +30,8 @@ mod quirks;
 mod raw_http2;
 mod recipes;
 mod refusals;
+mod refused;
+mod refused_role;
 mod rooms;
 mod route_keys;
 mod security;

@@ -1,0 +1,589 @@
+//! Upstreams that refuse a token, through a real Envoy: what the caller reads, what is asked of the authorization server,
+//! and what passes as it is.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{future::join_all, stream};
+use http::Version;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::Semaphore;
+
+use crate::{
+    authorization_server::{HOST, Lie, Refresh, Servers},
+    flow::{WHO, person, press_shown, with_people},
+    stack::{Answered, Call, Certificates, get},
+    world::{CALLBACK, START, Wish, World, http_filters, list, virtual_hosts, without_metadata},
+};
+
+const NOTES: &str = "notes.localhost";
+const LINK: &str = "https://notes.localhost/.pomerium/oauth/start";
+const FAILED: &str = "SECRET-of-the-upstream";
+
+struct Bed {
+    world: World,
+    servers: Servers,
+    dir: TempDir,
+}
+
+/// A challenge as an upstream would give it, with an address that is for nobody to see.
+fn challenge(rest: &str) -> String {
+    format!("Bearer realm=\"{FAILED}\", resource_metadata=\"http://127.0.0.1:1/{FAILED}\"{rest}")
+}
+
+fn says(status: u16, challenge: String) -> Response {
+    let status = StatusCode::from_u16(status).expect("a status");
+    (status, [(header::WWW_AUTHENTICATE, challenge)], FAILED).into_response()
+}
+
+impl Bed {
+    async fn start() -> Self {
+        Self::with(Lie::none("notes"), &[], &|_| {}).await
+    }
+
+    async fn with(lie: Lie, cimd: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let certificates = Certificates::make(dir.path(), &[HOST]);
+        let servers = Servers::start(&certificates, vec![lie, Lie::none("a")]).await;
+        let routes = [("https://notes.localhost", lie.name), ("https://other.localhost/a", "a")]
+            .map(|(from, name)| format!("from={from},to={}", servers.upstream_of(name)));
+        let [ca, socket, state] = [
+            certificates.ca.display().to_string(),
+            format!("unix:{}", dir.path().join("cimd.sock").display()),
+            dir.path().join("state").display().to_string(),
+        ];
+        let mut flags = ["--listen", &socket, "--extra-ca", &ca, "--allow-host", HOST, "--state-dir", &state].to_vec();
+        // All that the libraries below can say, so that the scan for secrets at the end means something.
+        if !cimd.iter().any(|flag| flag.starts_with("--log=")) {
+            flags.push("--log=trace");
+        }
+        flags.extend(WHO);
+        let file = dir.path().join("config.yaml");
+        let entries: Vec<Value> = [("https://notes.localhost", lie.name), ("https://other.localhost/a", "a")]
+            .map(|(from, name)| json!({"from": from, "to": servers.upstream_of(name)}))
+            .to_vec();
+        std::fs::write(&file, json!({ "routes": entries }).to_string()).expect("written");
+        let file = file.display().to_string();
+        flags.extend(cimd.iter().map(|flag| if *flag == FILE { file.as_str() } else { flag }));
+        let tags = tags_file(&dir).display().to_string();
+        let edited = |config: &mut Value| {
+            with_people(config);
+            with_tags(config, &tags);
+            edit(config);
+        };
+        let routes = routes.each_ref().map(String::as_str);
+        let world = World::start(Wish { routes: &routes, cimd: &flags, envoy_config: &[WHO[0]], edit: &edited }).await;
+        Self { world, servers, dir }
+    }
+
+    async fn send(&self, who: &str, call: Call) -> Answered {
+        self.world.https().send(Version::HTTP_2, person(call, "i", who)).await.expect("an answer")
+    }
+
+    /// Connects somebody to the route of a path on a host.
+    async fn connect(&self, who: &str, host: &str, path: &str, name: &str) {
+        let issuer = format!("{}/{name}", self.servers.issuer);
+        let mut press = press_shown(host, "", &issuer);
+        press.path = format!("{path}{}", press.path);
+        let begun = self.send(who, press).await;
+        let [location] = begun.all("location")[..] else { panic!("{begun:?}") };
+        let code = self.servers.consent(location);
+        let location = url::Url::parse(location).expect("a URL");
+        let state = location.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
+        let [cookie] = begun.all("set-cookie")[..] else { panic!("{begun:?}") };
+        let cookie = cookie.split(';').next().expect("a pair");
+        let callback = Call::get(host, &format!("{path}{CALLBACK}?code={code}&state={state}&iss={issuer}"));
+        let completed = self.send(who, callback.header("cookie", cookie)).await;
+        assert_eq!(completed.status, 303, "{completed:?}");
+    }
+
+    /// One whose person `ann` is connected, and has made a call.
+    async fn connected() -> Self {
+        Self::start().await.with_ann().await
+    }
+
+    async fn with_ann(self) -> Self {
+        self.connect("ann", NOTES, "", "notes").await;
+        assert_eq!(self.call("ann", &[]).await.status, 200);
+        self
+    }
+
+    async fn call(&self, who: &str, headers: &[(&'static str, &str)]) -> Answered {
+        let mut call = mcp(NOTES, "/notes/mcp");
+        for (name, value) in headers {
+            call = call.header(name, *value);
+        }
+        self.send(who, call).await
+    }
+
+    /// The upstream refuses this token from now on, and takes any other.
+    fn refuse(&self, token: &'static str, how: impl Fn() -> Response + Send + Sync + 'static) {
+        self.servers.behave("notes", move |authorization| {
+            let refusal = (authorization == format!("Bearer {token}")).then(&how);
+            async { refusal }
+        });
+    }
+
+    /// The upstream answers so, whatever the token.
+    fn answers(&self, how: impl Fn() -> Response + Send + Sync + 'static) {
+        self.servers.behave("notes", move |_| {
+            let answer = how();
+            async { Some(answer) }
+        });
+    }
+
+    async fn counted(&self, outcome: &str) -> u64 {
+        let name = format!("envoy_cimd_requests_total{{endpoint=\"refused\",outcome=\"{outcome}\"}}");
+        self.world.metric(&name).await.expect("a metric")
+    }
+
+    /// How many streams Envoy has opened.
+    async fn streams(&self) -> u64 {
+        let (_, text) =
+            get(self.world.envoy.admin, "/stats?filter=^cluster.envoy-cimd.upstream_rq_total").await.expect("stats");
+        let text = String::from_utf8(text.to_vec()).expect("text");
+        text.trim().rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    /// The tags of the calls that there were, one a line, as Envoy knows them.
+    fn tags(&self) -> Vec<String> {
+        let lines = std::fs::read_to_string(tags_file(&self.dir)).unwrap_or_default();
+        lines.lines().map(str::to_owned).collect()
+    }
+
+    /// Nothing of what is secret was written down.
+    async fn finish(mut self) {
+        self.world.cimd.process.stop().await;
+        let (tags, output) = (self.tags(), self.world.cimd.process.output());
+        assert!(output.contains("\"message\":\"ready\""), "there is a log");
+        for secret in ["SECRET"].into_iter().chain(tags.iter().map(String::as_str).filter(|tag| tag.len() > 5)) {
+            assert!(!output.contains(secret), "{secret} in {output}");
+        }
+    }
+}
+
+/// Stands for the configuration file among flags.
+const FILE: &str = "FILE";
+
+fn tags_file(dir: &TempDir) -> PathBuf {
+    dir.path().join("tags")
+}
+
+fn mcp(host: &str, path: &str) -> Call {
+    Call::get(host, path)
+        .method("POST")
+        .header("content-type", "application/json")
+        .header("x-request-id", "the-request")
+        .body(json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).to_string())
+}
+
+/// Has Envoy write down each request's tag, and take another one from who sends one: the filter stands behind ours.
+fn with_tags(config: &mut Value, file: &str) {
+    let filters = http_filters(config);
+    let place = filters.len() - 1;
+    filters.insert(
+        place,
+        json!({"name": "tags", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config",
+            "request_rules": [{"header": "x-tag", "remove": true, "on_header_present":
+                {"metadata_namespace": "envoy_cimd_traffic", "key": "tag"}}],
+        }}),
+    );
+    let manager = &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"];
+    list(&mut manager["access_log"]).push(json!({"name": "tags", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        "path": file,
+        "log_format": {"text_format_source": {"inline_string": "%DYNAMIC_METADATA(envoy_cimd_traffic:tag)%\n"}},
+    }}));
+    manager["access_log_options"] = json!({"flush_access_log_on_new_request": false});
+}
+
+/// The text of a refusal, which has all that each of them has, and nothing of the upstream's.
+fn refused(answer: &Answered) -> String {
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(answer.all("content-type"), ["application/json"]);
+    assert_eq!(answer.all("cache-control"), ["no-store"]);
+    assert_eq!(answer.all("x-request-id").len(), 1, "{answer:?}");
+    assert_untold(answer);
+    let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let message = body["error"]["message"].as_str().expect("a message").to_owned();
+    let code = body["error"]["code"].as_i64().expect("a code");
+    assert_eq!(body, json!({"jsonrpc": "2.0", "error": {"code": code, "message": message}}));
+    message
+}
+
+/// Nothing of the upstream's own words is in an answer.
+fn assert_untold(answer: &Answered) {
+    assert!(answer.all("www-authenticate").is_empty(), "{answer:?}");
+    assert!(!format!("{answer:?}").contains(FAILED), "{answer:?}");
+}
+
+const AGAIN: &str = "This MCP server did not take your access any more. It was renewed: try again.";
+
+#[tokio::test]
+async fn a_token_revoked_behind_our_back_costs_one_call() {
+    let bed = Bed::connected().await;
+    bed.refuse("SECRET-access-of-SECRET-code-0", || says(401, challenge(", error=\"invalid_token\"")));
+    assert_eq!(refused(&bed.call("ann", &[]).await), AGAIN);
+    assert_eq!((bed.servers.refreshes().len(), bed.servers.calls()), (1, 2));
+    let answer = bed.call("ann", &[]).await;
+    assert!(answer.status == 200 && answer.text().contains("Bearer SECRET-access-1"), "{answer:?}");
+    assert_eq!((bed.servers.refreshes().len(), bed.servers.calls()), (1, 3), "no call twice");
+    assert_eq!(bed.counted("token_renewed").await, 1);
+    bed.finish().await;
+}
+
+/// Whose access is over for good is led to where they get another: in a browser at once.
+#[tokio::test]
+async fn a_refused_refresh_leads_to_the_link() {
+    let bed = Bed::connected().await;
+    bed.connect("bob", NOTES, "", "notes").await;
+    bed.answers(|| says(401, challenge("")));
+    bed.servers.forget_grants();
+    let told =
+        format!("This MCP server wants you to connect again. Open {LINK} in your browser, and try again after that.");
+    assert_eq!(refused(&bed.call("ann", &[]).await), told);
+    // The upstream of a GET refuses whatever comes.
+    let opened = Call::get(NOTES, "/notes/mcp").header("accept", "text/html").header("sec-fetch-mode", "navigate");
+    let answer = bed.send("bob", opened).await;
+    assert_eq!((answer.status, answer.all("location")), (303, vec![LINK]), "{answer:?}");
+    assert_eq!(answer.all("cache-control"), ["no-store"]);
+    assert_untold(&answer);
+    assert_eq!(bed.servers.refreshes().len(), 2, "one for each person");
+    let calls = bed.servers.calls();
+    for who in ["ann", "bob"] {
+        let answer = bed.call(who, &[]).await;
+        assert!(answer.status == 200 && answer.text().contains(START), "{answer:?}");
+    }
+    assert_eq!(bed.servers.calls(), calls, "there is no token, so nothing goes on");
+    assert_eq!((bed.counted("token_lost").await, bed.counted("sent_to_connect").await), (1, 1));
+    bed.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_callers_with_a_refused_token_are_one_refresh() {
+    const CALLERS: usize = 200;
+    let lie = Lie { refresh: Refresh::RotatesLate, ..Lie::none("notes") };
+    // So many calls, each with all that can be logged of it, would take longer than Envoy waits.
+    let bed = Bed::with(lie, &["--log=info"], &|_| {}).await.with_ann().await;
+    let came = Arc::new(AtomicUsize::new(0));
+    let (gate, counting) = (Arc::new(Semaphore::new(0)), Arc::clone(&came));
+    let closed = Arc::clone(&gate);
+    // All of them are there with the old token before the first is refused.
+    bed.servers.behave("notes", move |authorization| {
+        let old = authorization == "Bearer SECRET-access-of-SECRET-code-0";
+        let (gate, last) = (Arc::clone(&closed), counting.fetch_add(usize::from(old), Ordering::SeqCst) + 1 == CALLERS);
+        async move {
+            if !old {
+                return None;
+            }
+            if last {
+                gate.add_permits(CALLERS);
+            }
+            let _ = gate.acquire().await;
+            Some(says(401, challenge("")))
+        }
+    });
+    let calls = join_all((0..CALLERS).map(|_| bed.call("ann", &[])));
+    let released = async {
+        while bed.servers.refreshes().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bed.servers.answer();
+    };
+    let (answers, ()) = tokio::join!(calls, released);
+    assert!(answers.iter().all(|answer| refused(answer) == AGAIN));
+    assert_eq!((came.load(Ordering::SeqCst), bed.servers.refreshes().len()), (CALLERS, 1));
+    assert_eq!(bed.call("ann", &[]).await.status, 200);
+    assert_eq!(bed.counted("token_renewed").await, CALLERS as u64);
+    bed.finish().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_whatever_comes_is_one_refresh() {
+    let bed = Bed::connected().await;
+    bed.answers(|| says(401, challenge("")));
+    assert_eq!(refused(&bed.call("ann", &[]).await), AGAIN);
+    for _ in 0..5 {
+        let told = refused(&bed.call("ann", &[]).await);
+        assert!(told.contains("renewed a short while ago"), "{told}");
+    }
+    assert_eq!((bed.servers.refreshes().len(), bed.counted("refused_again").await), (1, 5));
+    bed.finish().await;
+}
+
+/// Whatever an upstream says, its words reach nobody; and what is no refusal of a token changes nothing.
+#[tokio::test]
+async fn the_upstreams_own_words_reach_nobody() {
+    let bed = Bed::connected().await;
+    let refusals: [(fn() -> Response, &str); 6] = [
+        (|| says(401, format!("Basic realm=\"{FAILED}\"")), "401 without a challenge of the Bearer scheme"),
+        (|| (StatusCode::UNAUTHORIZED, FAILED).into_response(), "401 without a challenge of the Bearer scheme"),
+        (|| says(401, format!("Basic {FAILED}{}", "x".repeat(59_000))), "401 without a challenge of the Bearer scheme"),
+        (|| (StatusCode::FORBIDDEN, FAILED).into_response(), "403, and not for want of a scope"),
+        (
+            || says(403, challenge(&format!(", error=\"access_denied\", error_description=\"{FAILED}\""))),
+            "403, and not for want of a scope",
+        ),
+        (|| says(403, "Basic error=insufficient_scope".to_owned()), "403, and not for want of a scope"),
+    ];
+    for (how, _) in refusals {
+        bed.answers(how);
+        assert_eq!(refused(&bed.call("ann", &[]).await), "This MCP server refused the request.");
+    }
+    assert_eq!(bed.counted("upstream_refused").await, refusals.len() as u64);
+    // What passes does so without a challenge.
+    for status in [200, 400, 404, 429, 500] {
+        bed.answers(move || says(status, challenge("")));
+        let answer = bed.call("ann", &[]).await;
+        assert_eq!((answer.status, answer.text()), (status, FAILED), "{answer:?}");
+        assert!(answer.all("www-authenticate").is_empty(), "{answer:?}");
+    }
+    assert!(bed.servers.refreshes().is_empty());
+    let lines = bed.world.cimd.process.output();
+    assert!(refusals.iter().any(|(_, why)| lines.contains(why)), "{lines}");
+    bed.finish().await;
+}
+
+/// Refusals that an upstream makes hard to answer.
+#[tokio::test]
+async fn refusals_that_are_hard_to_answer() {
+    let long = || challenge(&format!(", error_description=\"{}\"", "é,\\\"".repeat(11_900)));
+    assert!((59_000..60_500).contains(&long().len()), "{}", long().len());
+    let endless = || {
+        let body = Body::from_stream(stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge(""))], body).into_response()
+    };
+    let kinds: [Box<dyn Fn() -> Response + Send + Sync>; 2] = [Box::new(move || says(401, long())), Box::new(endless)];
+    for how in kinds {
+        let bed = Bed::connected().await;
+        bed.refuse("SECRET-access-of-SECRET-code-0", how);
+        assert_eq!(refused(&bed.call("ann", &[]).await), AGAIN);
+        assert_eq!((bed.call("ann", &[]).await.status, bed.servers.refreshes().len()), (200, 1));
+        bed.finish().await;
+    }
+    // It comes before the upload is over.
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let bed = Bed::connected().await;
+        bed.refuse("SECRET-access-of-SECRET-code-0", || says(401, challenge("")));
+        let upload = person(mcp(NOTES, "/notes/mcp"), "i", "ann").body("x".repeat(2 << 20));
+        let answer = bed.world.https().send(version, upload).await.expect("an answer");
+        assert_eq!(refused(&answer), AGAIN, "{version:?}");
+        assert_eq!(bed.servers.refreshes().len(), 1);
+        bed.finish().await;
+    }
+}
+
+/// Whose token was refused is what the tag says, and nothing else.
+#[tokio::test]
+async fn tags_that_are_not_the_current_ones() {
+    let bed = Bed::connected().await;
+    bed.connect("bob", NOTES, "", "notes").await;
+    assert_eq!(bed.call("bob", &[]).await.status, 200);
+    bed.answers(|| says(401, challenge("")));
+    // No tag of ours: nothing is reported.
+    for tag in ["", "x", "AAAAAAAAAAAAAAAAAAAAAA=="] {
+        let told = refused(&bed.call("ann", &[("x-tag", tag)]).await);
+        assert!(tag.is_empty() || told == "This MCP server refused the request.", "{tag} {told}");
+        if tag.is_empty() {
+            assert_eq!((told.as_str(), bed.servers.refreshes().len()), (AGAIN, 1), "an empty header sets no tag");
+        }
+    }
+    // Those of both, as Envoy wrote them down: their first calls.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let tags = loop {
+        let tags: Vec<String> =
+            bed.tags().into_iter().filter(|tag| tag.len() == 22 && tag != "AAAAAAAAAAAAAAAAAAAAAA==").collect();
+        if tags.len() >= 3 || tokio::time::Instant::now() > deadline {
+            break tags;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let [of_ann, of_bob, ..] = &tags[..] else { panic!("{tags:?}") };
+    assert_ne!(of_ann, of_bob);
+    // An old one, another's, and one that nobody has.
+    for tag in [of_ann, of_bob, "AAAAAAAAAAAAAAAAAAAAAA"] {
+        assert_eq!(refused(&bed.call("ann", &[("x-tag", tag)]).await), AGAIN, "there is a newer one than that");
+    }
+    assert_eq!(bed.servers.refreshes().len(), 1, "nobody's token was refreshed");
+    assert_eq!(refused(&bed.call("bob", &[]).await), AGAIN);
+    assert_eq!(bed.servers.refreshes().len(), 2, "his own is");
+    bed.finish().await;
+}
+
+/// Where no token was put in, there is none to report; whoever put theirs in is told nothing by the upstream either.
+#[tokio::test]
+async fn a_request_without_the_role_traffic() {
+    let bed = Bed::with(Lie::none("notes"), &[], &|config| {
+        for route in routes_of(config, NOTES) {
+            if let Some(filters) = route["typed_per_filter_config"].as_object_mut() {
+                filters.remove("envoy-cimd-traffic");
+            }
+        }
+    })
+    .await;
+    bed.connect("ann", NOTES, "", "notes").await;
+    bed.answers(|| says(401, challenge("")));
+    let told = refused(&bed.call("ann", &[("authorization", "Bearer SECRET-access-of-SECRET-code-0")]).await);
+    assert_eq!(told, "This MCP server refused the request.");
+    assert_eq!((bed.servers.refreshes().len(), bed.servers.calls()), (0, 1));
+    bed.finish().await;
+}
+
+fn routes_of<'a>(config: &'a mut Value, host: &str) -> &'a mut Vec<Value> {
+    let hosts = virtual_hosts(config);
+    let host = hosts
+        .iter_mut()
+        .find(|of| of["domains"].as_array().is_some_and(|domains| domains.iter().any(|domain| domain == host)));
+    list(&mut host.expect("the host")["routes"])
+}
+
+/// Envoy's own refusals pass as they are, and cost no stream; neither do answers that are none, nor streams.
+#[tokio::test]
+async fn what_is_not_the_upstreams_refusal_opens_no_stream() {
+    let bed = Bed::with(Lie::none("notes"), &[], &|config| {
+        let routes = routes_of(config, NOTES);
+        let mcp = routes.iter().find(|route| route["match"]["path"] == "/notes/mcp").expect("the MCP route").clone();
+        let with_header = |name: &str| {
+            let mut route = mcp.clone();
+            route["match"]["headers"] = json!([{"name": name, "present_match": true}]);
+            route
+        };
+        let mut direct = with_header("x-direct");
+        // The role traffic would answer before.
+        direct["typed_per_filter_config"].as_object_mut().expect("filters").remove("envoy-cimd-traffic");
+        for key in ["route", "request_headers_to_remove"] {
+            direct.as_object_mut().expect("a route").remove(key);
+        }
+        direct["direct_response"] = json!({"status": 401, "body": {"inline_string": "direct"}});
+        direct["response_headers_to_remove"] = json!([]);
+        direct["response_headers_to_add"] = json!([{"header": {"key": "www-authenticate", "value": "Bearer direct"}}]);
+        let mut limited = with_header("x-limited");
+        limited["typed_per_filter_config"]["limit"] = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "limit",
+            "status": {"code": 403},
+            "token_bucket": {"max_tokens": 1, "tokens_per_fill": 1, "fill_interval": "3600s"},
+            "filter_enabled": {"default_value": {"numerator": 100}},
+            "filter_enforced": {"default_value": {"numerator": 100}},
+        });
+        routes.splice(0..0, [direct, limited]);
+        let header = |name: &str| json!({"name": name, "present_match": true});
+        let keys = json!({"keys": [{"kty": "oct", "alg": "HS256", "k": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}]});
+        http_filters(config).splice(
+            1..1,
+            [
+                json!({"name": "limit", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+                    "stat_prefix": "limit",
+                }}),
+                json!({"name": "rbac", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+                    "rules": {"action": "DENY", "policies": {"all": {
+                        "permissions": [{"header": header("x-denied")}], "principals": [{"any": true}],
+                    }}},
+                }}),
+                json!({"name": "jwt", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+                    "providers": {"own": {"issuer": "own", "local_jwks": {"inline_string": keys.to_string()}}},
+                    "rules": [{"match": {"prefix": "/", "headers": [header("x-signed")]}, "requires": {"provider_name": "own"}}],
+                }}),
+            ],
+        );
+    })
+    .await
+    .with_ann()
+    .await;
+    let before = bed.streams().await;
+    assert_eq!(bed.call("ann", &[]).await.status, 200);
+    assert_eq!(bed.streams().await, before + 1, "the one of the role traffic");
+    let before = bed.streams().await;
+    assert_eq!(bed.call("ann", &[("x-limited", "1")]).await.status, 200);
+    assert_eq!(bed.streams().await, before + 1);
+    let (before, calls) = (bed.streams().await, bed.servers.calls());
+    for (header, status, body, challenges) in [
+        ("x-limited", 403, "local_rate_limited", 0),
+        ("x-direct", 401, "direct", 1),
+        ("x-denied", 403, "RBAC: access denied", 0),
+        ("x-signed", 401, "Jwt is missing", 1),
+    ] {
+        let answer = bed.call("ann", &[(header, "1")]).await;
+        assert_eq!((answer.status, answer.text()), (status, body), "{header}");
+        assert_eq!(answer.all("www-authenticate").len(), challenges, "{header} {answer:?}");
+    }
+    assert_eq!((bed.streams().await, bed.servers.calls()), (before, calls), "nobody was asked");
+    // Answers that stream.
+    bed.answers(|| {
+        let events = stream::iter((0..3).map(|number| Ok::<_, std::io::Error>(format!("data: {number}\n\n"))));
+        ([(header::CONTENT_TYPE, "text/event-stream")], Body::from_stream(events)).into_response()
+    });
+    let answer = bed.call("ann", &[]).await;
+    assert_eq!((answer.status, answer.text()), (200, "data: 0\n\ndata: 1\n\ndata: 2\n\n"));
+    assert_eq!(bed.streams().await, before + 1);
+    bed.answers(|| answer_of_upstream(StatusCode::NOT_FOUND));
+    assert_eq!(bed.call("ann", &[]).await.status, 404);
+    assert_eq!(bed.streams().await, before + 2);
+    // And one that is.
+    bed.answers(|| says(401, challenge("")));
+    refused(&bed.call("ann", &[]).await);
+    assert_eq!(bed.streams().await, before + 4);
+    bed.finish().await;
+}
+
+fn answer_of_upstream(status: StatusCode) -> Response {
+    (status, "the upstream").into_response()
+}
+
+/// What an upstream says is for nobody, also where nobody is there to hear it.
+#[tokio::test]
+async fn a_refusal_without_envoy_cimd() {
+    let mut bed = Bed::connected().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let (closed, came) = (Arc::clone(&gate), Arc::new(Semaphore::new(0)));
+    let told = Arc::clone(&came);
+    bed.servers.behave("notes", move |_| {
+        let (gate, came) = (Arc::clone(&closed), Arc::clone(&told));
+        async move {
+            came.add_permits(1);
+            let _ = gate.acquire().await;
+            Some(says(401, challenge("")))
+        }
+    });
+    let client = bed.world.https();
+    let waiting =
+        tokio::spawn(async move { client.send(Version::HTTP_2, person(mcp(NOTES, "/notes/mcp"), "i", "ann")).await });
+    came.acquire().await.expect("open").forget();
+    bed.world.cimd.process.stop().await;
+    gate.add_permits(1);
+    let answer = waiting.await.expect("no panic").expect("an answer");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_untold(&answer);
+}
+
+/// The router has written over host and path when an answer comes.
+#[tokio::test]
+async fn routes_of_the_config_file_are_found() {
+    let bed = Bed::with(Lie::none("notes"), &["--config", FILE], &without_metadata).await;
+    bed.connect("ann", "other.localhost", "/a", "a").await;
+    let call = || bed.send("ann", mcp("other.localhost", "/a"));
+    assert_eq!(call().await.status, 200);
+    bed.servers.behave("a", |authorization| {
+        let refusal = authorization.ends_with("code-0").then(|| says(401, challenge("")));
+        async { refusal }
+    });
+    assert_eq!(refused(&call().await), AGAIN);
+    assert_eq!((call().await.status, bed.servers.refreshes().len()), (200, 1));
+    bed.finish().await;
+}
