@@ -229,7 +229,8 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
         users: endpoints.tools.users.source().cloned(),
     };
     let refused = kept.clone().filter(|_| roles.refused);
-    let refused = refused.map(|kept| Arc::new(Refused::new(&endpoints, kept, settings.limits.calls())) as _);
+    let refused = refused
+        .map(|kept| Arc::new(Refused::new(settings.traffic.config(), &endpoints, kept, settings.limits.calls())) as _);
     let traffic = kept.filter(|_| roles.traffic);
     let traffic = traffic.map(|kept| Arc::new(Traffic::new(settings.traffic.config(), &endpoints, kept)) as _);
     let roles = Roles { endpoints: roles.endpoints.then(|| Arc::clone(&endpoints) as _), traffic, refused };

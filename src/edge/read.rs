@@ -39,13 +39,14 @@ pub const CODE_DETAILS: &str = "response.code_details";
 
 /// The CEL expressions that Envoy must send with an answer to say what it answers, each with the header that it is. Of two
 /// for one header, the first that is there counts: the router writes over authority and path, and keeps what they were.
-pub const REQUEST_ATTRIBUTES: [(&str, &str); 11] = [
+pub const REQUEST_ATTRIBUTES: [(&str, &str); 12] = [
     ("request.method", ":method"),
     ("request.headers['x-envoy-original-host']", ":authority"),
     ("request.host", ":authority"),
     ("request.headers['x-envoy-original-path']", ":path"),
     ("request.path", ":path"),
     ("request.headers['accept']", "accept"),
+    ("request.headers['origin']", "origin"),
     ("request.headers['sec-fetch-dest']", "sec-fetch-dest"),
     ("request.headers['sec-fetch-mode']", "sec-fetch-mode"),
     ("request.headers['traceparent']", "traceparent"),

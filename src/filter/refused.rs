@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 
 use super::{
@@ -17,8 +18,9 @@ use super::{
     refusal_log::RefusalLog,
     reply::Reply,
     reports::Reports,
-    request::{Request, Sources},
+    request::{Header, Request, Sources},
     response::{CHALLENGE, Response},
+    traffic,
     verdict::{Edits, Role, Verdict},
 };
 use crate::{
@@ -26,7 +28,7 @@ use crate::{
         error::Cause,
         tokens::{self, RefusedStatus, Renewal, TokenError, TokenOwner, UpstreamTokens},
     },
-    model::{challenge::Challenge, paths::Part, scope::MAX_SCOPE, shares::ShareLimits},
+    model::{challenge::Challenge, origin::Origin, paths::Part, scope::MAX_SCOPE, shares::ShareLimits},
     telemetry::metrics::Metrics,
 };
 
@@ -36,18 +38,35 @@ const MAX_URL: usize = 2048;
 /// The refusals of every route's upstream.
 pub struct Refused {
     routes: McpRoutes,
+    /// The web origins, besides each route's own, whose pages may send MCP requests.
+    allow_origins: Vec<Origin>,
     reports: Reports,
     desk: Arc<Desk>,
 }
 
 impl Refused {
-    /// Beside the endpoints of the same routes, people and paths. `tokens` are those that traffic hands out; `limits` is for
+    /// Beside the endpoints of the same routes, people and paths. `config` and `tokens` are those of traffic; `limits` is for
     /// the reports, apart from all other calls.
-    pub fn new(endpoints: &Endpoints, tokens: Arc<dyn UpstreamTokens>, limits: ShareLimits) -> Self {
+    pub fn new(
+        config: traffic::Config,
+        endpoints: &Endpoints,
+        tokens: Arc<dyn UpstreamTokens>,
+        limits: ShareLimits,
+    ) -> Self {
         Self {
             routes: McpRoutes::of(endpoints),
+            allow_origins: config.allow_origins,
             reports: Reports::new(tokens, limits, endpoints.calls.clone()),
             desk: Arc::new(Desk { metrics: Arc::clone(&endpoints.metrics), refusals: Arc::clone(&endpoints.refusals) }),
+        }
+    }
+
+    fn caller(&self, request: &Request<'_>) -> Caller {
+        let origin = request.sole(Header::Origin).unwrap_or_default();
+        let page = self.allow_origins.iter().find(|allowed| allowed.as_str().as_bytes() == origin);
+        Caller {
+            request_id: request.id().map(str::to_owned),
+            page: page.map(|origin| Bytes::copy_from_slice(origin.as_str().as_bytes())),
         }
     }
 
@@ -109,16 +128,17 @@ impl Role for Refused {
             _ => return Verdict::Forward(Edits { remove: &[CHALLENGE], ..Edits::default() }),
         };
         let request = &response.request;
+        let caller = self.caller(request);
         let (route, owner, refused) = match self.report(status, response, sources) {
             Ok(reported) => reported,
             Err(Unreported { route, why }) => {
                 let route = route.as_deref().unwrap_or_else(|| request.authority());
-                return Verdict::Reply(self.desk.refuse(&Refusal::UpstreamRefused(why), route, request.id(), None));
+                return Verdict::Reply(self.desk.refuse(&Refusal::UpstreamRefused(why), route, &caller, None));
             }
         };
         let asked = Asked {
             route,
-            request_id: request.id().map(str::to_owned),
+            caller,
             is_opened: browser::is_opened(request),
             status: refused.status,
             desk: Arc::clone(&self.desk),
@@ -130,6 +150,14 @@ impl Role for Refused {
     }
 }
 
+/// Who reads the answer.
+struct Caller {
+    /// Envoy's name for the request.
+    request_id: Option<String>,
+    /// The origin of the page that sent it, where that may read the answer and is not the route's own.
+    page: Option<Bytes>,
+}
+
 /// Where answers are counted and logged.
 struct Desk {
     metrics: Arc<Metrics>,
@@ -137,12 +165,17 @@ struct Desk {
 }
 
 impl Desk {
-    fn answer(&self, reply: Reply) -> Reply {
+    fn answer(&self, reply: Reply, caller: &Caller) -> Reply {
         self.metrics.answered(Part::Refused, reply.label);
-        reply
+        match &caller.page {
+            // No other filter of Envoy's sees an answer that takes the place of the upstream's, so none can say it.
+            Some(origin) => reply.header("access-control-allow-origin", origin.clone()),
+            None => reply,
+        }
     }
 
-    fn refuse(&self, refusal: &Refusal, route: &str, request_id: Option<&str>, link: Option<&str>) -> Reply {
+    fn refuse(&self, refusal: &Refusal, route: &str, caller: &Caller, link: Option<&str>) -> Reply {
+        let request_id = caller.request_id.as_deref();
         self.refusals.note(refusal, route, request_id);
         // Envoy does not show the request's body with its answer, so nobody knows its id.
         let audience = Audience {
@@ -150,14 +183,14 @@ impl Desk {
             request_id: request_id.map(Cow::from),
             start: link.map(Cow::from),
         };
-        self.answer(refusal.reply(&audience))
+        self.answer(refusal.reply(&audience), caller)
     }
 }
 
 /// What is still needed of a request when it is known what its report came to.
 struct Asked {
     route: Arc<McpRoute>,
-    request_id: Option<String>,
+    caller: Caller,
     /// Whether a person opened the address in a browser.
     is_opened: bool,
     status: RefusedStatus,
@@ -173,7 +206,8 @@ impl Asked {
             Err(TokenError::Unavailable(cause)) => Refusal::TokenUnavailable(cause),
             Ok(Renewal::Connect) | Err(TokenError::NotFound(_)) if self.is_opened => {
                 let reply = Reply::new(Outcome::SentToConnect).header("location", self.route.link.clone());
-                return self.desk.answer(pages::guarded(reply).named(self.request_id.as_deref()));
+                let reply = pages::guarded(reply).named(self.caller.request_id.as_deref());
+                return self.desk.answer(reply, &self.caller);
             }
             Ok(Renewal::Connect) if self.status == RefusedStatus::InsufficientScope => Refusal::MoreScope,
             Ok(Renewal::Connect) | Err(TokenError::NotFound(_)) => Refusal::TokenLost,
@@ -183,6 +217,6 @@ impl Asked {
 
     fn refuse(&self, refusal: &Refusal) -> Reply {
         let McpRoute { route, link, .. } = &*self.route;
-        self.desk.refuse(refusal, &route.id, self.request_id.as_deref(), Some(link))
+        self.desk.refuse(refusal, &route.id, &self.caller, Some(link))
     }
 }

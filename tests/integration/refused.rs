@@ -30,6 +30,8 @@ use crate::{
 
 const NOTES: &str = "notes.localhost";
 const LINK: &str = "https://notes.localhost/.pomerium/oauth/start";
+/// Whose pages may call besides the route's own.
+const PAGES: &str = "--allow-origin=https://inspector.example";
 const FAILED: &str = "SECRET-of-the-upstream";
 
 struct Bed {
@@ -70,6 +72,7 @@ impl Bed {
             flags.push("--log=trace");
         }
         flags.extend(WHO);
+        flags.push(PAGES);
         let file = dir.path().join("config.yaml");
         let entries: Vec<Value> = [("https://notes.localhost", lie.name), ("https://other.localhost/a", "a")]
             .map(|(from, name)| json!({"from": from, "to": servers.upstream_of(name)}))
@@ -84,7 +87,9 @@ impl Bed {
             edit(config);
         };
         let routes = routes.each_ref().map(String::as_str);
-        let world = World::start(Wish { routes: &routes, cimd: &flags, envoy_config: &[WHO[0]], edit: &edited }).await;
+        let envoy_config = [WHO[0], PAGES];
+        let world =
+            World::start(Wish { routes: &routes, cimd: &flags, envoy_config: &envoy_config, edit: &edited }).await;
         Self { world, servers, dir }
     }
 
@@ -384,6 +389,21 @@ async fn refusals_that_are_hard_to_answer() {
         assert_eq!(bed.servers.refreshes().len(), 1);
         bed.finish().await;
     }
+}
+
+/// A page that may call may read what its call came to.
+#[tokio::test]
+async fn pages_read_refusals() {
+    let bed = Bed::connected().await;
+    bed.answers(|| says(401, challenge("")));
+    for (origin, allowed) in
+        [("https://inspector.example", vec!["https://inspector.example"]), ("https://notes.localhost", vec![])]
+    {
+        let answer = bed.call("ann", &[("origin", origin)]).await;
+        refused(&answer);
+        assert_eq!(answer.all("access-control-allow-origin"), allowed, "{answer:?}");
+    }
+    bed.finish().await;
 }
 
 /// Whose token was refused is what the tag says, and nothing else.

@@ -18,6 +18,7 @@ use envoy_cimd::{
         request::{Request, Sources},
         response::Response,
         state::StateKeys,
+        traffic,
         verdict::{Role, Verdict},
     },
     model::{
@@ -109,7 +110,7 @@ impl Gateway {
             Endpoints::new(config, RouteTable::default(), keys, Arc::new(Unasked), Arc::default(), Default::default());
         let tokens = Arc::new(Fake { reports: Mutex::default(), answer: Mutex::new(answer), gate: Semaphore::new(0) });
         let limits = ShareLimits { in_all: 3, of_user: 2, of_server: 3 };
-        let role = Refused::new(&endpoints, Arc::clone(&tokens) as _, limits);
+        let role = Refused::new(traffic::Config::default(), &endpoints, Arc::clone(&tokens) as _, limits);
         Self { endpoints, role, tokens }
     }
 
