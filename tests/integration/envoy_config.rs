@@ -112,7 +112,14 @@ fn envoy_takes_it() {
             "from=https://one.example/Sentry,to=http://two.internal/",
         ],
         &["--static-cimd", "--route", "from=https://one.example/a", "--route", "from=https://one.example/a/b"],
-        &["--filter-name", "team.cimd/1: #", "--traffic-filter-name", "team.cimd/2: \""],
+        &[
+            "--filter-name",
+            "team.cimd/1: #",
+            "--traffic-filter-name",
+            "team.cimd/2: \"",
+            "--refused-filter-name",
+            "team.cimd/3: '",
+        ],
     ];
     for variant in variants {
         let other = variant.iter().any(|arg| arg.starts_with("--processor"));
@@ -152,13 +159,19 @@ fn parsed(args: &[&str]) -> Value {
 
 const ONE: &str = "--route=from=https://a.example,to=https://b.example/mcp";
 
-/// Each of the two filters is told its role, and no more of a request than that role reads.
+/// Each filter of requests is told its role, and no more of a request than that role reads.
 #[test]
 fn what_envoy_is_asked_for() {
     let config = &mut parsed(&["envoy-config", SOCKET, ONE, "--user-namespace=people", "--dynamic-metadata"]);
     assert_eq!(
         names(http_filters(config)),
-        ["envoy-cimd", "envoy-cimd-traffic-trailers", "envoy-cimd-traffic", "envoy.filters.http.router"],
+        [
+            "envoy-cimd",
+            "envoy-cimd-traffic-trailers",
+            "envoy-cimd-refused",
+            "envoy-cimd-traffic",
+            "envoy.filters.http.router"
+        ],
         "none stands between the token and the upstream"
     );
     for (name, role, longest, mode_override, unread) in [
@@ -220,10 +233,83 @@ fn what_envoy_is_asked_for() {
             {"remove": "authorization"}, {"remove": "cookie"}, {"remove": "proxy-authorization"},
         ]})
     );
-    assert_eq!(switched(route(config, "/mcp")), ["envoy-cimd-traffic", "envoy-cimd-traffic-trailers"]);
+    assert_eq!(switched(route(config, "/mcp")), OF_MCP);
     for path in [DOCUMENT, START, CALLBACK, DISCONNECT] {
         assert_eq!(switched(route(config, path)), ["envoy-cimd"], "{path}");
     }
+}
+
+/// What is on for an MCP route.
+const OF_MCP: [&str; 3] = ["envoy-cimd-refused", "envoy-cimd-traffic", "envoy-cimd-traffic-trailers"];
+
+/// The filter of answers is told no more of them than is read, and never of one that is Envoy's own.
+#[test]
+fn what_envoy_is_asked_for_of_answers() {
+    let config = &mut parsed(&["envoy-config", SOCKET, ONE, "--user-namespace=people", "--dynamic-metadata"]);
+    let filter = filter(config, "envoy-cimd-refused");
+    assert_eq!(filter["disabled"], true, "it is on by route alone");
+    let told = &filter["typed_config"]["extension_config"]["typed_config"];
+    assert_eq!(told["grpc_service"]["initial_metadata"], json!([{"key": "envoy-cimd-role", "value": "refused"}]));
+    assert_eq!((&told["failure_mode_allow"], &told["status_on_error"]), (&json!(false), &json!({"code": 503})));
+    assert_eq!(told["max_message_timeout"], "15s");
+    assert_eq!(
+        told["processing_mode"],
+        json!({
+            "request_header_mode": "SKIP",
+            "response_header_mode": "SEND",
+            "request_body_mode": "NONE",
+            "response_body_mode": "NONE",
+            "request_trailer_mode": "SKIP",
+            "response_trailer_mode": "SKIP",
+        })
+    );
+    let headers = &told["forward_rules"]["allowed_headers"]["patterns"];
+    assert_eq!(*headers, json!([{"exact": ":status"}, {"exact": "www-authenticate"}]));
+    let attributes = told["response_attributes"].as_array().expect("attributes");
+    for key in Key::ALL {
+        for of in ["route", "virtual_host"] {
+            let attribute = json!(format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{}']", key.name()));
+            let is_read = !["client_name", "prompt"].contains(&key.name());
+            assert_eq!(attributes.contains(&attribute), is_read, "{attribute}");
+        }
+    }
+    assert!(attributes.contains(&json!("response.code_details")));
+    for secret in ["authorization", "cookie", "mcp-session-id"] {
+        assert!(!attributes.iter().any(|attribute| attribute.as_str().expect("text").contains(secret)), "{secret}");
+    }
+    assert_eq!(
+        told["metadata_options"],
+        json!({"forwarding_namespaces": {"untyped": ["envoy_cimd", "people", "envoy_cimd_traffic"]}})
+    );
+}
+
+/// Where nobody would listen to it, there is no such filter, and Envoy takes the challenge away by itself.
+#[test]
+fn a_listener_without_the_role_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("config.yaml");
+    for (roles, is_on) in [("[endpoints, traffic]", false), ("[endpoints, traffic, refused]", true)] {
+        std::fs::write(&file, format!("listen: unix:/run/cimd.sock\nroles: {roles}\n")).expect("written");
+        let config = &mut parsed(&["envoy-config", ONE, "--config", file.to_str().expect("text")]);
+        assert_eq!(names(http_filters(config)).contains(&"envoy-cimd-refused"), is_on, "{roles}");
+        let route = route(config, "/mcp");
+        assert_eq!(switched(route).contains(&"envoy-cimd-refused"), is_on, "{roles}");
+        let removed = route["response_headers_to_remove"].as_array().expect("headers");
+        assert_eq!(removed.contains(&json!("www-authenticate")), !is_on, "{roles}");
+        let (taken, words) = validate(&config_with_own_keys(config, dir.path()));
+        assert!(taken, "{words}");
+    }
+}
+
+/// The configuration with a certificate that there is.
+fn config_with_own_keys(config: &Value, dir: &Path) -> String {
+    let certificates = Certificates::make(dir, &["b.example"]);
+    let text = |path: &Path| path.to_str().expect("text").to_owned();
+    config
+        .to_string()
+        .replace("/etc/envoy/tls.crt", &text(&certificates.cert))
+        .replace("/etc/envoy/tls.key", &text(&certificates.key))
+        .replace("/etc/ssl/certs/ca-certificates.crt", &text(&certificates.ca))
 }
 
 /// A stream of minutes is no reason to end it, and an upstream has no say in what the route's origin is.
@@ -243,7 +329,8 @@ fn the_mcp_route() {
             assert!(removed.contains(&json!(header)), "{path} {header}");
         }
         assert_eq!(route["response_headers_to_add"][0]["header"]["value"], "sandbox", "{path}");
-        assert_eq!(switched(route), ["envoy-cimd-traffic", "envoy-cimd-traffic-trailers"], "{path}");
+        assert_eq!(switched(route), OF_MCP, "{path}");
+        assert!(!removed.contains(&json!("www-authenticate")), "the filter that answers for the upstream reads it");
     }
 }
 
@@ -384,12 +471,16 @@ fn a_single_users_envoy_listens_on_loopback() {
 /// A route that switches one on would switch on the other.
 #[test]
 fn filters_of_one_name_are_refused() {
-    for args in
-        [["--filter-name=a", "--traffic-filter-name=a"], ["--filter-name=a-trailers", "--traffic-filter-name=a"]]
-    {
+    for args in [
+        ["--filter-name=a", "--traffic-filter-name=a"],
+        ["--filter-name=a-trailers", "--traffic-filter-name=a"],
+        ["--filter-name=a", "--refused-filter-name=a"],
+        ["--refused-filter-name=a", "--traffic-filter-name=a"],
+        ["--refused-filter-name=a-trailers", "--traffic-filter-name=a"],
+    ] {
         let (code, stdout, stderr) = run(&["envoy-config", ONE, SOCKET, args[0], args[1]], &[]);
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}");
-        assert!(stderr.contains("--filter-name and --traffic-filter-name"), "{stderr}");
+        assert!(stderr.contains("--filter-name, --traffic-filter-name and --refused-filter-name"), "{stderr}");
     }
 }
 

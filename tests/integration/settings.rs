@@ -118,11 +118,12 @@ fn bad_settings_are_named() {
             "choreographer: 'http://127.0.0.1:1'\nstate_keys: /dev/null\nchoreographer_peer: c.example\n",
             "--choreographer-peer need an https:// --choreographer",
         ),
-        ("roles: refused\n", "`roles`: bad value \"refused\": is `endpoints` or `traffic`"),
-        ("roles: [endpoints, '']\n", "`roles`: bad value \"\": is `endpoints` or `traffic`"),
+        ("roles: refusal\n", "`roles`: bad value \"refusal\": is `endpoints`, `traffic` or `refused`"),
+        ("roles: [endpoints, '']\n", "`roles`: bad value \"\": is `endpoints`, `traffic` or `refused`"),
         ("roles: []\n", "`roles` is an empty list"),
         ("roles: 'traffic,endpoints,traffic'\n", "--roles names `traffic` twice"),
         ("roles: traffic\n", "--roles traffic: no traffic on --listen 127.0.0.1:9001: every account of this machine"),
+        ("roles: refused\n", "--roles refused: no traffic on --listen 127.0.0.1:9001: every account of this machine"),
         (
             "roles: traffic\nlisten: 0.0.0.0:0\ninsecure_grpc: true\ninsecure_traffic: true\n",
             "--roles traffic: no traffic on --listen 0.0.0.0:0: other machines reach this address",
@@ -139,7 +140,10 @@ fn bad_settings_are_named() {
             "tokens: 'unix:/nowhere/t'\nchoreographer: 'unix:/nowhere/c'\nstate_keys: /nowhere\n",
             "--tokens: no traffic on --listen 127.0.0.1:9001",
         ),
-        ("tokens: 'unix:/nowhere/t'\nroles: endpoints\n", "--tokens is for the role traffic, which --roles leaves out"),
+        (
+            "tokens: 'unix:/nowhere/t'\nroles: endpoints\n",
+            "--tokens is for the roles traffic and refused, which --roles leaves out",
+        ),
         ("tokens: 'unix:/nowhere/t'\nlisten: 'unix:/nowhere/s'\n", "--tokens is for --choreographer"),
         ("tokens: 127.0.0.1:9005\n", "`tokens`: bad value"),
         ("tokens_key: /nowhere\n", "--tokens-ca, --tokens-cert, --tokens-key and --tokens-peer need --tokens"),
@@ -247,7 +251,10 @@ fn where_tokens_come_from() {
         let config = file(&format!("listen: 'unix:/nowhere/s'\nstate_keys: {}\n{settings}", text(&keys)));
         let (code, stdout, stderr) = run(&["check", "--config", path_of(&config)], &[]);
         match error {
-            None => assert!(code == Some(0) && stdout.contains("serves endpoints, traffic\n"), "{settings}{stderr}"),
+            None => assert!(
+                code == Some(0) && stdout.contains("serves endpoints, traffic, refused\n"),
+                "{settings}{stderr}"
+            ),
             Some(error) => {
                 assert_eq!((code, stdout.as_str()), (Some(1), ""), "{settings}");
                 assert!(stderr.contains(error), "{settings}{stderr}");
@@ -270,7 +277,7 @@ fn where_tokens_come_from() {
 /// Whoever reaches the role traffic may have every user's token: where it is served unasked, where asked, and where never.
 #[test]
 fn which_roles_a_listener_has() {
-    const BOTH: &str = "endpoints, traffic";
+    const ALL: &str = "endpoints, traffic, refused";
     let dir = tempfile::tempdir().expect("a folder");
     let files = Certificates::make(dir.path(), &["localhost"]);
     let keys = key_file(dir.path());
@@ -293,14 +300,18 @@ fn which_roles_a_listener_has() {
     let no_tokens = "no traffic with --choreographer unless --tokens says where tokens come from";
     // What is served and, where nobody asked, why there is no traffic; or what is said of what must not be.
     for (settings, served) in [
-        (vec![socket], Ok((BOTH, ""))),
+        (vec![socket], Ok((ALL, ""))),
         (vec![socket, traffic], Ok(("traffic", ""))),
+        (vec![socket, "roles: refused\n"], Ok(("refused", ""))),
+        (vec![socket, "roles: [refused, endpoints]\n"], Ok(("endpoints, refused", ""))),
+        (vec![loopback, insecure, "roles: refused\n"], Ok(("refused", ""))),
+        (vec![socket, &apart, "roles: refused\n"], Err(no_tokens)),
         (vec![socket, endpoints], Ok(("endpoints", ""))),
-        (vec![socket, insecure], Ok((BOTH, ""))),
+        (vec![socket, insecure], Ok((ALL, ""))),
         (vec![socket, &apart], Ok(("endpoints", no_tokens))),
-        (vec![socket, &apart, tokens], Ok((BOTH, ""))),
+        (vec![socket, &apart, tokens], Ok((ALL, ""))),
         (vec![socket, &apart, traffic], Err(no_tokens)),
-        (vec![&named], Ok((BOTH, ""))),
+        (vec![&named], Ok((ALL, ""))),
         (vec![&named, traffic], Ok(("traffic", ""))),
         (vec![&mtls], Ok(("endpoints", needs_a_name))),
         (vec![&mtls, traffic], Err(needs_a_name)),
@@ -308,7 +319,7 @@ fn which_roles_a_listener_has() {
         (vec![loopback], Ok(("endpoints", local))),
         (vec![loopback, traffic], Err(local)),
         (vec![loopback, &apart, tokens], Err(local)),
-        (vec![loopback, insecure], Ok((BOTH, ""))),
+        (vec![loopback, insecure], Ok((ALL, ""))),
         (vec![loopback, insecure, traffic], Ok(("traffic", ""))),
         (vec![loopback, insecure, endpoints], Ok(("endpoints", ""))),
         (vec![open], Ok(("endpoints", open_to_others))),
@@ -420,12 +431,12 @@ async fn the_log_says_which_roles_there_are() {
     let everybodys = "--socket-mode: every account that reaches the socket can have every user's token";
     for (flags, roles, warning) in [
         (&[][..], "\"roles\":\"endpoints\",\"left_out\":\"no traffic on --listen 127.0.0.1:0: ", None),
-        (&["--insecure-traffic"], "\"roles\":\"endpoints, traffic\"", Some(open)),
+        (&["--insecure-traffic"], "\"roles\":\"endpoints, traffic, refused\"", Some(open)),
         (&["--insecure-traffic", "--roles=traffic"], "\"roles\":\"traffic\"", Some(open)),
         (&["--insecure-traffic", "--roles=endpoints"], "\"roles\":\"endpoints\"", None),
-        (&[&socket], "\"roles\":\"endpoints, traffic\"", None),
-        (&[&socket, "--insecure-traffic"], "\"roles\":\"endpoints, traffic\"", None),
-        (&[&socket, "--socket-mode=666"], "\"roles\":\"endpoints, traffic\"", Some(everybodys)),
+        (&[&socket], "\"roles\":\"endpoints, traffic, refused\"", None),
+        (&[&socket, "--insecure-traffic"], "\"roles\":\"endpoints, traffic, refused\"", None),
+        (&[&socket, "--socket-mode=666"], "\"roles\":\"endpoints, traffic, refused\"", Some(everybodys)),
         (&[&socket, "--socket-mode=666", "--roles=endpoints"], "\"roles\":\"endpoints\"", None),
     ] {
         let mut cimd = Cimd::start(&executable(), flags).await;
