@@ -7,14 +7,14 @@ use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
     contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    edge::{conversation::Conversation, roles::RoleName},
     filter::{
         browser::BrowserCookie,
         endpoint::{self, Endpoints},
-        request::{Request, Sources},
         state::StateKeys,
         token_cache::Cached,
         traffic::{self, Traffic},
-        verdict::{Role, Verdict},
+        verdict::Role,
     },
     model::{
         client::RedirectUri,
@@ -24,10 +24,16 @@ use envoy_cimd::{
         route::{Field, Key, Keyed, Route, RouteSpec, RouteTable},
         secret::{Key as SecretKey, Secret, random},
         trace::Trace,
-        user::{User, Users},
+        user::{User, UserSource, Users},
     },
 };
-use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::Metadata,
+        service::ext_proc::v3::{ProcessingRequest, processing_response::Response},
+    },
+    google::protobuf::{Struct, Value, value::Kind},
+};
 use prost::Message;
 use tokio::runtime::Runtime;
 
@@ -166,39 +172,77 @@ fn token_hit(bencher: Bencher<'_, '_>, routes: usize) {
         .bench_local_refs(|owner| cached.cached(owner).expect("it is kept").authorization());
 }
 
-/// An MCP request that finds its token, from the view of it to the verdict.
+/// A token that is not kept, without what its store does.
 #[divan::bench(args = ROUTES)]
-fn mcp_request(bencher: Bencher<'_, '_>, routes: usize) {
-    let (runtime, cached) = kept(routes);
+fn token_miss(bencher: Bencher<'_, '_>, routes: usize) {
+    let (runtime, cached) = tokens(Duration::ZERO);
+    let mut origins = origins(routes);
+    bencher.with_inputs(|| owner(&origins())).bench_local_refs(|owner| {
+        runtime.block_on(async {
+            assert!(cached.cached(owner).is_none());
+            cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token").authorization()
+        })
+    });
+}
+
+/// An MCP request that finds its token, from the decoded message to the encoded answer, of so many people in turn.
+#[divan::bench(args = ROUTES)]
+fn mcp_request(bencher: Bencher<'_, '_>, people: usize) {
+    let (runtime, cached) = tokens(Duration::from_secs(3600));
+    let from = origin(0);
+    for person in 0..people {
+        keep(&runtime, &cached, &TokenOwner { user: user(person), ..owner(&from) });
+    }
     let _inside = runtime.enter();
+    let path = |text: &str| text.parse().expect("a path");
+    let source = UserSource { namespace: "who".to_owned(), issuer: path("iss"), subject: path("sub") };
+    let config = endpoint::Config { users: Users::From(source.clone()), ..endpoint::Config::default() };
     let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
-    let config = endpoint::Config { users: Users::Single, ..endpoint::Config::default() };
     let embedded = Arc::clone(&endpoints().tools.choreographer);
     let endpoints = Endpoints::new(config, RouteTable::default(), keys, embedded, Arc::default(), Default::default());
-    let traffic = Traffic::new(traffic::Config::default(), &endpoints, cached);
-    let mut origins = origins(routes);
-    bencher.with_inputs(&mut origins).bench_local_refs(|from| {
-        let mut request = Request::with_capacity(6);
-        let authority = from.trim_start_matches("https://").as_bytes();
-        for (name, value) in [
-            (&b":method"[..], &b"POST"[..]),
-            (b":scheme", b"https"),
-            (b":authority", authority),
-            (b":path", b"/mcp"),
-            (b"accept", b"application/json, text/event-stream"),
-            (b"x-request-id", b"5f0c9a4e-6d3f-4b1e-9a43-2f0f6a1f1b11"),
-        ] {
-            request.push(name, value);
-        }
-        let attributes = Keyed::new(|key| match key {
-            Key::From => Some(Field::Text(from)),
-            Key::To => Some(Field::Text(UPSTREAM)),
-            _ => None,
-        });
-        let verdict = traffic.answer(&request, &Sources { attributes, ..Sources::default() }, false);
-        assert!(matches!(verdict, Verdict::Forward(_)));
-        verdict
+    let traffic: Arc<dyn Role> = Arc::new(Traffic::new(traffic::Config::default(), &endpoints, cached));
+    let mut buffer = Vec::with_capacity(16 * 1024);
+    let mut person = 0;
+    let next = || {
+        person = (person + 7919) % people;
+        mcp_message(&from, &user(person))
+    };
+    bencher.with_inputs(next).bench_local_values(|message| {
+        buffer.clear();
+        let mut stream = Conversation::new(Arc::clone(&traffic), RoleName::Traffic);
+        let answer = stream.take(message, Some(&source)).expect("a message that is known").expect("an answer at once");
+        assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
+        answer.encode(&mut buffer)
     });
+}
+
+/// As Envoy sends it where `envoy-config` is told of `who`.
+fn mcp_message(from: &str, user: &User) -> ProcessingRequest {
+    let User::Subject { issuer, subject } = user else { panic!("somebody") };
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let claims = Struct { fields: [("iss".to_owned(), text(issuer)), ("sub".to_owned(), text(subject))].into() };
+    let authority = from.trim_start_matches("https://");
+    let pairs = [
+        (":method", "POST"),
+        (":scheme", "https"),
+        (":authority", authority),
+        (":path", "/mcp"),
+        ("accept", "application/json, text/event-stream"),
+        ("mcp-protocol-version", "2025-11-25"),
+        ("x-forwarded-proto", "https"),
+        ("x-request-id", "5f0c9a4e-6d3f-4b1e-9a43-2f0f6a1f1b11"),
+    ];
+    ProcessingRequest {
+        metadata_context: Some(Metadata {
+            filter_metadata: [("who".to_owned(), claims)].into(),
+            ..Metadata::default()
+        }),
+        ..message(&pairs, &[(attribute("route", "from"), from), (attribute("route", "to"), UPSTREAM)])
+    }
+}
+
+fn user(person: usize) -> User {
+    User::Subject { issuer: "https://idp.example".to_owned(), subject: format!("auth0|6f1d2c3b4a59687{person:06}") }
 }
 
 const UPSTREAM: &str = "https://mcp.internal.example/mcp";
@@ -210,21 +254,23 @@ fn owner(from: &str) -> TokenOwner {
 
 /// A token of every route, and where their look-ups ran.
 fn kept(routes: usize) -> (Runtime, Arc<Cached>) {
-    let runtime = Runtime::new().expect("a runtime");
-    let config = traffic::Config {
-        token_cache: Duration::from_secs(3600),
-        max_cached_tokens: 2 * ROUTES[2] as u64,
-        ..traffic::Config::default()
-    };
-    let limits = endpoint::Config::default().limits.calls;
-    let cached = config.cached(Arc::new(OneToken), limits, Default::default());
-    runtime.block_on(async {
-        for route in 0..routes {
-            let look_up = cached.look_up(&owner(&origin(route)), &Trace::default()).expect("a share");
-            look_up.await.expect("a token");
-        }
-    });
+    let (runtime, cached) = tokens(Duration::from_secs(3600));
+    for route in 0..routes {
+        keep(&runtime, &cached, &owner(&origin(route)));
+    }
     (runtime, cached)
+}
+
+/// Tokens that are kept for so long, and where look-ups run.
+fn tokens(token_cache: Duration) -> (Runtime, Arc<Cached>) {
+    let config =
+        traffic::Config { token_cache, max_cached_tokens: 2 * ROUTES[2] as u64, ..traffic::Config::default() };
+    let limits = endpoint::Config::default().limits.calls;
+    (Runtime::new().expect("a runtime"), config.cached(Arc::new(OneToken), limits, Default::default()))
+}
+
+fn keep(runtime: &Runtime, cached: &Cached, owner: &TokenOwner) {
+    runtime.block_on(async { cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token") });
 }
 
 /// Has the same token for everybody.

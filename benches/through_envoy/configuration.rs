@@ -30,6 +30,21 @@ impl Host {
             Self::Many(_) => host_of_many(0),
         }
     }
+
+    /// With several hosts to ask in turn, none soon after itself, from any of them on: a short run does not come to all.
+    pub fn script(&self) -> String {
+        let Self::Many(hosts) = self else { return String::new() };
+        format!(
+            "math.randomseed(os.time())\n\
+             local turn = math.random(0, {hosts} - 1)\n\
+             request = function()\n\
+               turn = (turn + 7919) % {hosts}\n\
+               wrk.headers['Host'] = string.format('{}', turn)\n\
+               return wrk.format()\n\
+             end\n",
+            host("%06d")
+        )
+    }
 }
 
 /// The host of one of many routes.
@@ -53,7 +68,10 @@ pub fn document(host: &str) -> ImmediateResponse {
 
 /// The whole configuration; a listener's cluster has its name.
 pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: &str, many: &str) -> Value {
-    let print = |name, processor, flags: &[&str]| printed(certificates, name, processor, flags);
+    let print = |name, processor, flags: &[&str]| {
+        let route = format!("--route=from=https://{}", host(name));
+        printed(certificates, name, processor, &[&[route.as_str()], flags].concat())
+    };
     let mut config = print("c", tcp, &[]);
     let mut direct = print("a", tcp, &[]);
     let document_route = routes(&mut direct).iter_mut().find(|route| route["match"]["path"] == DOCUMENT);
@@ -87,10 +105,10 @@ pub fn configuration(certificates: &Certificates, floor: &str, tcp: &str, unix: 
     config
 }
 
-fn printed(certificates: &Certificates, name: &str, processor: &str, flags: &[&str]) -> Value {
+/// What `envoy-config` prints with these flags, a route among them, for a processor whose cluster has this name.
+pub fn printed(certificates: &Certificates, name: &str, processor: &str, flags: &[&str]) -> Value {
     let output = std::process::Command::new(executable())
         .args(["envoy-config", "--https-listen=127.0.0.1:0", "--http-listen=127.0.0.1:0", "--envoy-admin=127.0.0.1:0"])
-        .arg(format!("--route=from=https://{}", host(name)))
         .args(["--cluster", name, "--processor", processor])
         .arg("--downstream-cert")
         .arg(&certificates.cert)
@@ -104,7 +122,7 @@ fn printed(certificates: &Certificates, name: &str, processor: &str, flags: &[&s
 }
 
 /// A listener as printed, but without TLS, and without an access log, which would be most of what Envoy does.
-fn plain(name: &str, mut listener: Value) -> Value {
+pub fn plain(name: &str, mut listener: Value) -> Value {
     listener["name"] = name.into();
     let chain = &mut listener["filter_chains"][0];
     remove(chain, "transport_socket");
@@ -117,11 +135,11 @@ fn plain(name: &str, mut listener: Value) -> Value {
     listener
 }
 
-fn manager(config: &mut Value) -> &mut Value {
+pub fn manager(config: &mut Value) -> &mut Value {
     &mut config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
 }
 
-fn routes(config: &mut Value) -> &mut Vec<Value> {
+pub fn routes(config: &mut Value) -> &mut Vec<Value> {
     list(&mut manager(config)["route_config"]["virtual_hosts"][0]["routes"])
 }
 
@@ -150,10 +168,10 @@ fn remove_filter(config: &mut Value) {
     }
 }
 
-fn list(value: &mut Value) -> &mut Vec<Value> {
+pub fn list(value: &mut Value) -> &mut Vec<Value> {
     value.as_array_mut().expect("a list")
 }
 
-fn remove(value: &mut Value, key: &str) {
+pub fn remove(value: &mut Value, key: &str) {
     value.as_object_mut().expect("an object").remove(key);
 }

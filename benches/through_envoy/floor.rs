@@ -1,4 +1,4 @@
-//! The floor: an external processor that reads what Envoy sends, and answers the same each time.
+//! The floor: a processor that reads what Envoy sends, and answers the same each time.
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
 //! answer made, and the stream left open until Envoy closes it. It has our gRPC service and codec, and is a process of its
@@ -12,15 +12,32 @@ use std::{
 };
 
 use envoy_cimd::{edge::server::Server, net::grpc::server};
-use envoy_types::pb::envoy::service::ext_proc::v3::{
-    ProcessingRequest, ProcessingResponse, processing_response::Response,
+use envoy_types::pb::{
+    envoy::{
+        config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
+        service::{
+            auth::v3::{
+                CheckRequest, CheckResponse, OkHttpResponse,
+                authorization_server::{Authorization, AuthorizationServer},
+                check_response::HttpResponse,
+            },
+            ext_proc::v3::{
+                CommonResponse, HeaderMutation, HeadersResponse, ProcessingRequest, ProcessingResponse,
+                processing_response::Response,
+            },
+        },
+    },
+    google::rpc,
 };
 use futures_util::Stream;
 use serde_json::json;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Status, Streaming, server::StreamingService, transport::server::TcpIncoming};
 
 use crate::{
     configuration::{document, host},
+    people::authorization,
     stack::{Process, ready_address},
 };
 
@@ -31,9 +48,10 @@ pub struct Floor {
 }
 
 impl Floor {
-    pub async fn start() -> Self {
+    /// One that answers `what`, `document` or `token`, at a port of its own choice or a Unix socket.
+    pub async fn start(what: &str, address: &str) -> Self {
         let mut command = tokio::process::Command::new(std::env::current_exe().expect("this executable"));
-        command.arg("floor");
+        command.args(["floor", what, address]);
         let mut process = Process::spawn("the floor", command);
         let address = process.line(|line| ready_address(line, "ext_proc")).await;
         Self { process, address }
@@ -41,17 +59,72 @@ impl Floor {
 }
 
 /// Serves until it is killed.
-pub async fn serve() {
-    let incoming = TcpIncoming::bind(([127, 0, 0, 1], 0).into()).expect("a port").with_nodelay(Some(true));
-    let address = incoming.local_addr().expect("an address").to_string();
-    println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
-    let answer = ProcessingResponse {
-        response: Some(Response::ImmediateResponse(document(&host("b")))),
-        ..ProcessingResponse::default()
+pub async fn serve(what: &str, address: &str) {
+    let answer = match what {
+        "document" => Response::ImmediateResponse(document(&host("b"))),
+        "token" => Response::RequestHeaders(HeadersResponse { response: Some(with_token()) }),
+        other => panic!("there is `document` and `token`, and no `{other}`"),
     };
+    let answer = ProcessingResponse { response: Some(answer), ..ProcessingResponse::default() };
     let (_health, health_service) = tonic_health::server::health_reporter();
-    let floor = Server::new(Constant(Arc::new(answer)));
-    server().add_service(floor).add_service(health_service).serve_with_incoming(incoming).await.expect("it serves");
+    let router = server()
+        .add_service(Server::new(Constant(Arc::new(answer))))
+        .add_service(AuthorizationServer::new(Checks(checked())))
+        .add_service(health_service);
+    let ready = |address| println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
+    let served = match address.strip_prefix("unix:") {
+        Some(path) => {
+            let listener = UnixListener::bind(path).expect("a socket");
+            ready(address.to_owned());
+            router.serve_with_incoming(UnixListenerStream::new(listener)).await
+        }
+        None => {
+            let incoming = TcpIncoming::bind(address.parse().expect("an address")).expect("a port");
+            ready(incoming.local_addr().expect("an address").to_string());
+            router.serve_with_incoming(incoming.with_nodelay(Some(true))).await
+        }
+    };
+    served.expect("it serves");
+}
+
+fn token() -> HeaderValueOption {
+    let raw_value = authorization(0).into_bytes();
+    HeaderValueOption {
+        header: Some(HeaderValue { key: "authorization".to_owned(), raw_value, ..HeaderValue::default() }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..HeaderValueOption::default()
+    }
+}
+
+fn with_token() -> CommonResponse {
+    let mutation = HeaderMutation { set_headers: vec![token()], ..HeaderMutation::default() };
+    CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }
+}
+
+/// The same in the words of Envoy's ext_authz, which reads no `raw_value`.
+fn checked() -> CheckResponse {
+    let value = authorization(0);
+    let token = HeaderValueOption {
+        header: Some(HeaderValue { key: "authorization".to_owned(), value, ..HeaderValue::default() }),
+        ..token()
+    };
+    CheckResponse {
+        status: Some(rpc::Status::default()),
+        http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
+            headers: vec![token],
+            ..OkHttpResponse::default()
+        })),
+        ..CheckResponse::default()
+    }
+}
+
+struct Checks(CheckResponse);
+
+#[tonic::async_trait]
+impl Authorization for Checks {
+    async fn check(&self, _: tonic::Request<CheckRequest>) -> Result<tonic::Response<CheckResponse>, Status> {
+        Ok(tonic::Response::new(self.0.clone()))
+    }
 }
 
 #[derive(Clone)]

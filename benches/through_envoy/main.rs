@@ -17,19 +17,23 @@ use crate::{
     floor::Floor,
     stack::{
         Certificates, Cimd, Envoy, get,
-        grpc::{channel, fetch_documents},
         in_process::{CALLBACK, DOCUMENT, forged},
         key_file, metric, resident,
     },
-    variant::{Expected, Sample, Variant},
+    variant::{Expected, Variant},
 };
 
 mod configuration;
 mod floor;
+mod memory;
+mod people;
+mod redis;
 mod report;
 #[path = "../../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
 mod stack;
+mod traffic;
+mod upstream;
 mod variant;
 mod wrk;
 
@@ -38,19 +42,24 @@ const ROUTES: usize = 100_000;
 
 fn main() {
     // What cargo itself says to a benchmark is `--bench`.
-    let part = env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let args: Vec<String> = env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
     // The floor has the runtime that envoy-cimd has by default.
-    let threads = if part.as_deref() == Some("floor") { 1 } else { 2 };
+    let threads = if args.first() == Some(&"floor") { 1 } else { 2 };
     let done = envoy_cimd::block_on(threads, async {
-        match part.as_deref() {
-            Some("floor") => floor::serve().await,
-            Some("load") => load().await,
-            Some("memory") => memory().await,
-            None => {
-                load().await;
-                memory().await;
+        match args[..] {
+            ["floor", what, address] => floor::serve(what, address).await,
+            ["load"] => load(&settings()).await,
+            ["traffic"] => traffic::load(&settings()).await,
+            ["redis"] => redis::count().await,
+            ["memory"] => memory::measure().await,
+            [] => {
+                load(&settings()).await;
+                traffic::load(&settings()).await;
+                redis::count().await;
+                memory::measure().await;
             }
-            Some(other) => panic!("there is `load` and `memory`, and no `{other}`"),
+            _ => panic!("there is `load`, `traffic`, `redis` and `memory`, and no {args:?}"),
         }
         Ok(())
     });
@@ -62,13 +71,16 @@ struct Settings {
     rounds: usize,
     seconds: usize,
     connections: usize,
-    /// Letters of the variants that are measured; all where it is empty.
-    variants: String,
+    /// Of the variants that are measured; all where it is empty.
+    letters: String,
 }
 
-impl Settings {
-    fn measures(&self, variant: &Variant<'_>) -> bool {
-        self.variants.is_empty() || variant.name.chars().nth(1).is_some_and(|letter| self.variants.contains(letter))
+fn settings() -> Settings {
+    Settings {
+        rounds: setting("BENCH_ROUNDS", 11),
+        seconds: setting("BENCH_SECONDS", 3),
+        connections: setting("BENCH_CONNECTIONS", 32),
+        letters: env::var("BENCH_VARIANTS").unwrap_or_default(),
     }
 }
 
@@ -80,18 +92,12 @@ fn executable() -> PathBuf {
     env!("CARGO_BIN_EXE_envoy-cimd").into()
 }
 
-async fn load() {
-    let settings = Settings {
-        rounds: setting("BENCH_ROUNDS", 10),
-        seconds: setting("BENCH_SECONDS", 3),
-        connections: setting("BENCH_CONNECTIONS", 32),
-        variants: env::var("BENCH_VARIANTS").unwrap_or_default(),
-    };
+async fn load(settings: &Settings) {
     let dir = tempfile::tempdir().expect("a folder");
     let keys = key_file(dir.path());
     let keys_flag = format!("--state-keys={}", keys.display());
     let socket = format!("unix:{}", dir.path().join("cimd.sock").display());
-    let floor = Floor::start().await;
+    let floor = Floor::start("document", "127.0.0.1:0").await;
     let tcp = Cimd::start(&executable(), &[&keys_flag]).await;
     let unix = Cimd::start(&executable(), &[&keys_flag, "--listen", &socket]).await;
     let file = dir.path().join("routes.yaml");
@@ -102,20 +108,7 @@ async fn load() {
     let envoy = Envoy::start(dir.path(), &config.to_string()).await;
 
     let variants = variants(&envoy, &forged(&state_keys(&keys)), &floor, &tcp, &unix, &many).await;
-    assert!(variants.iter().any(|variant| settings.measures(variant)), "BENCH_VARIANTS are letters such as `bcf`");
-    for variant in variants.iter().filter(|variant| settings.measures(variant)) {
-        variant.check().await;
-        // Connections, caches and pages of memory are there before anything counts.
-        variant.measure(&envoy.process, 1, settings.connections).await;
-    }
-    let mut samples: Vec<Vec<Sample>> = variants.iter().map(|_| Vec::new()).collect();
-    for round in 0..settings.rounds {
-        eprintln!("round {} of {}", round + 1, settings.rounds);
-        for (variant, samples) in variants.iter().zip(&mut samples).filter(|(variant, _)| settings.measures(variant)) {
-            samples.push(variant.measure(&envoy.process, settings.seconds, settings.connections).await);
-        }
-    }
-    report::print(&settings, &variants, &samples);
+    let samples = report::compare(settings, &envoy.process, &variants).await;
     print_connections(&envoy).await;
     println!(
         "\nResident at the end: envoy-cimd over TCP {} KiB, over a Unix socket {} KiB, with {ROUTES} routes of a file {} \
@@ -147,23 +140,24 @@ async fn variants<'a>(
 ) -> Vec<Variant<'a>> {
     let callback = format!("{CALLBACK}?code=c&state={forged}");
     let mut variants = Vec::new();
-    for (name, listener, path, accept, expected, process) in [
-        ("(a) `direct_response`", "a", DOCUMENT, None, Expected::Document, None),
-        ("(b) the floor", "b", DOCUMENT, None, Expected::Document, Some(&floor.process)),
-        ("(c) envoy-cimd, TCP", "c", DOCUMENT, None, Expected::Document, Some(&tcp.process)),
-        ("(d) envoy-cimd, Unix socket", "d", DOCUMENT, None, Expected::Document, Some(&unix.process)),
-        ("(e) `--static-cimd`", "e", DOCUMENT, None, Expected::Document, None),
-        ("(f) forged callback, JSON", "c", &callback, None, Expected::Refusal, Some(&tcp.process)),
-        ("(f) forged callback, page", "c", &callback, Some("text/html"), Expected::Refusal, Some(&tcp.process)),
-        ("(g) other traffic, no filter", "g", "/mcp", None, Expected::Other, None),
-        ("(g) other traffic, filter", "c", "/mcp", None, Expected::Other, Some(&tcp.process)),
-        ("(h) as (c), 100,000 routes", "h", DOCUMENT, None, Expected::Document, Some(&many.process)),
-        ("(h) as (f), 100,000 routes", "h", &callback, None, Expected::Refusal, Some(&many.process)),
+    for (key, name, listener, path, accept, expected, process) in [
+        ("a", "`direct_response`", "a", DOCUMENT, None, Expected::Document, None),
+        ("b", "the floor", "b", DOCUMENT, None, Expected::Document, Some(&floor.process)),
+        ("c", "envoy-cimd, TCP", "c", DOCUMENT, None, Expected::Document, Some(&tcp.process)),
+        ("d", "envoy-cimd, Unix socket", "d", DOCUMENT, None, Expected::Document, Some(&unix.process)),
+        ("e", "`--static-cimd`", "e", DOCUMENT, None, Expected::Document, None),
+        ("f", "forged callback, JSON", "c", &callback, None, Expected::Refusal, Some(&tcp.process)),
+        ("f page", "forged callback, page", "c", &callback, Some("text/html"), Expected::Refusal, Some(&tcp.process)),
+        ("g", "other traffic, no filter", "g", "/mcp", None, Expected::Other, None),
+        ("g filter", "other traffic, filter", "c", "/mcp", None, Expected::Other, Some(&tcp.process)),
+        ("h", "as (c), 100,000 routes", "h", DOCUMENT, None, Expected::Document, Some(&many.process)),
+        ("h refused", "as (f), 100,000 routes", "h", &callback, None, Expected::Refusal, Some(&many.process)),
     ] {
         let address = envoy.listener(listener).await;
         let path = path.to_owned();
         let host = if listener == "h" { Host::Many(ROUTES) } else { Host::One(configuration::host(listener)) };
-        variants.push(Variant { name, host, address, path, accept, expected, process });
+        let name = format!("({}) {name}", &key[..1]);
+        variants.push(Variant { key, name, host, address, path, accept, people: None, expected, process });
     }
     variants
 }
@@ -191,21 +185,4 @@ async fn assert_refused(admin: &str, forged: u64) {
     let refused = metric(admin, "envoy_cimd_requests_total{endpoint=\"callback\",outcome=\"bad_mac\"}").await;
     assert!(refused >= Some(forged), "{refused:?} of {forged} are counted");
     println!("\nAll {} forged callbacks ended as `bad_mac`; the choreographer saw none.", refused.unwrap_or_default());
-}
-
-/// A hundred thousand routes, ten times each: resident memory is what a request needs, not what there was.
-async fn memory() {
-    const TIMES: usize = 10;
-    let cimd = Cimd::start(&executable(), &[]).await;
-    let channel = channel(&cimd.ext_proc).await;
-    let mut kib = vec![resident(cimd.process.pid())];
-    for _ in 0..TIMES {
-        fetch_documents(&channel, 0..ROUTES).await;
-        kib.push(resident(cimd.process.pid()));
-    }
-    println!(
-        "\n## Memory\n\nResident at the start, and after each 100,000 requests for as many routes, in KiB: {kib:?}"
-    );
-    let last = kib.last().copied().unwrap_or_default();
-    println!("After a million requests at most 32 MiB: {}.", report::mark(last <= 32 * 1024));
 }

@@ -4,28 +4,36 @@ use std::net::SocketAddr;
 
 use crate::{
     configuration::{Host, document},
+    people::{People, TRANSPORT},
     stack::{Answered, Call, Client, Process},
-    wrk::wrk,
+    upstream::CAME,
+    wrk::{Load, Sent, wrk},
 };
 
 /// A request that is sent over and over.
 pub struct Variant<'a> {
-    pub name: &'static str,
+    /// Its letter, and what tells it from others of the same.
+    pub key: &'static str,
+    pub name: String,
     pub host: Host,
     pub address: SocketAddr,
     pub path: String,
     pub accept: Option<&'static str>,
+    /// Who sends it, where it is an MCP request.
+    pub people: Option<People>,
     pub expected: Expected,
     /// Whose CPU time is measured beside Envoy's.
     pub process: Option<&'a Process>,
 }
 
 /// What every answer must be.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Expected {
     Document,
     Refusal,
     Other,
+    /// The upstream's, to a request that came with this `authorization`, or with none.
+    Upstream(Option<String>),
 }
 
 /// One measurement.
@@ -41,19 +49,32 @@ pub struct Sample {
 }
 
 impl Variant<'_> {
+    /// Whether it has one of these letters; no letters are all.
+    pub fn is_among(&self, letters: &str) -> bool {
+        letters.is_empty() || self.key.chars().next().is_some_and(|letter| letters.contains(letter))
+    }
+
     /// Asks once, and looks at the answer.
     pub async fn check(&self) {
         let mut call = Call::get(&self.host.first(), &self.path);
         for (name, value) in self.headers() {
             call = call.header(name, value);
         }
-        let answer = Client::plain(self.address).send(http::Version::HTTP_11, call).await.expect(self.name);
-        match self.expected {
+        if let Some(people) = &self.people {
+            call = people.first(call);
+        }
+        let answer = Client::plain(self.address).send(http::Version::HTTP_11, call).await.expect(&self.name);
+        match &self.expected {
             Expected::Document => self.check_document(&answer),
             Expected::Refusal => {
                 assert_eq!((answer.status, answer.all("cache-control")), (400, vec!["no-store"]), "{answer:?}");
             }
             Expected::Other => assert_eq!((answer.status, answer.text()), (200, "other traffic")),
+            Expected::Upstream(token) => {
+                assert_eq!(answer.status, 200, "{}: {answer:?}", self.name);
+                let came = answer.all(CAME);
+                assert!(came.iter().copied().eq(token.as_deref()), "{}: with another token, or none", self.name);
+            }
         }
     }
 
@@ -65,15 +86,22 @@ impl Variant<'_> {
         }
     }
 
+    /// Makes connections, caches and pages of memory be there before anything counts; where everybody is to have sent a
+    /// request just now, lets them.
+    pub async fn prepare(&self, connections: usize) {
+        let mut requests = 0;
+        while requests < self.people.as_ref().map_or(0, People::to_greet) {
+            requests += self.load(1, connections).await.requests;
+        }
+    }
+
     /// Sends it for a while, on some connections at once.
     pub async fn measure(&self, envoy: &Process, seconds: usize, connections: usize) -> Sample {
+        self.prepare(connections).await;
         let processes = [Some(envoy), self.process];
         let before = processes.map(|process| process.map(Process::cpu));
-        let load = wrk(self.address, &self.host, &self.path, &self.headers(), seconds, connections).await;
+        let load = self.load(seconds, connections).await;
         let after = processes.map(|process| process.map(Process::cpu));
-        assert!(load.requests > 0 && load.broken == 0, "{}: {} requests broke", self.name, load.broken);
-        let refused = if self.expected == Expected::Refusal { load.requests } else { 0 };
-        assert_eq!(load.refused, refused, "{}: answers of 400 and above", self.name);
         let million = load.requests as f64 / 1e6;
         let mut costs =
             before.into_iter().zip(after).map(|(before, after)| Some((after? - before?).as_secs_f64() / million));
@@ -87,9 +115,28 @@ impl Variant<'_> {
         }
     }
 
+    /// No request may break, or be answered as it should not be.
+    async fn load(&self, seconds: usize, connections: usize) -> Load {
+        let (host, headers) = (self.host.first(), self.headers());
+        let script = match &self.people {
+            Some(people) => people.script(),
+            None => self.host.script(),
+        };
+        let sent = Sent { address: self.address, host: &host, path: &self.path, headers: &headers, script };
+        let load = wrk(sent, seconds, connections).await;
+        if let Some(people) = &self.people {
+            people.sent(load.requests);
+        }
+        assert!(load.requests > 0 && load.broken == 0, "{}: {} requests broke", self.name, load.broken);
+        let refused = if self.expected == Expected::Refusal { load.requests } else { 0 };
+        assert_eq!(load.refused, refused, "{}: answers of 400 and above", self.name);
+        load
+    }
+
     fn headers(&self) -> Vec<(&'static str, &'static str)> {
         let mut headers = vec![("x-forwarded-proto", "https")];
         headers.extend(self.accept.map(|accept| ("accept", accept)));
+        headers.extend(self.people.iter().flat_map(|_| TRANSPORT));
         headers
     }
 }

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use serde::Deserialize;
 use tokio::process::Command;
 
-use crate::configuration::{Host, host};
-
 /// What wrk saw.
 #[derive(Deserialize)]
 pub struct Load {
@@ -21,7 +19,16 @@ pub struct Load {
     pub broken: u64,
 }
 
-/// Where there is one host, only the report is ours to write: a script that made requests would cost time.
+/// What wrk sends.
+pub struct Sent<'a> {
+    pub address: SocketAddr,
+    pub host: &'a str,
+    pub path: &'a str,
+    pub headers: &'a [(&'static str, &'static str)],
+    /// Lua that makes each request, where they are not all the same: that costs time.
+    pub script: String,
+}
+
 const REPORT: &str = r#"
 done = function(summary, latency)
   local errors = summary.errors
@@ -32,43 +39,18 @@ done = function(summary, latency)
 end
 "#;
 
-/// With several hosts to ask in turn, none soon after itself, from any of them on: a short run does not come to all.
-fn turns(hosts: usize) -> String {
-    format!(
-        "math.randomseed(os.time())\n\
-         local turn = math.random(0, {hosts} - 1)\n\
-         request = function()\n\
-           turn = (turn + 7919) % {hosts}\n\
-           wrk.headers['Host'] = string.format('{}', turn)\n\
-           return wrk.format()\n\
-         end\n",
-        host("%06d")
-    )
-}
-
-pub async fn wrk(
-    address: SocketAddr,
-    host: &Host,
-    path: &str,
-    headers: &[(&str, &str)],
-    seconds: usize,
-    connections: usize,
-) -> Load {
+pub async fn wrk(sent: Sent<'_>, seconds: usize, connections: usize) -> Load {
     let dir = tempfile::tempdir().expect("a folder");
     let script = dir.path().join("report.lua");
-    let turns = match host {
-        Host::One(_) => String::new(),
-        Host::Many(hosts) => turns(*hosts),
-    };
-    std::fs::write(&script, turns + REPORT).expect("the script");
+    std::fs::write(&script, sent.script + REPORT).expect("the script");
     let mut command = Command::new("wrk");
     command.args(["--threads=1", &format!("--connections={connections}"), &format!("--duration={seconds}s")]);
     // In this spelling, or wrk sends one of its own beside it.
-    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {}", host.first()));
-    for (name, value) in headers {
+    command.arg("--script").arg(script).arg("--header").arg(format!("Host: {}", sent.host));
+    for (name, value) in sent.headers {
         command.arg("--header").arg(format!("{name}: {value}"));
     }
-    let output = command.arg(format!("http://{address}{path}")).output().await.expect("wrk runs");
+    let output = command.arg(format!("http://{}{}", sent.address, sent.path)).output().await.expect("wrk runs");
     let text = String::from_utf8_lossy(&output.stdout);
     let load = text.lines().find_map(|line| serde_json::from_str(line).ok());
     load.unwrap_or_else(|| panic!("wrk: {text}{}", String::from_utf8_lossy(&output.stderr)))
