@@ -263,8 +263,7 @@ fn kept(routes: usize) -> (Runtime, Arc<Cached>) {
 
 /// Tokens that are kept for so long, and where look-ups run.
 fn tokens(token_cache: Duration) -> (Runtime, Arc<Cached>) {
-    let config =
-        traffic::Config { token_cache, max_cached_tokens: 2 * ROUTES[2] as u64, ..traffic::Config::default() };
+    let config = traffic::Config { token_cache, max_cached_tokens: 2 * ROUTES[2] as u64, ..traffic::Config::default() };
     let limits = endpoint::Config::default().limits.calls;
     (Runtime::new().expect("a runtime"), config.cached(Arc::new(OneToken), limits, Default::default()))
 }

@@ -61,7 +61,10 @@ async fn tokens() {
          kept, in KiB: {kib:?}"
     );
     let each = (kib[1] - kib[0]) as f64 / (most as f64 / 1000.0);
-    println!("That is {each:.0} KiB for 1,000 tokens, and bounded: {}.", report::mark(kib[4] - kib[0] <= (kib[1] - kib[0]) * 3 / 2));
+    println!(
+        "That is {each:.0} KiB for 1,000 tokens, and bounded: {}.",
+        report::mark(kib[4] - kib[0] <= (kib[1] - kib[0]) * 3 / 2)
+    );
 }
 
 /// Each has a token.

@@ -54,7 +54,8 @@ pub const TRANSPORT: [(&str, &str); 4] = [
 
 const ISSUER: &str = "https://idp.bench.example";
 const AUTHORIZATION_SERVER: &str = "https://as.bench.example";
-const BODY: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search","arguments":{"q":"envoy"}}}"#;
+const BODY: &str =
+    r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"search","arguments":{"q":"envoy"}}}"#;
 /// As long as the access tokens are that are JWTs.
 const TOKEN_LENGTH: usize = 1000;
 /// How far the next one is: nobody comes soon after themselves.
@@ -111,9 +112,7 @@ impl People {
 
 /// The stand-in for an authentication filter.
 pub fn who() -> serde_json::Value {
-    let rule = |header, key| {
-        json!({"header": header, "remove": true, "on_header_present": {"metadata_namespace": NAMESPACE, "key": key}})
-    };
+    let rule = |header, key| json!({"header": header, "remove": true, "on_header_present": {"metadata_namespace": NAMESPACE, "key": key}});
     json!({"name": NAMESPACE, "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.filters.http.header_to_metadata.v3.Config",
         "request_rules": [rule("x-issuer", "iss"), rule("x-subject", "sub")],

@@ -28,7 +28,9 @@ pub async fn count() {
     let channel = grpc::channel(&cimd.ext_proc).await;
     // The connection is made, and the script is there.
     people::ask(&channel, 1, upstream).await;
-    println!("\n## Redis\n\n| one person asks | requests | `EVALSHA` a minute | all commands |\n| --- | ---: | ---: | --- |");
+    println!(
+        "\n## Redis\n\n| one person asks | requests | `EVALSHA` a minute | all commands |\n| --- | ---: | ---: | --- |"
+    );
     for every in [Duration::from_millis(20), Duration::from_secs(1), Duration::from_secs(6)] {
         // What was kept for the last row is over.
         tokio::time::sleep(Duration::from_secs(6)).await;
@@ -61,7 +63,8 @@ async fn start(dir: &Path) -> (Process, String) {
 async fn commands(url: &str) -> BTreeMap<String, i64> {
     let client = ::redis::Client::open(url).expect("a URL");
     let mut connection = client.get_multiplexed_async_connection().await.expect("Redis");
-    let stats: String = ::redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("statistics");
+    let stats: String =
+        ::redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("statistics");
     let calls = |line: &str| {
         let (command, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
         Some((command.to_owned(), rest.split(',').next()?.parse().ok()?))

@@ -32,7 +32,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
     let (mut head, body) = request.into_parts();
     // What breaks off here is what wrk ended.
     let _ = body.collect().await;
-    let mut response = Response::new(Full::new(Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"result":{"content":[]}}"#)));
+    let mut response =
+        Response::new(Full::new(Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"result":{"content":[]}}"#)));
     let headers = response.headers_mut();
     headers.insert("content-type", http::HeaderValue::from_static("application/json"));
     if head.headers.contains_key(SHOW)

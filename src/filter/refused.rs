@@ -28,7 +28,7 @@ use crate::{
         error::Cause,
         tokens::{self, RefusedStatus, Renewal, TokenError, TokenOwner, UpstreamTokens},
     },
-    model::{challenge::Challenge, origin::Origin, paths::Part, scope::MAX_SCOPE, shares::ShareLimits},
+    model::{challenge::Challenge, page_origin::PageOrigin, paths::Part, scope::MAX_SCOPE, shares::ShareLimits},
     telemetry::metrics::Metrics,
 };
 
@@ -39,7 +39,7 @@ const MAX_URL: usize = 2048;
 pub struct Refused {
     routes: McpRoutes,
     /// The web origins, besides each route's own, whose pages may send MCP requests.
-    allow_origins: Vec<Origin>,
+    allow_origins: Vec<PageOrigin>,
     reports: Reports,
     desk: Arc<Desk>,
 }
