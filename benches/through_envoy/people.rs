@@ -150,6 +150,7 @@ pub async fn put(open: &Opened, people: std::ops::Range<usize>, upstream: &str) 
             tag: Some(TokenTag(std::array::from_fn(|byte| (person >> (8 * (byte % 4))) as u8))),
             refused: None,
             ended: false,
+            step_up: Default::default(),
         };
         let sealed = open.seal(Place::Token(&key), &record).expect("a key");
         open.store.put_token(key, route, sealed).await.expect("it is kept");
