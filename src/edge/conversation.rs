@@ -46,7 +46,7 @@ pub struct Conversation {
 enum State {
     /// A message of Envoy's.
     Listening,
-    /// The end of a call. Whoever sends nothing more meanwhile need not be listened to.
+    /// The end of a call. Envoy sends nothing meanwhile.
     Calling(Asked, BoxFuture<'static, Verdict>),
     /// The body, or the end of its time.
     Awaiting { until: Pin<Box<Sleep>>, then: Box<dyn FnOnce(Body) -> Verdict + Send> },
@@ -175,7 +175,7 @@ impl Conversation {
         }
     }
 
-    /// Whether Envoy's next message can wait for an answer of ours.
+    /// Whether the next thing said is ours.
     pub fn is_calling(&self) -> bool {
         matches!(self.state, State::Calling(..))
     }
@@ -427,6 +427,19 @@ mod tests {
         assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
         assert!(is_silent(&mut stream).await && !stream.is_calling());
         assert!(is_reply(&tell(&mut stream, body(0, true)).await.expect("an answer")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_may_end_with_a_wish_for_the_body() {
+        let mut stream = stream(|_| {
+            Verdict::Later(Box::pin(async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                await_body(|_| reply())
+            }))
+        });
+        assert_eq!(tell(&mut stream, headers(false)).await.expect("an answer"), write::more_time(24));
+        assert_eq!(next(&mut stream).await.expect("an answer"), write::ask_for_body());
+        assert!(is_reply(&tell(&mut stream, body(1, true)).await.expect("an answer")));
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use super::codec::Codec;
 
 /// How long a message may be, in bytes. A longer one ends its stream with an error, and nothing of the request goes on.
 /// Only a request's body makes a message long: what Envoy's buffers hold of it, which is little more than the printed
-/// `initial_stream_window_size`.
+/// `initial_stream_window_size`. A stream keeps that much memory until it ends.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// The service's one method.

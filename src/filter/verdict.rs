@@ -65,7 +65,8 @@ pub struct AwaitedBody {
 /// As much of a request's body as came.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
-    /// The first bytes, or all of them; none where trailers came instead.
+    /// The first bytes, or all of them; none where trailers came instead. Where `whole` is false more may be missing, or
+    /// nothing: Envoy says that a body has ended only where no trailers follow.
     Came { bytes: Bytes, whole: bool },
     /// It did not come in time.
     Late,
