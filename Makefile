@@ -40,7 +40,7 @@ demo: $(NEEDS_ENVOY) ## three MCP routes, and authorization servers to connect t
 test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
 	cargo test --locked $(ARGS)
 
-test-redis: redis-needs ## the store against a real redis-server (on Debian, root gets it installed)
+test-redis: $(NEEDS_ENVOY) redis-needs ## the store against a real redis-server (on Debian, root gets it installed)
 	cargo test --locked --test integration -- --ignored $(or $(ARGS),redis_)
 
 soak: $(NEEDS_ENVOY) redis-needs ## SOAK_SECONDS (600) of everything at once while parts die; kill -9 at SOAK_POINTS (100) of flows and refreshes

@@ -72,7 +72,7 @@ async fn a_choreographer_that_is_down_or_hangs() {
 }
 
 #[tokio::test]
-#[ignore = "needs redis-server: make store"]
+#[ignore = "needs redis-server: make test-redis"]
 async fn redis_that_is_down() {
     let dir = tempfile::tempdir().expect("a folder");
     let mut redis = Redis::start(dir.path(), &[], "--port").await;
