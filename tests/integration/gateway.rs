@@ -167,6 +167,12 @@ impl Gateway {
         self.world.https().send(Version::HTTP_2, call).await.expect("an answer")
     }
 
+    /// Waits until envoy-cimd has no more than so many requests under way.
+    pub async fn has_at_most(&self, streams: u64) {
+        let has = async { while self.world.metric("envoy_cimd_streams").await > Some(streams) {} };
+        timeout(PATIENCE, has).await.unwrap_or_else(|_| panic!("there are more than {streams} streams"));
+    }
+
     /// Waits until envoy-cimd has so many requests under way.
     pub async fn has_streams(&self, streams: u64) {
         let has = async { while self.world.metric("envoy_cimd_streams").await != Some(streams) {} };
