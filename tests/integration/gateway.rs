@@ -202,15 +202,20 @@ impl Gateway {
     }
 
     /// No log, metric or trace holds a token or a tag, nor what callers sent.
-    pub async fn finish(self) {
+    pub async fn finish(mut self) {
         let admin = self.world.cimd.admin.parse().expect("an address");
         let (_, metrics) = get(admin, "/metrics").await.expect("metrics");
+        // Each to its end: Envoy writes its access log now and then.
+        for process in [&mut self.world.envoy.process, &mut self.world.cimd.process] {
+            process.stop().await;
+        }
         let mut kept = vec![
             ("envoy-cimd", self.world.cimd.process.output()),
             ("envoy", self.world.envoy.process.output()),
             ("metrics", String::from_utf8(metrics.to_vec()).expect("text")),
         ];
-        if let Some(choreographer) = &self.choreographer {
+        if let Some(choreographer) = &mut self.choreographer {
+            choreographer.process.stop().await;
             kept.push(("choreographer", choreographer.process.output()));
         }
         let mut secrets = self.secrets.into_inner().expect("secrets");
