@@ -332,7 +332,7 @@ async fn the_token_takes_the_place_of_the_callers_credentials() {
         assert!(!format!("{edits:?}").contains("Bearer"));
     }
     assert_eq!(gateway.tokens.calls(), 1, "the others are hits");
-    assert!(gateway.metric("envoy_cimd_handed_out_total 7"));
+    assert!(gateway.metric("envoy_cimd_handed_out_total 8"));
 }
 
 /// None of the caller's credentials is even asked for.

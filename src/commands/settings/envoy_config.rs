@@ -48,8 +48,8 @@ pub struct EnvoyConfig {
     #[arg(long, env = "ENVOY_CIMD_INSECURE_TRAFFIC", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub insecure_traffic: bool,
-    /// A web origin, besides each route's own, whose pages may send MCP requests: Envoy answers their preflights.
-    /// Repeatable.
+    /// A web origin, besides each route's own, whose pages may send MCP requests: Envoy answers their preflights. https, or
+    /// http on loopback. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub allow_origin: Vec<PageOrigin>,
     /// Let Envoy listen on loopback unless told otherwise, since everybody who reaches it is one person.

@@ -83,8 +83,9 @@ pub struct Limits {
     /// find room. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
     pub max_streams: usize,
-    /// How many calls of the choreographer may be under way for presses of the button, as many again for callbacks, and
-    /// for pages: each holds a stream, for seconds. Those above get 503; a page is shown without its call.
+    /// How many calls of the choreographer may be under way for presses of the button, as many again for callbacks, for
+    /// pages, and for look-ups of tokens: each holds a stream, for seconds. Those above get 503; a page is shown without
+    /// its call.
     #[arg(long, env = "ENVOY_CIMD_MAX_CALLS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
     pub max_calls: usize,
     /// How many of each kind one user may have under way, so that the others can sign in; --single-user has 50 times as
