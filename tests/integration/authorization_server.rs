@@ -350,7 +350,14 @@ async fn unserved(State(shared): State<Arc<Shared>>, uri: Uri) -> StatusCode {
 async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<String>) -> Response {
     shared.fetches.lock().expect("fetches").push(format!("server {name}"));
     let issuer = format!("{}/{name}", shared.issuer.lock().expect("issuer"));
-    let mut document = json!({
+    let mut document = metadata_of(&issuer);
+    (shared.lies[name.as_str()].metadata)(&mut document);
+    axum_json(&document)
+}
+
+/// The metadata of a server that can be used.
+pub fn metadata_of(issuer: &str) -> Value {
+    json!({
         "issuer": issuer,
         "authorization_endpoint": format!("{issuer}/authorize"),
         "token_endpoint": format!("{issuer}/token"),
@@ -361,9 +368,7 @@ async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Stri
         "scopes_supported": ["read", "write", "offline_access"],
         "authorization_response_iss_parameter_supported": true,
         "client_id_metadata_document_supported": true,
-    });
-    (shared.lies[name.as_str()].metadata)(&mut document);
-    axum_json(&document)
+    })
 }
 
 fn axum_json(document: &Value) -> Response {

@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use url::Url;
 
 use crate::{
-    authorization_server::HOST,
+    authorization_server::{HOST, metadata_of},
     flow::press_shown,
     stack::{Answered, Call, Certificates, browser::parameter, tls_listener},
     world::{CALLBACK, START, Wish, World, virtual_hosts, without_metadata},
@@ -348,18 +348,7 @@ impl Site {
                 "authorization_servers": [issuer],
                 "scopes_supported": ["listed"],
             }),
-            metadata: json!({
-                "issuer": issuer,
-                "authorization_endpoint": format!("{issuer}/authorize"),
-                "token_endpoint": format!("{issuer}/token"),
-                "revocation_endpoint": format!("{issuer}/revoke"),
-                "response_types_supported": ["code"],
-                "grant_types_supported": ["authorization_code", "refresh_token"],
-                "code_challenge_methods_supported": ["S256"],
-                "scopes_supported": ["read", "write", "offline_access"],
-                "authorization_response_iss_parameter_supported": true,
-                "client_id_metadata_document_supported": true,
-            }),
+            metadata: metadata_of(&issuer),
             token: json_of(&json!({"access_token": "SECRET", "token_type": "Bearer", "expires_in": 3600})),
             iss: None,
             pin: None,
