@@ -27,7 +27,7 @@ pub enum DiscoveryError {
     FirstOf(Box<Self>, Others),
     #[error(
         "the upstream {0} answers who comes without a token, and there is no metadata of it anywhere: this server needs no \
-         sign-in, and can be used without connecting"
+         sign-in. Its route is to be without the filter that puts tokens in, which lets nothing go on without one"
     )]
     NoSignIn(String),
     #[error("the upstream {0}: to look it up, and its authorization server, took longer than {1:?} in all")]
