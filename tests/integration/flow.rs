@@ -121,8 +121,12 @@ impl Flows {
     }
 
     /// No log, metric or trace holds what a browser or an authorization server must keep to themselves.
-    pub async fn finish(self) {
+    pub async fn finish(mut self) {
         let (_, metrics) = get(self.world.cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+        // What they print is there to its end when they are gone.
+        self.world.cimd.process.stop().await;
+        self.world.envoy.process.signal("-KILL");
+        self.world.envoy.process.ended().await;
         let mut secrets = self.secrets.lock().expect("secrets").clone();
         secrets.extend([CODE.to_owned(), "SECRET".to_owned(), "%3Cscript".to_owned(), "<script".to_owned()]);
         let kept = [

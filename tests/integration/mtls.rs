@@ -253,7 +253,7 @@ async fn certificates_of_the_tokens_are_read_again() {
     for (flags, changed, own) in [(shared.clone(), &cimd, false), ([&shared[..], &own_files].concat(), &own, true)] {
         let filter = Cimd::start(&executable(), &flags).await;
         let output = filter.process.output();
-        assert!(output.contains("\"roles\":\"endpoints, traffic\""), "{output}");
+        assert!(output.contains("\"roles\":\"endpoints, traffic, refused\""), "{output}");
         let fresh = new.issue("fresh", CIMD);
         for (to, from) in [(&changed.cert, &fresh.cert), (&changed.key, &fresh.key)] {
             std::fs::copy(from, to).expect("copied");
