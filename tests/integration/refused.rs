@@ -632,7 +632,8 @@ async fn a_refusal_without_envoy_cimd() {
     let waiting =
         tokio::spawn(async move { client.send(Version::HTTP_2, person(mcp(NOTES, "/notes/mcp"), "i", "ann")).await });
     came.acquire().await.expect("open").forget();
-    bed.world.cimd.process.stop().await;
+    bed.world.cimd.process.signal("-KILL");
+    bed.world.cimd.process.ended().await;
     gate.add_permits(1);
     let answer = waiting.await.expect("no panic").expect("an answer");
     assert_eq!(answer.status, 503, "{answer:?}");
