@@ -284,5 +284,5 @@ async fn tokens_of_another_process_over_a_unix_socket() {
     let flags = ["--choreographer", &listen, "--tokens", &tokens, "--state-keys", &keys, "--listen", &ext_proc];
     let cimd = Cimd::start(&executable(), &flags).await;
     let output = cimd.process.output();
-    assert!(output.contains("\"roles\":\"endpoints, traffic\""), "{output}");
+    assert!(output.contains("\"roles\":\"endpoints, traffic, refused\""), "{output}");
 }
