@@ -27,7 +27,8 @@ http.createServer(async (request, response) => {
   const answerJson = (body) => answer(200, { 'content-type': 'application/json' }, JSON.stringify(body));
   if (request.url === METADATA) {
     // RFC 9728.
-    return answerJson({ resource: RESOURCE, authorization_servers: [issuer], bearer_methods_supported: ['header'] });
+    // Without a scope, this authorization server would give nothing (RFC 6749, section 3.3).
+    return answerJson({ resource: RESOURCE, authorization_servers: [issuer], scopes_supported: ['mcp'] });
   }
   if (request.method === 'GET' && request.headers.accept?.includes('text/html')) {
     // Where the connect page sends a person on to.
