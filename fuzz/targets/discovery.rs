@@ -7,14 +7,14 @@ use std::sync::LazyLock;
 
 use envoy_cimd::{
     exchange::discovery::{
-        challenge::Challenge,
         documents::{
-            Document, ResourceMetadata, ServerMetadata, asks_for_metadata, resource_addresses, server_addresses,
+            Document, ResourceMetadata, ServerMetadata, asks_for_metadata, named_address, resource_addresses,
+            server_addresses,
         },
         error::{MAX_SCOPE, MAX_URL},
         members::Members,
     },
-    model::{issuer::is_same, scope::Scope},
+    model::{challenge::Challenge, issuer::is_same, scope::Scope},
     net::outgoing::{Config, Outgoing},
 };
 use envoy_cimd_fuzz::{at_both_sizes, is_public};
@@ -42,8 +42,8 @@ fn check(text: &str) {
 /// The issuer, the resource and the scope that the upstream's words come to.
 fn upstream(challenge: &str, metadata: &str) -> (String, String, Scope) {
     let unnamed = ("https://as.example".to_owned(), UPSTREAM.to_string(), Scope::default());
-    let challenge = Challenge::read(&challenges(challenge));
-    match challenge.address() {
+    let challenge = Challenge::read(challenges(challenge).get_all(WWW_AUTHENTICATE).iter().map(HeaderValue::as_bytes));
+    match named_address(&challenge) {
         Ok(Some(url)) => {
             assert!(url.as_str().len() <= MAX_URL + 50 && url.username().is_empty());
             // What is exempt on the upstream's own origin.
