@@ -7,7 +7,7 @@ use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
     contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
-    edge::{conversation::Conversation, roles::RoleName},
+    edge::{codec::Answer, conversation::Conversation, roles::RoleName},
     filter::{
         browser::BrowserCookie,
         endpoint::{self, Endpoints},
@@ -28,16 +28,13 @@ use envoy_cimd::{
     },
 };
 use envoy_types::pb::{
-    envoy::{
-        config::core::v3::Metadata,
-        service::ext_proc::v3::{ProcessingRequest, processing_response::Response},
-    },
+    envoy::{config::core::v3::Metadata, service::ext_proc::v3::ProcessingRequest},
     google::protobuf::{Struct, Value, value::Kind},
 };
 use prost::Message;
 use tokio::runtime::Runtime;
 
-use crate::stack::in_process::{CALLBACK, answer, attribute, document_of, endpoints, forged, message};
+use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message, said};
 
 #[path = "../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
@@ -98,7 +95,7 @@ fn answers(
     let mut origins = origins(routes);
     bencher.with_inputs(|| message(&origins())).bench_local_values(|message| {
         buffer.clear();
-        answer(endpoints, message).encode(&mut buffer)
+        said(endpoints, message).encode(&mut buffer)
     });
 }
 
@@ -211,7 +208,7 @@ fn mcp_request(bencher: Bencher<'_, '_>, people: usize) {
         buffer.clear();
         let mut stream = Conversation::new(Arc::clone(&traffic), RoleName::Traffic);
         let answer = stream.take(message, Some(&source)).expect("a message that is known").expect("an answer at once");
-        assert!(matches!(answer.response, Some(Response::RequestHeaders(_))));
+        assert!(matches!(answer, Answer::Again(_)));
         answer.encode(&mut buffer)
     });
 }

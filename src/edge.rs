@@ -1,6 +1,6 @@
 //! Envoy's protocol: messages in, answers out.
 
-pub(crate) mod codec;
+pub mod codec;
 pub mod conversation;
 pub mod ext_proc;
 pub mod read;

@@ -11,7 +11,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use envoy_cimd::{edge::server::Server, net::grpc::server};
+use envoy_cimd::{
+    edge::{codec::Answer, server::Server},
+    net::grpc::server,
+};
 use envoy_types::pb::{
     envoy::{
         config::core::v3::{HeaderValue, HeaderValueOption, header_value_option::HeaderAppendAction},
@@ -131,7 +134,7 @@ impl Authorization for Checks {
 struct Constant(Arc<ProcessingResponse>);
 
 impl StreamingService<ProcessingRequest> for Constant {
-    type Response = ProcessingResponse;
+    type Response = Answer;
     type ResponseStream = Answers;
     type Future = Ready<Result<tonic::Response<Answers>, Status>>;
 
@@ -148,7 +151,7 @@ struct Answers {
 }
 
 impl Stream for Answers {
-    type Item = Result<ProcessingResponse, Status>;
+    type Item = Result<Answer, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
@@ -156,7 +159,7 @@ impl Stream for Answers {
                 Some(Ok(_)) if self.replied => {}
                 Some(Ok(_)) => {
                     self.replied = true;
-                    return Poll::Ready(Some(Ok(ProcessingResponse::clone(&self.answer))));
+                    return Poll::Ready(Some(Ok(ProcessingResponse::clone(&self.answer).into())));
                 }
                 Some(Err(status)) => return Poll::Ready(Some(Err(status))),
                 None => return Poll::Ready(None),

@@ -12,16 +12,18 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
     CommonResponse, HttpBody, ProcessingRequest, ProcessingResponse, processing_request::Request as Phase,
 };
 use futures_util::{FutureExt, future::BoxFuture};
+use prost::Message;
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
 
 use super::{
+    codec::Answer,
     read::{request, response, sources},
     roles::RoleName,
     tags, write,
 };
 use crate::{
-    filter::verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+    filter::verdict::{AwaitedBody, Body, Edits, Role, Said, Verdict},
     model::user::UserSource,
 };
 
@@ -38,8 +40,8 @@ pub struct Conversation {
     asked_for_time: bool,
     /// Whether the request's headers came: what follows them was decided with them.
     has_headers: bool,
-    /// The headers that were set or removed of a request that went on: its trailers must not have them either.
-    withheld: Vec<&'static str>,
+    /// What was changed of a request that went on: its trailers must not have those headers either.
+    forwarded: Option<Arc<Said<Edits>>>,
 }
 
 /// What comes next.
@@ -78,7 +80,7 @@ impl Conversation {
             state: State::Listening,
             asked_for_time: false,
             has_headers: false,
-            withheld: Vec::new(),
+            forwarded: None,
         }
     }
 
@@ -87,11 +89,7 @@ impl Conversation {
     ///
     /// # Errors
     /// A message of a kind that is not known, or out of turn.
-    pub fn take(
-        &mut self,
-        message: ProcessingRequest,
-        users: Option<&UserSource>,
-    ) -> Result<Option<ProcessingResponse>, Status> {
+    pub fn take(&mut self, message: ProcessingRequest, users: Option<&UserSource>) -> Result<Option<Answer>, Status> {
         let state = mem::replace(&mut self.state, State::Listening);
         if matches!(state, State::Replied) {
             self.state = state;
@@ -115,7 +113,7 @@ impl Conversation {
             (_, Phase::RequestHeaders(_)) if message.observability_mode => {
                 static WARNED: Once = Once::new();
                 WARNED.call_once(|| tracing::warn!("the filter is in observability_mode, so nothing is served"));
-                Ok(Some(write::untouched(phase)))
+                Ok(Some(write::untouched(phase).into()))
             }
             (_, Phase::RequestHeaders(headers)) => {
                 self.has_headers = true;
@@ -129,8 +127,9 @@ impl Conversation {
             {
                 Err(Status::failed_precondition("a body or trailers without the request's headers"))
             }
-            (_, Phase::RequestTrailers(_)) if !self.withheld.is_empty() => {
-                Ok(Some(write::trailers_without(&self.withheld)))
+            (state, Phase::RequestTrailers(_)) if let Some(edits) = &self.forwarded => {
+                self.state = state;
+                Ok(Some(write::trailers_without(edits).into()))
             }
             (State::Listening, Phase::ResponseHeaders(headers)) if !message.observability_mode => {
                 let verdict = self.role.judge(&response(headers, &message), &sources(&message, users));
@@ -139,13 +138,13 @@ impl Conversation {
             // What else there is passes.
             (state, _) => {
                 self.state = state;
-                Ok(Some(write::untouched(phase)))
+                Ok(Some(write::untouched(phase).into()))
             }
         }
     }
 
     /// The next answer that takes no further message: after a call, or where a body did not come in time.
-    pub fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<ProcessingResponse, Status>> {
+    pub fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<Answer, Status>> {
         loop {
             let (asked, verdict) = match &mut self.state {
                 State::Calling(asked, call) => match call.poll_unpin(context) {
@@ -154,7 +153,7 @@ impl Conversation {
                     Poll::Pending if self.asked_for_time || *asked == Asked::Nothing => return Poll::Pending,
                     Poll::Pending => {
                         self.asked_for_time = true;
-                        return Poll::Ready(Ok(write::more_time(self.patience)));
+                        return Poll::Ready(Ok(write::more_time(self.patience).into()));
                     }
                 },
                 State::Awaiting { until, .. } => {
@@ -181,13 +180,17 @@ impl Conversation {
     }
 
     /// Says a verdict, or notes what it waits for.
-    fn settle(&mut self, asked: Asked, verdict: Verdict) -> Result<Option<ProcessingResponse>, Status> {
+    fn settle(&mut self, asked: Asked, verdict: Verdict) -> Result<Option<Answer>, Status> {
         match verdict {
-            Verdict::Pass => goes_on(asked, None).map(Some),
-            Verdict::Forward(edits) => self.forward(asked, &edits).map(Some),
+            Verdict::Pass => goes_on(asked, None).map(|answer| Some(answer.into())),
+            Verdict::Forward(edits) => self.forward(asked, edits).map(Some),
             Verdict::Reply(reply) => {
                 self.state = State::Replied;
-                Ok(Some(write::immediate(reply)))
+                Ok(Some(write::immediate(&reply).into()))
+            }
+            Verdict::SameReply(reply) => {
+                self.state = State::Replied;
+                Ok(Some(Answer::Again(reply.encoded(|reply| write::immediate(reply).encode_to_vec()))))
             }
             Verdict::Later(call) => {
                 self.state = State::Calling(asked, call);
@@ -196,7 +199,7 @@ impl Conversation {
             Verdict::Body(AwaitedBody { longest, then }) => match asked {
                 Asked::Headers { ends: false } => {
                     self.state = State::Awaiting { until: Box::pin(sleep(longest)), then };
-                    Ok(Some(write::ask_for_body()))
+                    Ok(Some(write::ask_for_body().into()))
                 }
                 Asked::Headers { ends: true } => {
                     let verdict = then(Body::Came { bytes: Bytes::new(), whole: true });
@@ -207,16 +210,27 @@ impl Conversation {
         }
     }
 
-    fn forward(&mut self, asked: Asked, edits: &Edits) -> Result<ProcessingResponse, Status> {
-        let mut answer = match asked {
+    fn forward(&mut self, asked: Asked, edits: Arc<Said<Edits>>) -> Result<Answer, Status> {
+        let answer = match asked {
+            // Most requests of most people: the token is the same for as long as it is kept.
+            Asked::Headers { .. } => Answer::Again(edits.encoded(|edits| headers(edits).encode_to_vec())),
             // Envoy would change the trailers by it.
             Asked::Trailers => return Err(Status::internal("headers cannot be changed when trailers came")),
-            _ => goes_on(asked, Some(write::change(edits)))?,
+            _ => ProcessingResponse {
+                dynamic_metadata: edits.tag.map(tags::tagged),
+                ..goes_on(asked, Some(write::change(&edits)))?
+            }
+            .into(),
         };
-        answer.dynamic_metadata = edits.tag.map(tags::tagged);
-        self.withheld = edits.set.iter().map(|(name, _)| *name).chain(edits.remove.iter().copied()).collect();
+        self.forwarded = Some(edits);
         Ok(answer)
     }
+}
+
+/// Lets a request go on with changed headers.
+fn headers(edits: &Edits) -> ProcessingResponse {
+    let changed = write::headers(Some(write::change(edits)));
+    ProcessingResponse { dynamic_metadata: edits.tag.map(tags::tagged), ..changed }
 }
 
 /// Lets a request or an answer go on, with a change or as it is.
@@ -302,13 +316,17 @@ mod tests {
     /// The answer to a message, which takes no time of this test's.
     async fn tell(stream: &mut Conversation, message: ProcessingRequest) -> Result<ProcessingResponse, Status> {
         match stream.take(message, None)? {
-            Some(answer) => Ok(answer),
+            Some(answer) => Ok(decoded(answer)),
             None => next(stream).await,
         }
     }
 
     async fn next(stream: &mut Conversation) -> Result<ProcessingResponse, Status> {
-        poll_fn(|context| stream.poll_answer(context)).await
+        poll_fn(|context| stream.poll_answer(context)).await.map(decoded)
+    }
+
+    fn decoded(answer: Answer) -> ProcessingResponse {
+        answer.decoded().expect("an answer")
     }
 
     async fn is_silent(stream: &mut Conversation) -> bool {
@@ -364,10 +382,10 @@ mod tests {
 
         let mut replied = stream(|_| reply());
         assert!(is_reply(&tell(&mut replied, headers(false)).await.expect("an answer")));
-        assert_eq!(replied.take(headers(false), None).expect("no error"), None, "nothing follows a reply");
+        assert!(replied.take(headers(false), None).expect("no error").is_none(), "nothing follows a reply");
         assert!(is_silent(&mut replied).await);
 
-        let mut forwarded = stream(|_| Verdict::Forward(edits()));
+        let mut forwarded = stream(|_| Verdict::Forward(Said::new(edits())));
         let answer = tell(&mut forwarded, headers(false)).await.expect("an answer");
         assert!(is_edited(&answer), "the change is another");
         assert_eq!((answer.mode_override, answer.override_message_timeout), (None, None));
@@ -387,14 +405,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_is_asked_for_once_and_where_it_is_needed() {
-        let at_once = stream(|_| Verdict::Later(Box::pin(async { Verdict::Forward(edits()) })));
+        let at_once = stream(|_| Verdict::Later(Box::pin(async { Verdict::Forward(Said::new(edits())) })));
         assert!(is_edited(&tell(&mut { at_once }, headers(false)).await.expect("an answer")));
 
         let slowly = || async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let after = async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                Verdict::Forward(edits())
+                Verdict::Forward(Said::new(edits()))
             };
             Verdict::Later(Box::pin(after))
         };
@@ -480,7 +498,7 @@ mod tests {
             await_body(|_| {
                 Verdict::Later(Box::pin(async {
                     tokio::time::sleep(Duration::from_secs(20)).await;
-                    Verdict::Forward(edits())
+                    Verdict::Forward(Said::new(edits()))
                 }))
             })
         });
@@ -489,7 +507,7 @@ mod tests {
         let answer = next(&mut stream).await.expect("an answer");
         assert!(matches!(answer.response, Some(Response::RequestBody(_))) && is_edited(&answer));
         let answer = tell(&mut stream, trailers()).await.expect("an answer");
-        assert_eq!(answer, write::trailers_without(&["authorization", "cookie", "proxy-authorization"]));
+        assert_eq!(answer, write::trailers_without(&edits()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -504,14 +522,14 @@ mod tests {
         let began = Instant::now();
         assert!(is_reply(&next(&mut stream).await.expect("an answer")));
         assert_eq!(began.elapsed(), LONGEST);
-        assert_eq!(stream.take(body(1, true), None).expect("no error"), None, "it comes too late");
+        assert!(stream.take(body(1, true), None).expect("no error").is_none(), "it comes too late");
     }
 
     /// What Envoy could not do as it is said ends the stream with an error: the request goes nowhere.
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_done_is_an_error() {
         type Wish = fn() -> Verdict;
-        let forward: Wish = || Verdict::Forward(edits());
+        let forward: Wish = || Verdict::Forward(Said::new(edits()));
         let another: Wish = || await_body(|_| reply());
         let code = |answer: Result<ProcessingResponse, Status>| answer.err().map(|status| status.code());
         // Headers cannot be changed when trailers came; a body is asked for in the answer to headers; nothing can be

@@ -7,11 +7,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use envoy_types::pb::envoy::service::ext_proc::v3::ProcessingRequest;
 use futures_util::Stream;
 use tonic::{Request, Response, Status, Streaming, server::StreamingService};
 
-use super::{conversation::Conversation, roles::Roles};
+use super::{codec::Answer, conversation::Conversation, roles::Roles};
 use crate::{
     filter::refusal_log::RefusalLog,
     model::user::UserSource,
@@ -81,7 +81,7 @@ impl ExtProc {
 }
 
 impl StreamingService<ProcessingRequest> for ExtProc {
-    type Response = ProcessingResponse;
+    type Response = Answer;
     type ResponseStream = Answers;
     type Future = Ready<Result<Response<Answers>, Status>>;
 
@@ -100,7 +100,7 @@ pub struct Answers {
 }
 
 impl Stream for Answers {
-    type Item = Result<ProcessingResponse, Status>;
+    type Item = Result<Answer, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;

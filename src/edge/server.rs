@@ -7,9 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use envoy_types::pb::envoy::service::ext_proc::v3::{
-    ProcessingRequest, ProcessingResponse, external_processor_server::SERVICE_NAME,
-};
+use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, external_processor_server::SERVICE_NAME};
 use futures_util::future::BoxFuture;
 use tonic::{
     Status,
@@ -18,7 +16,7 @@ use tonic::{
     server::{Grpc, NamedService, StreamingService},
 };
 
-use super::codec::Codec;
+use super::codec::{Answer, Codec};
 
 /// How long a message may be, in bytes. A longer one ends its stream with an error, and nothing of the request goes on.
 /// Only a request's body makes a message long: what Envoy's buffers hold of it, which is little more than the printed
@@ -44,7 +42,7 @@ impl<S> NamedService for Server<S> {
 
 impl<S, B> tower::Service<http::Request<B>> for Server<S>
 where
-    S: StreamingService<ProcessingRequest, Response = ProcessingResponse> + Clone + Send + 'static,
+    S: StreamingService<ProcessingRequest, Response = Answer> + Clone + Send + 'static,
     S::ResponseStream: Send + 'static,
     S::Future: Send,
     B: HttpBody + Send + 'static,
@@ -64,7 +62,7 @@ where
         }
         let streams = self.0.clone();
         Box::pin(async move {
-            let mut grpc = Grpc::new(Codec::default()).max_decoding_message_size(MAX_MESSAGE);
+            let mut grpc = Grpc::new(Codec).max_decoding_message_size(MAX_MESSAGE);
             Ok(grpc.streaming(streams, request).await)
         })
     }

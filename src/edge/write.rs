@@ -50,9 +50,10 @@ pub(super) fn trailers() -> ProcessingResponse {
     response(Response::RequestTrailers(TrailersResponse::default()))
 }
 
-/// Lets trailers go on without these.
-pub(super) fn trailers_without(names: &[&'static str]) -> ProcessingResponse {
-    let removed = HeaderMutation { remove_headers: owned(names), ..HeaderMutation::default() };
+/// Lets trailers go on without the headers that were changed.
+pub(super) fn trailers_without(edits: &Edits) -> ProcessingResponse {
+    let names = edits.set.iter().map(|(name, _)| *name).chain(edits.remove.iter().copied());
+    let removed = HeaderMutation { remove_headers: names.map(str::to_owned).collect(), ..HeaderMutation::default() };
     response(Response::RequestTrailers(TrailersResponse { header_mutation: Some(removed) }))
 }
 
@@ -86,26 +87,28 @@ pub(super) fn change(edits: &Edits) -> CommonResponse {
         append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
         ..HeaderValueOption::default()
     };
-    let mutation =
-        HeaderMutation { set_headers: edits.set.iter().map(set).collect(), remove_headers: owned(edits.remove) };
+    let mutation = HeaderMutation {
+        set_headers: edits.set.iter().map(set).collect(),
+        remove_headers: edits.remove.iter().map(|name| (*name).to_owned()).collect(),
+    };
     CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }
 }
 
 /// An answer in the place of the upstream's.
-pub(super) fn immediate(reply: Reply) -> ProcessingResponse {
+pub(super) fn immediate(reply: &Reply) -> ProcessingResponse {
     #[expect(deprecated, reason = "Envoy reads `append`: without it the last of two `set-cookie` wins")]
-    let set = |(name, value): (&'static str, bytes::Bytes)| HeaderValueOption {
-        header: Some(header(name, value.into())),
-        append: (name == "set-cookie").then_some(BoolValue { value: true }),
+    let set = |(name, value): &(&'static str, bytes::Bytes)| HeaderValueOption {
+        header: Some(header(name, value.to_vec())),
+        append: (*name == "set-cookie").then_some(BoolValue { value: true }),
         ..HeaderValueOption::default()
     };
     response(Response::ImmediateResponse(ImmediateResponse {
         status: Some(HttpStatus { code: i32::from(reply.status) }),
         headers: Some(HeaderMutation {
-            set_headers: reply.headers.into_iter().map(set).collect(),
+            set_headers: reply.headers.iter().map(set).collect(),
             ..HeaderMutation::default()
         }),
-        body: reply.body.into(),
+        body: reply.body.to_vec(),
         // Shows up in an access log as `%RESPONSE_CODE_DETAILS%`.
         details: ["envoy_cimd_", reply.label].concat(),
         ..ImmediateResponse::default()
@@ -118,8 +121,4 @@ fn response(response: Response) -> ProcessingResponse {
 
 fn header(name: &str, raw_value: Vec<u8>) -> HeaderValue {
     HeaderValue { key: name.to_owned(), raw_value, ..HeaderValue::default() }
-}
-
-fn owned(names: &[&'static str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
 }

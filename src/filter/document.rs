@@ -92,12 +92,12 @@ impl Document {
         Ok(Self { body: body.into(), etag: etag.into() })
     }
 
-    /// Answers a `GET` or `HEAD`; Envoy leaves the body of an answer to `HEAD` away and keeps its length.
-    pub fn reply(&self, request: &Request<'_>, cache_control: &Bytes) -> Reply {
-        if if_none_match(request, &self.etag) { self.not_modified(cache_control) } else { self.served(cache_control) }
+    /// Whether who asks has it already.
+    pub fn is_had(&self, request: &Request<'_>) -> bool {
+        if_none_match(request, &self.etag)
     }
 
-    /// The document itself.
+    /// The answer to a `GET` or `HEAD`; Envoy leaves the body of an answer to `HEAD` away and keeps its length.
     pub fn served(&self, cache_control: &Bytes) -> Reply {
         let reply = Reply::new(Outcome::Served)
             .header("content-type", "application/json")

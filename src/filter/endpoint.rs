@@ -21,7 +21,7 @@ use super::{
     routes::Routes,
     start,
     state::StateKeys,
-    verdict::{Role, Verdict},
+    verdict::{Role, Said, Verdict},
     visit::{Served, Step, Tools, Visit},
 };
 use crate::{
@@ -99,12 +99,15 @@ pub struct KeptDocument {
     from: PublicUrl,
     client_name: Option<String>,
     document: Document,
+    /// The answer to who asks for it.
+    served: Arc<Said<Reply>>,
 }
 
 impl KeptDocument {
-    fn new(route: &Route, paths: &Paths, names: &NameTemplate) -> Result<Self, RouteError> {
-        let document = Document::new(route, paths, names)?;
-        Ok(Self { from: route.from.clone(), client_name: route.client_name().map(str::to_owned), document })
+    fn new(route: &Route, tools: &Tools, cache_control: &Bytes) -> Result<Self, RouteError> {
+        let document = Document::new(route, &tools.paths, &tools.names)?;
+        let served = Said::new(document.served(cache_control));
+        Ok(Self { from: route.from.clone(), client_name: route.client_name().map(str::to_owned), document, served })
     }
 }
 
@@ -187,6 +190,10 @@ impl Endpoints {
                 self.metrics.answered(endpoint, reply.label);
                 Verdict::Reply(reply)
             }
+            Ok(Step::SameReply(reply)) => {
+                self.metrics.answered(endpoint, reply.label);
+                Verdict::SameReply(reply)
+            }
             Ok(Step::Show(page)) => {
                 let metrics = Arc::clone(&self.metrics);
                 Verdict::Later(Box::pin(page.map(move |reply| {
@@ -220,17 +227,18 @@ impl Endpoints {
         let kept = self.recent_documents.get(
             (route.from.as_str(), route.client_name()),
             |kept| kept.from == route.from && kept.client_name.as_deref() == route.client_name(),
-            || KeptDocument::new(route, &self.tools.paths, &self.tools.names),
+            || KeptDocument::new(route, &self.tools, &self.cache_control),
         );
-        let document = &kept.map_err(Refusal::MisconfiguredRoute)?.document;
+        let kept = kept.map_err(Refusal::MisconfiguredRoute)?;
         check(request, route, document::METHODS)?;
         if query.is_some() {
             return Err(Refusal::NotFound);
         }
-        Ok(Step::Reply(match request.method() {
-            "OPTIONS" => document::preflight(),
-            _ => document.reply(request, &self.cache_control),
-        }))
+        Ok(match request.method() {
+            "OPTIONS" => Step::Reply(document::preflight()),
+            _ if kept.document.is_had(request) => Step::Reply(kept.document.not_modified(&self.cache_control)),
+            _ => Step::SameReply(Arc::clone(&kept.served)),
+        })
     }
 
     /// Programs fetch documents; people come to the others.

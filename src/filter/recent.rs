@@ -1,11 +1,12 @@
 //! What was made lately of something that comes again and again, so that it is not made anew for every request.
 
 use std::{
-    hash::{BuildHasher, Hash, RandomState},
+    hash::{BuildHasher, Hash},
     sync::Arc,
 };
 
 use arc_swap::ArcSwapOption;
+use foldhash::fast::RandomState;
 
 /// How many values are kept, at some 1 kB each: a document has 5 kB at most.
 const PLACES: usize = 4096;
@@ -15,12 +16,13 @@ const PLACES: usize = 4096;
 #[derive(Debug)]
 pub struct Recent<V> {
     places: Vec<ArcSwapOption<V>>,
+    /// Whoever finds keys that meet gains a value that is made anew, so a quick one does.
     hasher: RandomState,
 }
 
 impl<V> Default for Recent<V> {
     fn default() -> Self {
-        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(), hasher: RandomState::new() }
+        Self { places: (0..PLACES).map(|_| ArcSwapOption::empty()).collect(), hasher: RandomState::default() }
     }
 }
 

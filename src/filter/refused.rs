@@ -21,7 +21,7 @@ use super::{
     request::{Header, Request, Sources},
     response::{CHALLENGE, Response},
     traffic,
-    verdict::{Edits, Role, Verdict},
+    verdict::{Edits, Role, Said, Verdict},
 };
 use crate::{
     contract::{
@@ -125,7 +125,7 @@ impl Role for Refused {
         }
         let status = match response.status {
             Some(status @ (401 | 403)) => status,
-            _ => return Verdict::Forward(Edits { remove: &[CHALLENGE], ..Edits::default() }),
+            _ => return Verdict::Forward(Said::new(Edits { remove: &[CHALLENGE], ..Edits::default() })),
         };
         let request = &response.request;
         let caller = self.caller(request);

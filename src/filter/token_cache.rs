@@ -17,6 +17,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use foldhash::quality::RandomState;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, ready},
@@ -26,6 +27,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
+use super::verdict::{Edits, Said};
 use crate::{
     contract::{
         error::Cause,
@@ -47,10 +49,15 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 
 const SCHEME: &str = "Bearer ";
 
+/// The caller's other credentials, which are not the upstream's.
+const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
+
 /// A token as the header that carries it (RFC 6750, section 2.1): visible ASCII, and not empty. What servers issue is more
 /// than the RFC's `b64token` has, and all that a header may have. Zeroed when the last one who has it lets it go.
 pub struct Bearer {
     authorization: Bytes,
+    /// What a request with it goes on with.
+    pub edits: Arc<Said<Edits>>,
     pub tag: TokenTag,
     expires_at: Option<UnixTime>,
 }
@@ -64,7 +71,12 @@ impl Bearer {
             return None;
         }
         let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
-        Some(Self { authorization, tag, expires_at })
+        let edits = Said::new(Edits {
+            set: vec![("authorization", authorization.clone())],
+            remove: NOT_FORWARDED,
+            tag: Some(tag),
+        });
+        Some(Self { authorization, edits, tag, expires_at })
     }
 
     /// The value of `authorization`, which shares its memory.
@@ -96,7 +108,7 @@ pub struct Cached {
 /// What is kept, and what is looked up. A token is put in and forgotten under the lock of the look-ups, so that none
 /// comes in by a look-up that was forgotten before.
 struct Known {
-    kept: Cache<Place, Arc<Kept>>,
+    kept: Cache<Place, Arc<Kept>, RandomState>,
     under_way: Mutex<UnderWay>,
     longest: Duration,
     now: fn() -> Instant,
@@ -223,7 +235,7 @@ impl Cached {
         let longest = longest.min(LONGEST);
         let known = Known {
             // Each entry has its own end, which is never later: this is for the memory of what nobody asks for.
-            kept: Cache::builder().max_capacity(most).time_to_live(longest).build(),
+            kept: Cache::builder().max_capacity(most).time_to_live(longest).build_with_hasher(RandomState::default()),
             under_way: Mutex::default(),
             longest,
             now: Instant::now,
@@ -466,8 +478,13 @@ mod tests {
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             answer: Mutex::new(Box::new(|call| Ok(token(call)))),
         });
-        let known =
-            Known { kept: Cache::builder().max_capacity(10).build(), under_way: Mutex::default(), longest, now, clock };
+        let known = Known {
+            kept: Cache::builder().max_capacity(10).build_with_hasher(RandomState::default()),
+            under_way: Mutex::default(),
+            longest,
+            now,
+            clock,
+        };
         let cached = Cached {
             inner: fake.clone(),
             known: Arc::new(known),

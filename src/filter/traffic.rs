@@ -21,7 +21,7 @@ use super::{
     reply::Reply,
     request::{Header, Request, Sources},
     token_cache::{Bearer, Cached},
-    verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+    verdict::{AwaitedBody, Body, Role, Verdict},
     waits::Waits,
 };
 use crate::{
@@ -35,9 +35,6 @@ const METHODS: &str = "GET, POST, DELETE";
 
 /// How long a body is waited for.
 const BODY: Duration = Duration::from_secs(5);
-
-/// The caller's credentials, which are not the upstream's; `authorization` is overwritten.
-const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
 
 /// What an operator says of MCP traffic.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,11 +165,7 @@ struct Desk {
 impl Desk {
     fn forward(&self, bearer: &Bearer) -> Verdict {
         self.metrics.handed_out.inc();
-        Verdict::Forward(Edits {
-            set: vec![("authorization", bearer.authorization())],
-            remove: NOT_FORWARDED,
-            tag: Some(bearer.tag),
-        })
+        Verdict::Forward(Arc::clone(&bearer.edits))
     }
 
     fn answer(&self, reply: Reply) -> Reply {

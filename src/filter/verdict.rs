@@ -1,9 +1,15 @@
 //! What becomes of a request or its answer, before Envoy's protocol says it.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    ops::Deref,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use zeroize::Zeroizing;
 
 use super::{
     reply::Reply,
@@ -29,12 +35,46 @@ pub enum Verdict {
     Pass,
     /// This is the answer, in the place of any other.
     Reply(Reply),
+    /// An answer that is given again and again.
+    SameReply(Arc<Said<Reply>>),
     /// Envoy goes on with it, changed so.
-    Forward(Edits),
+    Forward(Arc<Said<Edits>>),
     /// It takes a call.
     Later(BoxFuture<'static, Verdict>),
     /// It takes the body, and the trailers of a request that has no body.
     Body(AwaitedBody),
+}
+
+/// What is said again and again, and how the edge said it: so that it is put into Envoy's protocol once.
+pub struct Said<T> {
+    what: T,
+    encoded: OnceLock<Bytes>,
+}
+
+impl<T> Said<T> {
+    pub fn new(what: T) -> Arc<Self> {
+        Arc::new(Self { what, encoded: OnceLock::new() })
+    }
+
+    /// How it is said; `encode` says it the first time. The bytes are zeroed with the last who has them: a token may be
+    /// among them.
+    pub fn encoded(&self, encode: impl FnOnce(&T) -> Vec<u8>) -> Bytes {
+        self.encoded.get_or_init(|| Bytes::from_owner(Zeroizing::new(encode(&self.what)))).clone()
+    }
+}
+
+impl<T> Deref for Said<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.what
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Said<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.what.fmt(f)
+    }
 }
 
 /// What is changed of a request or an answer that goes on.

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     calls::Calls, document::NameTemplate, refusal::Refusal, reply::Reply, request::Request, state::StateKeys,
-    token_cache::Cached,
+    token_cache::Cached, verdict::Said,
 };
 use crate::{
     contract::choreographer::Choreographer,
@@ -47,6 +47,8 @@ pub struct Visit<'a> {
 /// What an endpoint makes of a request that it takes.
 pub enum Step {
     Reply(Reply),
+    /// An answer that is given again and again.
+    SameReply(Arc<Said<Reply>>),
     /// A page that may take a call to write, which changes nothing.
     Show(BoxFuture<'static, Reply>),
     /// A call that changes something, of this flow where it is known before.

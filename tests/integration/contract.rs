@@ -91,6 +91,7 @@ pub async fn reply(mut verdict: Verdict) -> Reply {
         match verdict {
             Verdict::Later(call) => verdict = call.await,
             Verdict::Reply(reply) => return reply,
+            Verdict::SameReply(reply) => return Reply::clone(&reply),
             Verdict::Pass | Verdict::Forward(_) | Verdict::Body(_) => panic!("it is ours"),
         }
     }

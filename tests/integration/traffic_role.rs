@@ -176,7 +176,7 @@ async fn settled(mut verdict: Verdict) -> Verdict {
 fn name(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Pass => "pass",
-        Verdict::Reply(_) => "reply",
+        Verdict::Reply(_) | Verdict::SameReply(_) => "reply",
         Verdict::Forward(_) => "forward",
         Verdict::Later(_) => "later",
         Verdict::Body(_) => "body",

@@ -21,7 +21,7 @@ use envoy_cimd::{
         outcome::Outcome,
         reply::Reply,
         request::{Request, Sources},
-        verdict::{AwaitedBody, Body, Edits, Role, Verdict},
+        verdict::{AwaitedBody, Body, Edits, Role, Said, Verdict},
     },
 };
 use futures_util::stream;
@@ -128,11 +128,11 @@ impl Role for Script {
     fn answer(&self, request: &Request<'_>, _: &Sources<'_>, _: bool) -> Verdict {
         match request.path_and_query().0 {
             "/pass" => Verdict::Pass,
-            "/forward" => Verdict::Forward(edits()),
+            "/forward" => Verdict::Forward(Said::new(edits())),
             "/call" => self.call(reply()),
             "/body" => self.body(PATIENCE, reply()),
             "/late" => self.body(Duration::from_millis(200), reply()),
-            "/hold" => self.body(PATIENCE, self.call(Verdict::Forward(edits()))),
+            "/hold" => self.body(PATIENCE, self.call(Verdict::Forward(Said::new(edits())))),
             path => panic!("{path}"),
         }
     }

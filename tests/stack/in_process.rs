@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use envoy_cimd::{
     contract::tokens::TokenOwner,
     edge::{
+        codec::Answer,
         conversation::Conversation,
         ext_proc::{Config, ExtProc, Shared},
         roles::{RoleName, Roles},
@@ -63,6 +64,11 @@ pub fn service(endpoints: &Arc<Endpoints>) -> Server<ExtProc> {
 
 /// What they answer at once.
 pub fn answer(endpoints: &Arc<Endpoints>, message: ProcessingRequest) -> ProcessingResponse {
+    said(endpoints, message).decoded().expect("an answer")
+}
+
+/// The same as it is sent.
+pub fn said(endpoints: &Arc<Endpoints>, message: ProcessingRequest) -> Answer {
     let mut stream = Conversation::new(Arc::clone(endpoints) as _, RoleName::Endpoints);
     let users = endpoints.tools.users.source();
     stream.take(message, users).expect("a message that is known").expect("an answer at once")
