@@ -192,7 +192,7 @@ fn mcp_request(bencher: Bencher<'_, '_>, people: usize) {
     }
     let _inside = runtime.enter();
     let path = |text: &str| text.parse().expect("a path");
-    let source = UserSource { namespace: "who".to_owned(), issuer: path("iss"), subject: path("sub") };
+    let source = UserSource { namespace: "who".to_owned(), issuer: path("iss"), subject: path("sub"), display: None };
     let config = endpoint::Config { users: Users::From(source.clone()), ..endpoint::Config::default() };
     let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
     let embedded = Arc::clone(&endpoints().tools.choreographer);

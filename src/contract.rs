@@ -3,6 +3,7 @@
 mod calling;
 pub mod choreographer;
 pub mod client;
+pub mod connection;
 pub mod error;
 pub mod proto;
 pub mod service;

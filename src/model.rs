@@ -1,5 +1,6 @@
 //! Plain values that every room speaks of.
 
+pub mod brand;
 pub mod challenge;
 pub mod client;
 pub mod clock;
@@ -20,3 +21,4 @@ pub mod shares;
 pub mod trace;
 pub mod upstream;
 pub mod user;
+pub mod words;

@@ -140,6 +140,7 @@ pub async fn put(open: &Opened, people: std::ops::Range<usize>, upstream: &str) 
             access_token: Secret::new(token(person)),
             refresh_token: None,
             issued_at: UnixTime::now(),
+            since: None,
             expires_at: Some(UnixTime::now() + 86_400),
             scope: None,
             issuer: AUTHORIZATION_SERVER.to_owned(),

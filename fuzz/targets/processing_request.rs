@@ -21,6 +21,7 @@ use bytes::Bytes;
 use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
+        connection::{Connection, ConnectionState, Granted, NextAuthorization},
         error::{BeginError, CallError, Cause, CompleteError},
         tokens::TokenOwner,
     },
@@ -42,6 +43,7 @@ use envoy_cimd::{
         paths::{Endpoint, Paths},
         public_url::PublicUrl,
         route::RouteTable,
+        scope::Scope,
         secret::{Key, Secret},
         trace::Trace,
         upstream::Upstream,
@@ -81,7 +83,12 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Builder::new_current_thread
 static FAKE: LazyLock<Arc<Fake>> = LazyLock::new(Arc::default);
 static ENDPOINTS: LazyLock<Arc<Endpoints>> = LazyLock::new(|| {
     let path = |text: &str| text.parse().expect("a path");
-    let users = Users::From(UserSource { namespace: "users".into(), issuer: path("issuer"), subject: path("subject") });
+    let users = Users::From(UserSource {
+        namespace: "users".into(),
+        issuer: path("issuer"),
+        subject: path("subject"),
+        display: Some(path("display")),
+    });
     let config = endpoint::Config { dynamic_metadata: true, users, ..endpoint::Config::default() };
     let keys = StateKeys::new(vec![Key::new([1; 32])]);
     let choreographer = FAKE.clone();
@@ -346,6 +353,18 @@ const CAUSE: Cause = Cause::Borrowed("a cause");
 impl Choreographer for Fake {
     async fn describe(&self, _: ClientId, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
         self.answer(["https://as.example", "<script>"], &[CallError::Timeout(CAUSE)]).map(Some)
+    }
+
+    async fn connection(&self, _: TokenOwner, _: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
+        let texts = ["", "read write", "<script>", "\u{202e}\"&'"];
+        let text = self.answer(texts, &[CallError::Failed(CAUSE), CallError::Unavailable(CAUSE)])?;
+        let scope = Scope::of([text.as_str()]);
+        let state = match text.len() % 3 {
+            0 => ConnectionState::Never,
+            1 => ConnectionState::Lost,
+            _ => ConnectionState::Connected(Granted { since: Some(NOW), scope: scope.clone(), issuer: text.clone() }),
+        };
+        Ok(Connection { state, next: Some(NextAuthorization { scope: scope.clone(), added: scope }) })
     }
 
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {

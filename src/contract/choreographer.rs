@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::{
+    connection::Connection,
     error::{BeginError, CallError, CompleteError},
     tokens::TokenOwner,
 };
@@ -31,6 +32,14 @@ pub trait Choreographer: Send + Sync {
         upstream: Upstream,
         trace: &Trace,
     ) -> Result<Option<String>, CallError>;
+
+    /// Whether the owner is connected, and what their next authorization would ask for, as far as that is known or soon
+    /// found. `scope` is what the operator says to ask for.
+    ///
+    /// # Errors
+    /// What became of the call.
+    async fn connection(&self, owner: TokenOwner, scope: Option<Scope>, trace: &Trace)
+    -> Result<Connection, CallError>;
 
     /// Begins a flow.
     ///

@@ -8,6 +8,7 @@ use tonic::{Status, transport::Channel};
 use super::{
     calling::{DEADLINE, broken_contract, call_error, call_once},
     choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
+    connection::{Connection, connection},
     error::{BeginError, CallError, CompleteError},
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
@@ -16,11 +17,11 @@ use super::{
     tokens::TokenOwner,
     wire::{text, time},
 };
-use crate::model::{client::ClientId, flow::FlowId, trace::Trace, upstream::Upstream};
+use crate::model::{client::ClientId, flow::FlowId, scope::Scope, trace::Trace, upstream::Upstream};
 
 /// What errors call it.
 const SERVICE: &str = "the choreographer";
-/// The longest that the page waits for a name that it can do without.
+/// The longest that the page waits for what it can do without.
 const DESCRIBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A connection that is made when it is first needed, and made again when it breaks.
@@ -69,6 +70,28 @@ impl Choreographer for Client {
             })
             .await?;
         Ok(Some(answer.authorization_server).filter(|issuer| !issuer.is_empty()))
+    }
+
+    async fn connection(
+        &self,
+        owner: TokenOwner,
+        scope: Option<Scope>,
+        trace: &Trace,
+    ) -> Result<Connection, CallError> {
+        let request = proto::DescribeConnectionRequest {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+            authorization_server: owner.upstream.authorization_server.unwrap_or_default(),
+            resource: text(owner.upstream.resource),
+            scope: text(scope),
+        };
+        let answer = self
+            .call(DESCRIBE_DEADLINE, request, trace, |mut client, request| async move {
+                client.describe_connection(request).await
+            })
+            .await?;
+        connection(answer).ok_or_else(broke_contract)
     }
 
     async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, BeginError> {

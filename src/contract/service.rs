@@ -48,6 +48,19 @@ impl AuthorizationChoreographer for Service {
         Ok(Response::new(proto::DescribeUpstreamResponse { authorization_server }))
     }
 
+    async fn describe_connection(
+        &self,
+        request: Request<proto::DescribeConnectionRequest>,
+    ) -> Result<Response<proto::DescribeConnectionResponse>, Status> {
+        let trace = trace(&request);
+        let request = request.into_inner();
+        let (client_id, pin) = (request.client_id, request.authorization_server);
+        let owner = owner(request.user, client_id, request.upstream, pin, &request.resource)?;
+        let scope = parsed("scope", &request.scope)?;
+        let connection = self.choreographer.connection(owner, scope, &trace).await;
+        Ok(Response::new(connection.map_err(status)?.into()))
+    }
+
     async fn begin_authorization(
         &self,
         request: Request<proto::BeginAuthorizationRequest>,
@@ -126,7 +139,7 @@ impl AuthorizationChoreographer for Service {
     }
 }
 
-/// The look-up has no refusal of its own: the page does without.
+/// The look-ups have no refusal of their own: the page does without.
 fn status(error: CallError) -> Status {
     match error {
         CallError::Unavailable(cause) => Status::unavailable(cause),

@@ -7,11 +7,12 @@ use opentelemetry::trace::SpanKind;
 
 use super::{
     choreographer::{Begin, Begun, Choreographer, Complete},
+    connection::Connection,
     error::{BeginError, CallError, CompleteError, Label},
     tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
 };
 use crate::{
-    model::{client::ClientId, trace::Trace, upstream::Upstream},
+    model::{client::ClientId, scope::Scope, trace::Trace, upstream::Upstream},
     telemetry::traces::Span,
 };
 
@@ -44,6 +45,17 @@ impl Choreographer for Traced<dyn Choreographer> {
     ) -> Result<Option<String>, CallError> {
         let (span, trace) = self.span(trace, "DescribeUpstream");
         note(&span, span.cover(self.inner.describe(client_id, upstream, &trace)).await)
+    }
+
+    async fn connection(
+        &self,
+        owner: TokenOwner,
+        scope: Option<Scope>,
+        trace: &Trace,
+    ) -> Result<Connection, CallError> {
+        let (span, trace) = self.span(trace, "DescribeConnection");
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.connection(owner, scope, &trace)).await)
     }
 
     async fn begin(&self, begin: Begin, trace: &Trace) -> Result<Begun, BeginError> {

@@ -95,13 +95,17 @@ fn value(header: &HeaderValue) -> &[u8] {
 
 pub(super) fn sources<'a>(message: &'a ProcessingRequest, users: Option<&UserSource>) -> Sources<'a> {
     let metadata = message.metadata_context.as_ref();
+    let of_user = users
+        .zip(metadata)
+        .and_then(|(source, metadata)| Some((source, &metadata.filter_metadata.get(&source.namespace)?.fields)));
     Sources {
         attributes: message.attributes.get(FILTER).map(attribute_fields).unwrap_or_default(),
         dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
-        user: users.zip(metadata).and_then(|(source, metadata)| {
-            let values = &metadata.filter_metadata.get(&source.namespace)?.fields;
-            Some(Claims { issuer: text_at(values, &source.issuer), subject: text_at(values, &source.subject) })
+        user: of_user.map(|(source, values)| Claims {
+            issuer: text_at(values, &source.issuer),
+            subject: text_at(values, &source.subject),
         }),
+        display: of_user.and_then(|(source, values)| text_at(values, source.display.as_ref()?)),
     }
 }
 
@@ -172,14 +176,21 @@ mod tests {
 
     fn source() -> UserSource {
         let path = |text: &str| text.parse().expect("a path");
-        UserSource { namespace: "users".to_owned(), issuer: path("claims.iss"), subject: path("sub") }
+        UserSource {
+            namespace: "users".to_owned(),
+            issuer: path("claims.iss"),
+            subject: path("sub"),
+            display: Some(path("claims.name")),
+        }
     }
 
     /// Each source by its own name, and of each only what is text.
     #[test]
     fn sources_are_told_apart() {
         let from = ATTRIBUTES.get(Key::From)[0].as_str();
-        let claims = |issuer| Value { kind: Some(Kind::StructValue(fields([("iss", issuer)]))) };
+        let claims = |issuer: Value| Value {
+            kind: Some(Kind::StructValue(fields([("iss", issuer.clone()), ("name", issuer)]))),
+        };
         let number = || Value { kind: Some(Kind::NumberValue(5.0)) };
         let message = |value: Value| ProcessingRequest {
             attributes: HashMap::from([
@@ -210,9 +221,13 @@ mod tests {
                 Field::NotText => None,
             });
             assert_eq!(sources.user, Some(Claims { issuer: text, subject: text }));
+            assert_eq!(sources.display, text);
         }
         let message = message(text("https://a.example"));
-        assert_eq!(sources(&message, None).user, None, "where the operator trusts nobody's metadata");
+        let untrusted = sources(&message, None);
+        assert_eq!((untrusted.user, untrusted.display), (None, None), "where the operator trusts nobody's metadata");
+        let unnamed = UserSource { display: None, ..source() };
+        assert_eq!(sources(&message, Some(&unnamed)).display, None, "where the operator names no claim");
     }
 
     /// The level that gives `from` gives all, whatever the other one has; a `from` that is no text is one.

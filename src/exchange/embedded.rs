@@ -21,6 +21,7 @@ use super::{
 use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
+        connection::Connection,
         error::{BeginError, CallError, Cause, CompleteError, Label},
         tokens::{TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
@@ -49,7 +50,7 @@ use crate::{
 
 /// The longest that Begin may take in all.
 const DEADLINE: Duration = Duration::from_secs(8);
-/// How long the page is kept back for the name of the authorization server.
+/// How long the page is kept back for the authorization server, and for how the connection stands.
 const SHOWN_WITHIN: Duration = Duration::from_millis(1500);
 
 /// What an operator says of the exchange.
@@ -97,6 +98,26 @@ impl Choreographer for Embedded {
         // What takes longer goes on, and whoever presses the button meanwhile is shown the page again.
         let found = timeout(SHOWN_WITHIN, discovery.find(&client_id, &upstream, None)).await;
         Ok(found.ok().and_then(Result::ok).map(|server| server.issuer.clone()))
+    }
+
+    async fn connection(&self, owner: TokenOwner, scope: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
+        // First, since what it finds decides whether a token is the route's.
+        let find = self.tokens.discovery.find(&owner.client_id, &owner.upstream, None);
+        let server = timeout(SHOWN_WITHIN, find).await.ok().and_then(Result::ok);
+        let slow = || CallError::Timeout("the store did not say in time how the connection stands".into());
+        timeout(SHOWN_WITHIN, async {
+            let held = self.tokens.held(&owner).await?;
+            let next = match server {
+                Some(server) => {
+                    let wanted = scope.unwrap_or_else(|| wanted(&server, held.missing(&server.issuer)));
+                    Some(held.next(wanted.asked_of(server.offline_access)))
+                }
+                None => None,
+            };
+            Ok(Connection { state: held.state(), next })
+        })
+        .await
+        .unwrap_or_else(|_| Err(slow()))
     }
 
     async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, BeginError> {
@@ -207,7 +228,18 @@ impl Embedded {
         }
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let scope = self.wanted(&begin, &server).await?.asked_of(server.offline_access);
+        let wanted = match begin.scope.clone() {
+            Some(scope) => scope,
+            None => {
+                let owner = TokenOwner {
+                    user: begin.user.clone(),
+                    client_id: begin.client_id.clone(),
+                    upstream: begin.upstream.clone(),
+                };
+                wanted(&server, self.tokens.missing(&owner, &server.issuer).await?)
+            }
+        };
+        let scope = wanted.asked_of(server.offline_access);
         let authorization_url = authorization_url(&server, &begin, &scope, challenge)
             .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
@@ -242,23 +274,6 @@ impl Embedded {
             error @ StoreError::Failed(_) => store_failed(&error).into(),
         })?;
         Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
-    }
-
-    /// What is asked for: what the operator says and nothing else, or what the upstream says, with what it found missing
-    /// in this person's token.
-    async fn wanted(&self, begin: &Begin, server: &AuthorizationServer) -> Result<Scope, CallError> {
-        if let Some(scope) = &begin.scope {
-            return Ok(scope.clone());
-        }
-        let owner = TokenOwner {
-            user: begin.user.clone(),
-            client_id: begin.client_id.clone(),
-            upstream: begin.upstream.clone(),
-        };
-        let missing = self.tokens.missing(&owner, &server.issuer).await?;
-        let all = server.scope.union(&missing);
-        // What is granted has what is asked for anyway, as a rule; and the rest is what the person came for.
-        Ok(if all.fits() { all } else { missing })
     }
 
     /// Takes the flow: after this, nobody else can complete it.
@@ -324,6 +339,7 @@ impl Embedded {
             access_token: granted.access_token,
             refresh_token: granted.refresh_token,
             issued_at: now,
+            since: Some(now),
             scope: granted.scope.or_else(|| record.scope.clone()),
             issuer: record.issuer.clone(),
             token_endpoint: record.token_endpoint.clone(),
@@ -342,6 +358,14 @@ impl Embedded {
 /// Where what comes of it could not be audited. Nothing is done then, so that the same may be tried again.
 fn can_be_audited() -> Result<(), CallError> {
     audit::blocked().map_or(Ok(()), |cause| Err(CallError::Unavailable(cause.into())))
+}
+
+/// What is asked for where the operator does not say: what the upstream says, with what it found missing in this person's
+/// token.
+fn wanted(server: &AuthorizationServer, missing: Scope) -> Scope {
+    let all = server.scope.union(&missing);
+    // What is granted has what is asked for anyway, as a rule; and the rest is what the person came for.
+    if all.fits() { all } else { missing }
 }
 
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.

@@ -101,6 +101,9 @@ pub struct TokenRecord {
     pub access_token: Secret,
     pub refresh_token: Option<Secret>,
     pub issued_at: UnixTime,
+    /// When the person allowed it; refreshes leave that as it is. None in what a version before it stored.
+    #[serde(default)]
+    pub since: Option<UnixTime>,
     /// None where the server did not say.
     pub expires_at: Option<UnixTime>,
     pub scope: Option<String>,
@@ -147,7 +150,7 @@ mod tests {
         let before = r#"{"access_token":"a","refresh_token":"r","issued_at":1,"expires_at":null,"scope":"s","issuer":"i",
             "token_endpoint":"t","revocation_endpoint":null,"resource":"u","client_id":"c"}"#;
         let record: TokenRecord = serde_json::from_str(before).expect("a record of the first version");
-        assert!(!record.ended && record.step_up == StepUp::default());
+        assert!(!record.ended && record.step_up == StepUp::default() && record.since.is_none());
         let ended = record.ended(now);
         let mut left = serde_json::to_value(&ended).expect("JSON");
         assert!(serde_json::from_value::<TokenRecord>(left.clone()).expect("a record").ended);

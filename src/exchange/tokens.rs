@@ -7,6 +7,7 @@ use tokio_util::task::TaskTracker;
 
 mod ending;
 mod errors;
+mod held;
 mod keeping;
 mod lookup;
 mod refresh;

@@ -30,7 +30,7 @@ pub const METHODS: &str = "GET";
 /// # Errors
 /// Everything that is refused before the choreographer is called.
 pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
-    let Visit { tools, request, query, route, user } = visit;
+    let Visit { tools, request, query, route, user, .. } = visit;
     if browser::is_prefetch(request) {
         return Err(Refusal::Prefetch);
     }
@@ -55,7 +55,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
         upstream,
     });
     let kept = tools.tokens.clone().zip(owner);
-    let origin = route.from.origin().clone();
+    let (origin, home) = (route.from.origin().clone(), start::home(tools, route));
     let iss = iss.map(Cow::into_owned);
     let complete = Complete { flow_id: state.flow_id, redirect_uri, user, browser_hash, answer, iss };
     let flow = Some(state.flow_id.tag());
@@ -75,7 +75,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
                     }
                 },
                 Err(CompleteError::AlreadyUsed { return_to }) => {
-                    let return_to = ReturnTo::parse(&return_to, &origin).unwrap_or_else(ReturnTo::root);
+                    let return_to = ReturnTo::parse(&return_to, &origin).unwrap_or(home);
                     Err(Refusal::AlreadyUsed { return_to: return_to.to_string() })
                 }
                 Err(error) => Err(error.into()),

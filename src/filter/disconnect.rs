@@ -23,7 +23,7 @@ pub const METHODS: &str = "POST";
 /// # Errors
 /// Everything that is refused before the choreographer is called.
 pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal> {
-    let Visit { tools, request, query, route, user } = visit;
+    let Visit { tools, request, query, route, user, .. } = visit;
     if !browser::is_same_origin(request, route.from.origin()) {
         return Err(Refusal::CrossSite);
     }

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     contract::choreographer::Choreographer,
     model::{
+        brand::Brand,
         clock::UnixTime,
         paths::{Endpoint, Paths},
         public_url::PublicUrl,
@@ -47,6 +48,7 @@ pub struct Config {
     /// Whether the dynamic metadata of a request may name its route.
     pub dynamic_metadata: bool,
     pub users: Users,
+    pub brand: Brand,
     pub limits: Limits,
 }
 
@@ -69,6 +71,7 @@ impl Default for Config {
             document_max_age: 3600,
             dynamic_metadata: false,
             users: Users::Unknown,
+            brand: Brand::default(),
             limits: Limits {
                 calls: ShareLimits { in_all: 1000, of_user: 20, of_server: 100 },
                 max_header_bytes: 64 << 10,
@@ -133,6 +136,7 @@ impl Endpoints {
                 paths: config.paths,
                 names: config.names,
                 users: config.users,
+                brand: Arc::new(config.brand),
                 state_keys: Arc::new(ArcSwap::from_pointee(state_keys)),
                 choreographer,
                 calls: Calls::new(config.limits.calls),
@@ -162,7 +166,10 @@ impl Endpoints {
             self.metrics.passed_through.inc();
             return Verdict::Pass;
         };
-        let visit = |route| Visit { tools: &self.tools, request, query, route, user: sources.user };
+        let visit = |route| {
+            let Sources { user, display, .. } = *sources;
+            Visit { tools: &self.tools, request, query, route, user, display }
+        };
         let step = match &route {
             _ if request.header_bytes() > self.max_header_bytes => Err(Refusal::HeadersTooLarge),
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
@@ -250,7 +257,10 @@ impl Endpoints {
             None => self.tools.paths.of(Endpoint::Start).as_str().into(),
         };
         Audience {
-            reader: if for_people && browser::wants_html(request) { Reader::Person } else { Reader::Program },
+            reader: match for_people && browser::wants_html(request) {
+                true => Reader::Person(Arc::clone(&self.tools.brand)),
+                false => Reader::Program,
+            },
             request_id: request.id().map(Cow::from),
             start: for_people.then(start),
         }

@@ -7,6 +7,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
 use super::reply::Reply;
+use crate::model::brand::Brand;
 
 const STYLE: &str = include_str!("../templates/style.css");
 
@@ -21,8 +22,11 @@ const POLICY: &str = "default-src 'none'; frame-ancestors 'none'";
 #[derive(Template)]
 #[template(path = "message.html")]
 pub struct Page<'a> {
+    pub brand: &'a Brand,
     pub title: &'static str,
     pub message: &'static str,
+    /// What to do next.
+    pub next: &'static str,
     pub links: Vec<Link<'a>>,
     /// Empty where the request has no name.
     pub request_id: &'a str,
@@ -36,16 +40,76 @@ pub struct Link<'a> {
     pub href: &'a str,
 }
 
-/// The page that asks whether to connect.
+/// How a route stands for a person, and what they can do about it. All texts are as they are to be seen.
 #[derive(Template)]
-#[template(path = "connect.html")]
-pub struct Connect<'a> {
-    /// The route's authority, and path where it has one.
-    pub route: &'a str,
+#[template(path = "status.html")]
+pub struct Status<'a> {
+    pub brand: &'a Brand,
+    /// The route's client name.
+    pub name: &'a str,
+    /// Of the upstream.
+    pub host: &'a str,
     pub upstream: &'a str,
-    pub authorization_server: Option<&'a str>,
+    pub person: &'a Person,
+    pub standing: Standing,
+    /// Of the authorization server that the person would be sent to; none while it is not known.
+    pub authorization_server: Option<String>,
+    /// None while it is not known.
+    pub asked: Option<Vec<Asked>>,
+    /// How many more scopes there are than are named.
+    pub more_asked: usize,
     /// Where the button leads: it says which authorization server was shown.
-    pub action: &'a str,
+    pub connect: &'a str,
+    pub disconnect: &'a str,
+    /// Where the person came from, where that is said.
+    pub back: Option<&'a str>,
+}
+
+/// Whose connection it is.
+#[derive(Debug, PartialEq)]
+pub enum Person {
+    /// As the trusted metadata call them.
+    Named(String),
+    /// Somebody who is known, and whose name is not.
+    Unnamed,
+    /// Whoever can open the page.
+    Everybody,
+}
+
+/// How the connection stands.
+#[derive(Debug, PartialEq)]
+pub enum Standing {
+    /// Nobody can say at the moment.
+    Unknown,
+    Never,
+    Lost,
+    Connected {
+        /// None where it is not known.
+        since: Option<String>,
+        /// Empty where the authorization server does not say.
+        scopes: Vec<String>,
+        more_scopes: usize,
+        issuer: String,
+    },
+}
+
+/// A scope that will be asked for.
+#[derive(Debug, PartialEq)]
+pub struct Asked {
+    pub scope: String,
+    /// Whether it goes beyond what the person has.
+    pub is_new: bool,
+}
+
+impl Status<'_> {
+    fn is_connected(&self) -> bool {
+        matches!(self.standing, Standing::Connected { .. })
+    }
+
+    /// Whether connecting again asks for more than there is.
+    fn asks_more(&self) -> bool {
+        self.asked.iter().flatten().any(|asked| asked.is_new)
+    }
 }
 
 /// Renders a page into a reply.

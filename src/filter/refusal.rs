@@ -1,12 +1,16 @@
 //! The ways a request is refused, each with its status and its stable label.
 
-use std::{borrow::Cow, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
     json_rpc::{self, Code, Fault, Id},
+    next_step::next_step,
     outcome::{NOT_CONNECTED, Outcome},
     pages::{self, Link, Page},
     reply::Reply,
@@ -14,7 +18,7 @@ use super::{
 };
 use crate::{
     contract::error::{BeginError, CallError, Cause, CompleteError},
-    model::route::RouteError,
+    model::{brand::Brand, route::RouteError},
 };
 
 /// Why a request is refused.
@@ -104,8 +108,8 @@ pub struct Audience<'a> {
 /// Who reads an answer.
 #[derive(Clone, Debug)]
 pub enum Reader {
-    /// A person in a browser, who gets a page.
-    Person,
+    /// A person in a browser, who gets a page with this on it.
+    Person(Arc<Brand>),
     /// A program, which gets JSON.
     Program,
     /// An MCP client, which gets a JSON-RPC error; with the id of its request where there is one to answer.
@@ -263,9 +267,17 @@ impl Refusal {
         if let Self::AlreadyUsed { return_to } = self {
             links.push(Link { text: "Go on", href: return_to });
         }
-        let again = matches!(self.status(), 400 | 409 | 502 | 503 | 504) || *self == Self::CrossSite;
-        if let Some(start) = audience.start.as_deref().filter(|_| again) {
-            links.push(Link { text: "Start again", href: start });
+        // Where the person is unknown, that may have been because their sign-in was over.
+        let text = match self.status() {
+            400 | 409 | 502 | 503 | 504 => Some("Start again"),
+            _ => match self {
+                Self::CrossSite | Self::MethodNotAllowed { .. } => Some("Start again"),
+                Self::UserUnknown(_) => Some("Try again"),
+                _ => None,
+            },
+        };
+        if let Some((text, href)) = text.zip(audience.start.as_deref()) {
+            links.push(Link { text, href });
         }
         links
     }
@@ -299,10 +311,16 @@ impl Refusal {
         let reply = Reply::new(self.outcome());
         let guard = if audience.start.is_some() { pages::guarded } else { pages::unkept };
         let mut reply = match &audience.reader {
-            Reader::Person => {
-                let request_id = request_id.unwrap_or_default();
-                let links = self.links(audience);
-                guard(pages::page(reply, &Page { title: self.title(), message: self.message(), links, request_id }))
+            Reader::Person(brand) => {
+                let page = Page {
+                    brand,
+                    title: self.title(),
+                    message: self.message(),
+                    next: next_step(self.outcome()),
+                    links: self.links(audience),
+                    request_id: request_id.unwrap_or_default(),
+                };
+                guard(pages::page(reply, &page))
             }
             Reader::Program => {
                 let body = match self.status() {
@@ -498,7 +516,7 @@ mod tests {
             Refusal::IssuerMismatch(CAUSE),
             Refusal::AuthorizationError("access_denied".into()),
         ];
-        for reader in [Reader::Person, Reader::Program] {
+        for reader in [Reader::Person(Arc::default()), Reader::Program] {
             let audience = Audience { reader, request_id: Some("id".into()), start: Some("/start".into()) };
             let replies = refusals.each_ref().map(|refusal| {
                 let reply = refusal.reply(&audience);

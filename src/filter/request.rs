@@ -87,6 +87,8 @@ pub struct Sources<'a> {
     pub dynamic_metadata: RouteMetadata<'a>,
     /// Who is at the browser, where there is metadata of the filter that the operator trusts.
     pub user: Option<Claims<'a>>,
+    /// What the same metadata calls that person, for the pages alone.
+    pub display: Option<&'a str>,
 }
 
 impl<'a> Request<'a> {

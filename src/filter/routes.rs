@@ -158,7 +158,7 @@ mod tests {
             Routes::new(table, dynamic).of_mcp(&request, sources).map(|route| route.from.as_str().to_owned())
         };
         let file = || table(&["https://a.example"]);
-        let metadata = |attributes, dynamic_metadata| Sources { attributes, dynamic_metadata, user: None };
+        let metadata = |attributes, dynamic_metadata| Sources { attributes, dynamic_metadata, ..Sources::default() };
         let (none, one, other) = (RouteMetadata::default(), of("https://one.example"), of("https://other.example"));
         let is = |from: &str| Ok(from.to_owned());
         assert_eq!(found(file(), true, &metadata(one, other)), is("https://one.example"));

@@ -1,23 +1,26 @@
-//! The connect page, and the button on it that begins a flow.
+//! The page of a route for a person, and the button on it that begins a flow.
 
 use std::{borrow::Cow, sync::Arc};
 
-use url::{Url, form_urlencoded};
+use futures_util::future::join;
+use url::Url;
 
 use super::{
     browser::{self, BrowserCookie},
     calls,
     outcome::Outcome,
-    pages::{self, Connect},
-    query,
+    pages, query,
     refusal::Refusal,
     reply::Reply,
-    visit::{Served, Step, Visit},
+    status::StatusPage,
+    visit::{Served, Step, Tools, Visit},
 };
 use crate::{
     contract::{
-        choreographer::{Begin, Begun},
+        choreographer::{Begin, Begun, Choreographer},
+        connection::Connection,
         error::BeginError,
+        tokens::TokenOwner,
     },
     model::{
         loopback::is_loopback,
@@ -26,6 +29,7 @@ use crate::{
         return_to::ReturnTo,
         route::{Route, RouteError},
         scope::Scope,
+        trace::Trace,
         upstream::Upstream,
     },
 };
@@ -67,7 +71,7 @@ fn misconfigured<T>(value: Result<T, RouteError>) -> Result<T, Refusal> {
 /// # Errors
 /// Everything that is refused before the choreographer is called.
 pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Result<Step, Refusal> {
-    let Visit { tools, request, query, route, user } = visit;
+    let Visit { tools, request, query, route, user, .. } = visit;
     let begins = request.method() == "POST";
     if begins && !browser::is_same_origin(request, route.from.origin()) {
         return Err(Refusal::CrossSite);
@@ -76,32 +80,36 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
         query::parameters(query.unwrap_or_default(), tools.max_query_bytes, ["return_to", "issuer"])
             .map_err(Refusal::BadRequest)?;
     let return_to = match return_to {
-        None => ReturnTo::root(),
-        Some(text) => ReturnTo::parse(&text, route.from.origin())
-            .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
+        None => None,
+        Some(text) => Some(
+            ReturnTo::parse(&text, route.from.origin())
+                .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
+        ),
     };
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
-    let page = ConnectPage {
-        route: route.from.label().to_owned(),
-        upstream: upstream.url.clone(),
-        start: tools.paths.on(&route.from, Endpoint::Start),
-        return_to,
-    };
+    let ends_at = return_to.clone().unwrap_or_else(|| home(tools, route));
+    let page = StatusPage::new(&visit, &user, &upstream.url, return_to);
     let client_id = tools.paths.client_id(&route.from);
+    let owner = TokenOwner { user: user.clone(), client_id: client_id.clone(), upstream: upstream.clone() };
     if !begins {
         let share = tools.calls.pages.take(Some(&user), &upstream.url);
         return Ok(Step::Show(Box::pin(async move {
-            // A name that cannot be had, or not now, is no reason to keep the page back.
-            let known = match share {
-                Ok(_share) => choreographer.describe(client_id, upstream, &trace).await.unwrap_or_else(|error| {
-                    tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
-                    None
-                }),
-                Err(_) => None,
+            // What cannot be had, or not now, is no reason to keep the page back.
+            let (known, connection) = match share {
+                Ok(_share) => {
+                    let describe = async {
+                        choreographer.describe(client_id, upstream, &trace).await.unwrap_or_else(|error| {
+                            tracing::debug!(reason = %error.cause(), "the authorization server's name is not known");
+                            None
+                        })
+                    };
+                    join(describe, connection(&*choreographer, owner, scope, &trace)).await
+                }
+                Err(_) => (None, None),
             };
-            page.reply(known.as_deref())
+            page.reply(known.as_deref(), connection)
         })));
     }
     let share = tools.calls.presses.take(Some(&user), &upstream.url).map_err(calls::refusal)?;
@@ -112,11 +120,11 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
         redirect_uri: redirect_uri.clone(),
         client_name: tools.names.name(route).into_owned(),
         upstream,
-        scope,
+        scope: scope.clone(),
         prompt,
         user,
         browser_hash: cookie.hash(),
-        return_to: page.return_to.to_string(),
+        return_to: ends_at.to_string(),
         shown_issuer: shown_issuer.map(Cow::into_owned),
     };
     let (keys, clock) = (tools.state_keys.clone(), tools.clock);
@@ -128,7 +136,8 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
                 Ok(begun) => begun,
                 // Nobody is sent to a server that they were not shown.
                 Err(BeginError::IssuerChanged(issuer)) => {
-                    return Served { flow: None, result: Ok(page.reply(Some(&issuer))) };
+                    let connection = connection(&*choreographer, owner, scope, &trace).await;
+                    return Served { flow: None, result: Ok(page.reply(Some(&issuer), connection)) };
                 }
                 Err(error) => return Served { flow: None, result: Err(error.into()) },
             };
@@ -148,33 +157,23 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
     })
 }
 
-/// The page that asks whether to connect.
-struct ConnectPage {
-    /// The route's `from`, without the scheme.
-    route: String,
-    upstream: String,
-    /// The path of this endpoint.
-    start: String,
-    return_to: ReturnTo,
+/// How the owner's connection stands; none where nobody can say.
+async fn connection(
+    choreographer: &dyn Choreographer,
+    owner: TokenOwner,
+    scope: Option<Scope>,
+    trace: &Trace,
+) -> Option<Connection> {
+    let connection = choreographer.connection(owner, scope, trace).await;
+    connection
+        .inspect_err(|error| tracing::debug!(reason = %error.cause(), "how a connection stands is not known"))
+        .ok()
 }
 
-impl ConnectPage {
-    /// `issuer` is the authorization server's, where it is known. The button says that it was shown.
-    fn reply(&self, issuer: Option<&str>) -> Reply {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        if self.return_to != ReturnTo::root() {
-            query.append_pair("return_to", self.return_to.as_str());
-        }
-        if let Some(issuer) = issuer {
-            query.append_pair("issuer", issuer);
-        }
-        let action = format!("{}?{}", self.start, query.finish());
-        let page =
-            Connect { route: &self.route, upstream: &self.upstream, authorization_server: issuer, action: &action };
-        // Under `no-referrer` the form's request would carry `Origin: null`.
-        let reply = Reply::new(Outcome::Shown).header("referrer-policy", "same-origin");
-        pages::guarded(pages::page(reply, &page))
-    }
+/// Where a person goes who did not ask for anything: the route's own page, which says how they stand.
+pub fn home(tools: &Tools, route: &Route) -> ReturnTo {
+    let start = tools.paths.on(&route.from, Endpoint::Start);
+    ReturnTo::parse(&start, route.from.origin()).unwrap_or_else(ReturnTo::root)
 }
 
 /// The authorization request with its `state`. None where the choreographer's URL is none to send a person to: https,

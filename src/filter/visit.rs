@@ -12,6 +12,7 @@ use super::{
 use crate::{
     contract::choreographer::Choreographer,
     model::{
+        brand::Brand,
         clock::Clock,
         paths::Paths,
         route::Route,
@@ -24,6 +25,7 @@ pub struct Tools {
     pub paths: Paths,
     pub names: NameTemplate,
     pub users: Users,
+    pub brand: Arc<Brand>,
     pub state_keys: Arc<ArcSwap<StateKeys>>,
     pub choreographer: Arc<dyn Choreographer>,
     pub calls: Calls,
@@ -42,6 +44,8 @@ pub struct Visit<'a> {
     pub route: &'a Route,
     /// Who is at the browser, where there is metadata of the filter that the operator trusts.
     pub user: Option<Claims<'a>>,
+    /// What the same metadata calls that person: for the page, and for no line of the log.
+    pub display: Option<&'a str>,
 }
 
 /// What an endpoint makes of a request that it takes.

@@ -45,6 +45,13 @@ impl Scope {
         self.tokens().all(|token| others.contains(token))
     }
 
+    /// What is in this and not in another; `offline_access` counts as being there where `is_offline` says so.
+    #[must_use]
+    pub fn beyond(&self, other: &Self, is_offline: bool) -> Self {
+        let others: HashSet<&str> = other.tokens().chain(is_offline.then_some(OFFLINE_ACCESS)).collect();
+        Self(self.0.iter().filter(|token| !others.contains(token.as_str())).cloned().collect())
+    }
+
     /// Whether it is short enough to go into an address.
     pub fn fits(&self) -> bool {
         self.to_string().len() <= MAX_SCOPE
@@ -142,6 +149,15 @@ mod tests {
         ] {
             assert_eq!(scope(one).union(&scope(other)), scope(both), "{one:?} {other:?}");
             assert_eq!(scope(one).is_within(&scope(other)), within, "{one:?} {other:?}");
+        }
+        for (one, other, is_offline, beyond) in [
+            ("read write admin", "write", false, "read admin"),
+            ("read offline_access", "read", true, ""),
+            ("read offline_access", "read", false, "offline_access"),
+            ("read", "", true, "read"),
+            ("", "read", true, ""),
+        ] {
+            assert_eq!(scope(one).beyond(&scope(other), is_offline), scope(beyond), "{one:?} {other:?}");
         }
         assert!(scope(&"x".repeat(MAX_SCOPE)).fits() && !scope(&"x".repeat(MAX_SCOPE + 1)).fits());
     }

@@ -32,6 +32,8 @@ pub struct UserSource {
     pub namespace: String,
     pub issuer: MetadataPath,
     pub subject: MetadataPath,
+    /// What the pages call the person. Nothing else depends on it.
+    pub display: Option<MetadataPath>,
 }
 
 /// What the metadata says of who a person is, each where there is a text at its path.
@@ -90,7 +92,7 @@ impl Users {
             Self::Unknown => return Err("neither --user-namespace nor --single-user is set".into()),
             Self::From(source) => source,
         };
-        let UserSource { namespace, issuer, subject } = source;
+        let UserSource { namespace, issuer, subject, display: _ } = source;
         let Some(claims) = claims else {
             return Err(format!(
                 "there is no dynamic metadata of the namespace `{namespace}`: no filter before ours wrote it, or \
@@ -121,7 +123,12 @@ mod tests {
     #[test]
     fn both_texts_or_nobody() {
         let path = |text: &str| text.parse::<MetadataPath>().expect(text);
-        let from = Users::From(UserSource { namespace: "n".into(), issuer: path("a.b"), subject: path("c") });
+        let from = Users::From(UserSource {
+            namespace: "n".into(),
+            issuer: path("a.b"),
+            subject: path("c"),
+            display: Some(path("d")),
+        });
         let pair = User::Subject { issuer: "i".into(), subject: "s".into() };
         let claims = |issuer, subject| Some(Claims { issuer, subject });
         for (users, claims, user) in [

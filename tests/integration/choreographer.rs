@@ -13,13 +13,14 @@ use std::{
 
 use envoy_cimd::contract::proto::{
     BeginAuthorizationRequest, BeginAuthorizationResponse, BeginRefusal, Begun, CompleteAuthorizationRequest,
-    CompleteAuthorizationResponse, CompleteRefusal, Completed, DescribeUpstreamRequest, DescribeUpstreamResponse,
-    DisconnectRequest, DisconnectResponse,
+    CompleteAuthorizationResponse, CompleteRefusal, Completed, DescribeConnectionRequest, DescribeConnectionResponse,
+    DescribeUpstreamRequest, DescribeUpstreamResponse, DisconnectRequest, DisconnectResponse, NeverConnected,
     authorization_choreographer_server::{AuthorizationChoreographer, AuthorizationChoreographerServer},
     begin_authorization_response, begin_refusal,
     complete_authorization_request::Answer,
     complete_authorization_response,
     complete_refusal::Reason,
+    describe_connection_response::State,
 };
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -63,6 +64,7 @@ pub enum Mood {
 #[derive(Clone, Debug)]
 pub enum Call {
     Describe(DescribeUpstreamRequest),
+    Connection(DescribeConnectionRequest),
     Begin(BeginAuthorizationRequest),
     Complete(CompleteAuthorizationRequest),
     Disconnect(DisconnectRequest),
@@ -89,6 +91,8 @@ struct Inner {
     released: Notify,
     /// Where it sends people; the address of the test's own page in the browser tests.
     authorize: Mutex<Option<String>>,
+    /// How everybody's connections stand, where a test says so.
+    connection: Mutex<Option<DescribeConnectionResponse>>,
 }
 
 /// Where it listens, and how.
@@ -194,6 +198,11 @@ impl Fake {
         *self.inner.authorize.lock().expect("the address") = Some(url.to_owned());
     }
 
+    /// How everybody's connections stand from now on. Before, nobody ever connected, and nothing is known of scopes.
+    pub fn connections_are(&self, connection: DescribeConnectionResponse) {
+        *self.inner.connection.lock().expect("the connection") = Some(connection);
+    }
+
     pub fn calls(&self) -> Vec<Call> {
         self.inner.calls.lock().expect("calls").clone()
     }
@@ -289,6 +298,24 @@ impl AuthorizationChoreographer for Service {
             Mood::Fails => Err(Status::internal("it fails")),
             Mood::Garbage => Ok(Response::new(DescribeUpstreamResponse::default())),
             _ => Ok(Response::new(DescribeUpstreamResponse { authorization_server: ISSUER.to_owned() })),
+        }
+    }
+
+    async fn describe_connection(
+        &self,
+        request: Request<DescribeConnectionRequest>,
+    ) -> Result<Response<DescribeConnectionResponse>, Status> {
+        let upstream = request.get_ref().upstream.clone();
+        self.record(request, Call::Connection);
+        self.hang(&upstream).await;
+        match self.mood() {
+            Mood::Fails => Err(Status::internal("it fails")),
+            Mood::Garbage => Ok(Response::new(DescribeConnectionResponse::default())),
+            _ => {
+                let connection = self.0.connection.lock().expect("the connection").clone();
+                let never = || DescribeConnectionResponse { state: Some(State::Never(NeverConnected {})), next: None };
+                Ok(Response::new(connection.unwrap_or_else(never)))
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         client::Client,
+        connection::Connection,
         error::{BeginError, CallError, Cause, CompleteError},
         proto::authorization_choreographer_server::AuthorizationChoreographerServer,
         service::Service,
@@ -25,6 +26,7 @@ use envoy_cimd::{
         clock::UnixTime,
         flow::FlowId,
         route::{Field, Key, Keyed, RouteTable},
+        scope::Scope,
         secret::{Key as SecretKey, Secret},
         trace::Trace,
         upstream::Upstream,
@@ -56,6 +58,10 @@ struct Refusing {
 #[async_trait]
 impl Choreographer for Refusing {
     async fn describe(&self, _: ClientId, _: Upstream, _: &Trace) -> Result<Option<String>, CallError> {
+        Err(self.describe.clone())
+    }
+
+    async fn connection(&self, _: TokenOwner, _: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
         Err(self.describe.clone())
     }
 

@@ -106,6 +106,7 @@ async fn e2e_in_a_browser() {
     for call in &calls {
         match call {
             Call::Describe(describe) => assert!(describe.upstream.ends_with(WORKSPACE), "{describe:?}"),
+            Call::Connection(connection) => assert!(connection.upstream.ends_with(WORKSPACE), "{connection:?}"),
             Call::Begin(begin) => {
                 let new = browsers.insert((&begin.browser_hash, &begin.redirect_uri));
                 assert!(new, "two flows with one cookie: {begin:?}");

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
+        connection::Connection,
         error::{BeginError, CallError, CompleteError},
         proto::{BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason},
         tokens::TokenOwner,
@@ -23,6 +24,7 @@ use envoy_cimd::{
     },
     model::{
         client::ClientId,
+        scope::Scope,
         shares::ShareLimits,
         trace::Trace,
         upstream::Upstream,
@@ -259,6 +261,10 @@ impl Choreographer for Silent {
         pending().await
     }
 
+    async fn connection(&self, _: TokenOwner, _: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
+        pending().await
+    }
+
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
         Err(CallError::Unavailable("it is silent".into()).into())
     }
@@ -276,7 +282,7 @@ impl Choreographer for Silent {
 #[tokio::test]
 async fn pages() {
     let path = |text: &str| text.parse().expect("a path");
-    let source = UserSource { namespace: "who".to_owned(), issuer: path("iss"), subject: path("sub") };
+    let source = UserSource { namespace: "who".to_owned(), issuer: path("iss"), subject: path("sub"), display: None };
     let calls = ShareLimits { in_all: 3, of_user: 2, of_server: 3 };
     let limits = Limits { calls, ..Config::default().limits };
     let choreographer = Arc::new(Silent::default());

@@ -71,7 +71,8 @@ async fn is_whole(flows: &Flows, version: Version, from: &str) {
     assert_eq!(document["redirect_uris"], json!([format!("{from}{CALLBACK}")]));
 
     let page = send(call(START).header("accept", "text/html")).await;
-    assert!(page.status == 200 && page.text().contains(&format!("<dd>{}</dd>", &from["https://".len()..])), "{page:?}");
+    let named = format!("<bdi>Pomerium MCP Proxy - {}</bdi>", &from["https://".len()..]);
+    assert!(page.status == 200 && page.text().contains(&named), "{page:?}");
 
     let begun = send(press(&format!("{START}?return_to=/after&issuer={ISSUER}"))).await;
     let location = url::Url::parse(&begun.all("location").join("")).expect("a URL");

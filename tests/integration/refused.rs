@@ -38,18 +38,18 @@ const LINK: &str = "https://notes.localhost/.pomerium/oauth/start";
 const PAGES: &str = "--allow-origin=https://inspector.example";
 const FAILED: &str = "SECRET-of-the-upstream";
 
-struct Bed {
-    world: World,
-    servers: Servers,
+pub struct Bed {
+    pub world: World,
+    pub servers: Servers,
     dir: TempDir,
 }
 
 /// A challenge as an upstream would give it, with an address that is for nobody to see.
-fn challenge(rest: &str) -> String {
+pub fn challenge(rest: &str) -> String {
     format!("Bearer realm=\"{FAILED}\", resource_metadata=\"http://127.0.0.1:1/{FAILED}\"{rest}")
 }
 
-fn says(status: u16, challenge: String) -> Response {
+pub fn says(status: u16, challenge: String) -> Response {
     let status = StatusCode::from_u16(status).expect("a status");
     (status, [(header::WWW_AUTHENTICATE, challenge)], FAILED).into_response()
 }
@@ -59,7 +59,7 @@ impl Bed {
         Self::with(Lie::none("notes"), &[], &|_| {}).await
     }
 
-    async fn with(lie: Lie, cimd: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
+    pub async fn with(lie: Lie, cimd: &[&str], edit: &(dyn Fn(&mut Value) + Sync)) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let certificates = Certificates::make(dir.path(), &[HOST]);
         let servers = Servers::start(&certificates, vec![lie, Lie::none("a")]).await;
@@ -97,12 +97,12 @@ impl Bed {
         Self { world, servers, dir }
     }
 
-    async fn send(&self, who: &str, call: Call) -> Answered {
+    pub async fn send(&self, who: &str, call: Call) -> Answered {
         self.world.https().send(Version::HTTP_2, person(call, "i", who)).await.expect("an answer")
     }
 
     /// Connects somebody to the route of a path on a host, and gives the scope that was asked for.
-    async fn connect(&self, who: &str, host: &str, path: &str, name: &str) -> String {
+    pub async fn connect(&self, who: &str, host: &str, path: &str, name: &str) -> String {
         let issuer = format!("{}/{name}", self.servers.issuer);
         let mut press = press_shown(host, "", &issuer);
         press.path = format!("{path}{}", press.path);
@@ -124,7 +124,7 @@ impl Bed {
     }
 
     /// One whose person `ann` is connected, and has made a call.
-    async fn connected() -> Self {
+    pub async fn connected() -> Self {
         Self::start().await.with_ann().await
     }
 
@@ -134,7 +134,7 @@ impl Bed {
         self
     }
 
-    async fn call(&self, who: &str, headers: &[(&'static str, &str)]) -> Answered {
+    pub async fn call(&self, who: &str, headers: &[(&'static str, &str)]) -> Answered {
         let mut call = mcp(NOTES, "/notes/mcp");
         for (name, value) in headers {
             call = call.header(name, *value);
@@ -151,7 +151,7 @@ impl Bed {
     }
 
     /// The upstream answers so, whatever the token.
-    fn answers(&self, how: impl Fn() -> Response + Send + Sync + 'static) {
+    pub fn answers(&self, how: impl Fn() -> Response + Send + Sync + 'static) {
         self.servers.behave("notes", move |_| {
             let answer = how();
             async { Some(answer) }
@@ -178,7 +178,7 @@ impl Bed {
     }
 
     /// Nothing of what is secret was written down.
-    async fn finish(mut self) {
+    pub async fn finish(mut self) {
         self.world.cimd.process.stop().await;
         let (tags, output) = (self.tags(), self.world.cimd.process.output());
         assert!(output.contains("\"message\":\"ready\""), "there is a log");

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
+        connection::Connection,
         error::{BeginError, CallError, CompleteError},
         tokens::{
             self, AccessToken, Missing, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens,
@@ -24,6 +25,7 @@ use envoy_cimd::{
     model::{
         client::ClientId,
         route::{Field, Key, Keyed, RouteTable},
+        scope::Scope,
         secret::Key as SecretKey,
         shares::ShareLimits,
         trace::Trace,
@@ -74,6 +76,10 @@ impl Choreographer for Unasked {
         panic!("nobody looks")
     }
 
+    async fn connection(&self, _: TokenOwner, _: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
+        panic!("nobody looks")
+    }
+
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
         panic!("nobody begins")
     }
@@ -103,7 +109,7 @@ impl Gateway {
     /// One where no report is answered yet.
     fn closed(answer: Result<Renewal, TokenError>) -> Self {
         let path = |text: &str| text.parse().expect("a path");
-        let source = UserSource { namespace: "n".to_owned(), issuer: path("iss"), subject: path("sub") };
+        let source = UserSource { namespace: "n".to_owned(), issuer: path("iss"), subject: path("sub"), display: None };
         let config = endpoint::Config { users: Users::From(source), ..endpoint::Config::default() };
         let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);
         let endpoints =

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
+        connection::Connection,
         error::{BeginError, CallError, CompleteError},
         tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
@@ -25,6 +26,7 @@ use envoy_cimd::{
         flow::FlowId,
         paths::Paths,
         route::{Field, Key, Keyed, RouteSpec, RouteTable},
+        scope::Scope,
         secret::{Key as SecretKey, Secret},
         shares::ShareLimits,
         trace::Trace,
@@ -91,6 +93,10 @@ impl Choreographer for Willing {
         Ok(None)
     }
 
+    async fn connection(&self, _: TokenOwner, _: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
+        panic!("nobody looks")
+    }
+
     async fn begin(&self, _: Begin, _: &Trace) -> Result<Begun, BeginError> {
         panic!("nobody begins")
     }
@@ -117,7 +123,7 @@ impl Gateway {
 
     fn with(config: traffic::Config, endpoints: endpoint::Config, table: RouteTable, hangs: bool) -> Self {
         let path = |text: &str| text.parse().expect("a path");
-        let source = UserSource { namespace: "n".to_owned(), issuer: path("iss"), subject: path("sub") };
+        let source = UserSource { namespace: "n".to_owned(), issuer: path("iss"), subject: path("sub"), display: None };
         let limits = endpoints.limits.calls;
         let endpoints = endpoint::Config { users: Users::From(source), ..endpoints };
         let keys = StateKeys::new(vec![SecretKey::new([1; 32])]);

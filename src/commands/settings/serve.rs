@@ -13,6 +13,7 @@ use crate::{
     edge::ext_proc,
     filter::endpoint,
     model::{
+        brand::{Brand, BrandName, HelpUrl},
         shares::ShareLimits,
         user::{MetadataPath, UserSource, Users},
     },
@@ -63,6 +64,15 @@ pub struct Serve {
     /// Where in that metadata the person's subject is, such as `jwt_payload.sub`.
     #[arg(long, env = "ENVOY_CIMD_USER_SUBJECT", value_name = "PATH")]
     pub user_subject: Option<MetadataPath>,
+    /// Where in that metadata the name is that the pages show a person as their own, such as `jwt_payload.email`.
+    #[arg(long, env = "ENVOY_CIMD_DISPLAY_CLAIM", value_name = "PATH")]
+    pub display_claim: Option<MetadataPath>,
+    /// The name of your company, for the pages.
+    #[arg(long, env = "ENVOY_CIMD_BRAND_NAME", value_name = "TEXT")]
+    pub brand_name: Option<BrandName>,
+    /// Where your people find help, for the pages: an https URL.
+    #[arg(long, env = "ENVOY_CIMD_BRAND_HELP_URL", value_name = "URL")]
+    pub brand_help_url: Option<HelpUrl>,
     #[command(flatten)]
     pub routes: RouteArgs,
     #[command(flatten)]
@@ -116,6 +126,9 @@ impl Serve {
     /// # Errors
     /// Where only a part of it is said, or two ways at once.
     pub fn users(&self) -> anyhow::Result<Users> {
+        if self.display_claim.is_some() && self.routes.user_namespace.is_none() {
+            bail!("--display-claim is a path in the metadata of --user-namespace, which is not set");
+        }
         match (self.single_user, &self.routes.user_namespace, &self.user_issuer, &self.user_subject) {
             (false, None, None, None) => Ok(Users::Unknown),
             (true, None, None, None) => Ok(Users::Single),
@@ -124,6 +137,7 @@ impl Serve {
                     namespace: namespace.clone(),
                     issuer: issuer.clone(),
                     subject: subject.clone(),
+                    display: self.display_claim.clone(),
                 }))
             }
             (true, ..) => bail!("--single-user and --user-namespace, --user-issuer, --user-subject exclude each other"),
@@ -150,6 +164,7 @@ impl Serve {
             document_max_age: self.routes.document_max_age,
             dynamic_metadata: self.routes.dynamic_metadata,
             users: self.users()?,
+            brand: Brand { name: self.brand_name.clone(), help: self.brand_help_url.clone() },
             limits: endpoint::Limits {
                 calls: self.limits.calls(),
                 max_header_bytes: self.limits.max_header_bytes,

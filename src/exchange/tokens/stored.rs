@@ -100,6 +100,7 @@ mod tests {
             access_token: Secret::new("t"),
             refresh_token: None,
             issued_at: UnixTime::default(),
+            since: None,
             expires_at: None,
             scope: None,
             issuer: issuer.to_owned(),

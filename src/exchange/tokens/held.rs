@@ -1,0 +1,78 @@
+//! What a person has, for the page that shows it to them: nothing is refreshed, and nothing handed out.
+
+use super::Tokens;
+use crate::{
+    contract::{
+        connection::{ConnectionState, Granted, NextAuthorization},
+        error::CallError,
+        tokens::{TokenError, TokenOwner},
+    },
+    exchange::records::TokenRecord,
+    model::{clock::UnixTime, issuer::is_same, scope::Scope},
+};
+
+/// What is stored for an owner, read once.
+pub(in crate::exchange) struct Held {
+    record: Option<TokenRecord>,
+    /// Whether it is of the route's authorization server and resource, as far as is known.
+    is_of_route: bool,
+    now: UnixTime,
+}
+
+impl Tokens {
+    /// # Errors
+    /// [`CallError::Unavailable`] where the store cannot say.
+    pub(in crate::exchange) async fn held(&self, owner: &TokenOwner) -> Result<Held, CallError> {
+        let record = match self.found(owner).await {
+            Ok(found) => Some(found.record),
+            Err(TokenError::NotFound(_)) => None,
+            Err(TokenError::Unavailable(cause)) => return Err(CallError::Unavailable(cause)),
+        };
+        let is_of_route = match &record {
+            Some(TokenRecord { issuer, resource, .. }) => {
+                self.discovery.takes(&owner.client_id, &owner.upstream, issuer, resource).await
+            }
+            None => false,
+        };
+        Ok(Held { record, is_of_route, now: (self.clock)() })
+    }
+}
+
+impl Held {
+    /// The record, where there is one of the route.
+    fn of_route(&self) -> Option<&TokenRecord> {
+        self.record.as_ref().filter(|_| self.is_of_route)
+    }
+
+    /// The same, where it works or can be renewed, as far as is known here.
+    fn current(&self) -> Option<&TokenRecord> {
+        let is_dead = |record: &TokenRecord| record.ended || record.is_over(self.now) && record.refresh_token.is_none();
+        self.of_route().filter(|record| !is_dead(record))
+    }
+
+    pub(in crate::exchange) fn state(&self) -> ConnectionState {
+        match (self.current(), self.of_route()) {
+            (Some(record), _) => ConnectionState::Connected(Granted {
+                since: record.since,
+                scope: record.granted(),
+                issuer: record.issuer.clone(),
+            }),
+            (None, Some(_)) => ConnectionState::Lost,
+            (None, None) => ConnectionState::Never,
+        }
+    }
+
+    /// What the upstream found missing in it, as [`Tokens::missing`] says it.
+    pub(in crate::exchange) fn missing(&self, issuer: &str) -> Scope {
+        let record = self.record.as_ref().filter(|record| is_same(&record.issuer, issuer));
+        record.map(|record| record.step_up.asks(&record.granted(), self.now)).unwrap_or_default()
+    }
+
+    /// What of a scope that will be asked for is new to the person. Who holds a refresh token has what `offline_access`
+    /// gives, though many a server does not list that in what it granted.
+    pub(in crate::exchange) fn next(&self, scope: Scope) -> NextAuthorization {
+        let current = self.current();
+        let added = current.map(|record| scope.beyond(&record.granted(), record.refresh_token.is_some()));
+        NextAuthorization { scope, added: added.unwrap_or_default() }
+    }
+}
