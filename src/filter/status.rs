@@ -30,7 +30,7 @@ use crate::{
 /// How much of an address is shown, in characters: as much as can be the address of a server.
 const LONGEST_URL: usize = 2048;
 /// How many scopes are named. An upstream may want very many.
-const MOST_SCOPES: usize = 50;
+const MOST_SCOPES: usize = 20;
 /// The year 10000, which `httpdate` cannot write.
 const END_OF_DATES: u64 = 253_402_300_800;
 
@@ -160,12 +160,12 @@ mod tests {
         let many: Vec<String> = (0..60).map(|number| format!("s{number}")).collect();
         let scope = Scope::of(many.iter().map(String::as_str));
         let (shown, more) = asked(&NextAuthorization { scope: scope.clone(), added: Scope::of(["s59"]) });
-        assert_eq!((shown.len(), more), (MOST_SCOPES, 10));
+        assert_eq!((shown.len(), more), (MOST_SCOPES, 40));
         let first = shown.first().expect("one");
         assert_eq!((first.scope.as_str(), first.is_new), ("s59", true));
         assert_eq!(shown.iter().filter(|asked| asked.is_new).count(), 1);
         let (shown, more) = named(&scope);
-        assert_eq!((shown.len(), more), (MOST_SCOPES, 10));
+        assert_eq!((shown.len(), more), (MOST_SCOPES, 40));
         assert_eq!(asked(&NextAuthorization::default()), (Vec::new(), 0));
     }
 }

@@ -1,7 +1,8 @@
 // Chromium as the person who connects: does the flow hold in a real browser, and are its pages fit for a person?
 //
 // https://notes.localhost, tickets.localhost and E2E_LONG_HOST are routes of the Envoy at 127.0.0.1:E2E_ENVOY_PORT.
-// other.localhost is one of the Envoy at E2E_NAMELESS_PORT, where nobody says who the person is. E2E_NEIGHBOUR is the
+// other.localhost is one of the Envoy at E2E_NAMELESS_PORT, where nobody says who the person is, and acme.localhost of the
+// one at E2E_NAMED_PORT, where the person has a name and the pages have a brand. E2E_NEIGHBOUR is the
 // origin of the authorization server, called E2E_ISSUER in its answers, and of a handle on the choreographer behind all
 // of them. Pictures of all pages go to E2E_SCREENSHOTS, or beside this file.
 
@@ -10,21 +11,24 @@ import { mkdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+import axe from 'axe-core';
+
 import {
-  CALLBACK, NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, press, scenarios, start,
+  CALLBACK, DISCONNECT, NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, press, scenarios, start,
   startAgain, until,
 } from './person.mjs';
 
 const NAMELESS = 'https://other.localhost';
+const ACME = 'https://acme.localhost';
 
-const { E2E_ENVOY_PORT, E2E_NAMELESS_PORT, E2E_NEIGHBOUR, E2E_ISSUER, E2E_LONG_HOST, E2E_SCREENSHOTS } = process.env;
+const { E2E_ENVOY_PORT, E2E_NAMELESS_PORT, E2E_NAMED_PORT, E2E_NEIGHBOUR, E2E_ISSUER, E2E_LONG_HOST, E2E_SCREENSHOTS } = process.env;
 for (const [name, value] of Object.entries({
-  E2E_ENVOY_PORT, E2E_NAMELESS_PORT, E2E_NEIGHBOUR, E2E_ISSUER, E2E_LONG_HOST,
+  E2E_ENVOY_PORT, E2E_NAMELESS_PORT, E2E_NAMED_PORT, E2E_NEIGHBOUR, E2E_ISSUER, E2E_LONG_HOST,
 })) {
   assert.ok(value, `${name} must be set`);
 }
 const LONG = `https://${E2E_LONG_HOST}`;
-const OURS = [NOTES, TICKETS, NAMELESS, LONG];
+const OURS = [NOTES, TICKETS, NAMELESS, ACME, LONG];
 const pictures = E2E_SCREENSHOTS || fileURLToPath(new URL('screenshots', import.meta.url));
 mkdirSync(pictures, { recursive: true });
 
@@ -80,19 +84,20 @@ async function wayBack(page) {
 
 // ---- the scenarios, and what each makes the choreographer do ----
 
-const NOTHING = { begins: 0, completions: 0, exchanges: 0 };
-const ONE = { begins: 1, completions: 1, exchanges: 1 };
-const TWO = { begins: 2, completions: 2, exchanges: 2 };
-const AGAIN = { begins: 1, completions: 2, exchanges: 1 };
-const OTHER_BEGUN = { begins: 2, completions: 1, exchanges: 1 };
-const DENIED = { begins: 2, completions: 1, exchanges: 0 };
+const NOTHING = { begins: 0, completions: 0, exchanges: 0, disconnects: 0 };
+const ONE = { ...NOTHING, begins: 1, completions: 1, exchanges: 1 };
+const TWO = { ...NOTHING, begins: 2, completions: 2, exchanges: 2 };
+const AGAIN = { ...NOTHING, begins: 1, completions: 2, exchanges: 1 };
+const OTHER_BEGUN = { ...NOTHING, begins: 2, completions: 1, exchanges: 1 };
+const DENIED = { ...NOTHING, begins: 2, completions: 1 };
+const DISCONNECTED = { ...NOTHING, disconnects: 1 };
 
 async function runFlows(check) {
   await check('a person connects and comes back', ONE, async ({ open }) => {
     const page = await (await open()).newPage();
     const shown = await page.goto(start(NOTES, '/mcp?tab=1'));
     assert.equal(shown.status(), 200);
-    assert.equal(await heading(page), 'Connect notes.localhost?');
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - notes.localhost?');
     const text = await page.locator('main').innerText();
     for (const part of ['notes.localhost', 'https://mcp.example/workspaces/engineering', E2E_ISSUER]) {
       assert.ok(text.includes(part), `the page names ${part}`);
@@ -148,10 +153,45 @@ async function runFlows(check) {
     await hasLanded(page, '/mcp');
   });
 
+  await check('who did not say where to go on ends on the page that says so', ONE, async ({ open }) => {
+    const page = await begun(await open(), undefined);
+    await during('connected', async () => {
+      await follow(page, () => allow(page));
+      assert.equal(page.url(), start(NOTES));
+      const text = await page.locator('main').innerText();
+      assert.ok(text.includes('Connected. You can go back to your MCP client.'), text);
+    });
+  });
+
+  await check('who cancels goes on where they came from, and nothing began', NOTHING, async ({ open }) => {
+    const page = await (await open()).newPage();
+    await page.goto(start(NOTES, '/mcp?tab=1'));
+    await follow(page, () => page.getByRole('link', { name: 'Cancel' }).click());
+    assert.equal(page.url(), `${NOTES}/mcp?tab=1`);
+  });
+
+  await check('to disconnect takes a second press, without script', DISCONNECTED, async ({ open }) => {
+    const page = await (await open({ javaScriptEnabled: false })).newPage();
+    await during('connected', () => page.goto(start(ACME)));
+    const sure = page.getByRole('button', { name: 'Yes, disconnect' });
+    assert.equal(await sure.isVisible(), false, 'it asks first');
+    // Connect again, then Disconnect.
+    await page.keyboard.press('Tab');
+    await page.keyboard.press('Tab');
+    await page.keyboard.press('Enter');
+    assert.ok(await sure.isVisible());
+    const asked = await page.locator('details').innerText();
+    assert.ok(asked.includes('Disconnect Pomerium MCP Proxy - acme.localhost?'), asked);
+    await page.keyboard.press('Tab');
+    await follow(page, () => page.keyboard.press('Enter'));
+    assert.equal(page.url(), start(ACME));
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - acme.localhost?');
+  });
+
   await check('who presses twice since nothing happens comes back', OTHER_BEGUN, async ({ open }) => {
     const page = await (await open()).newPage();
     await page.goto(start(NOTES, '/mcp'));
-    const { x, y } = await page.getByRole('button', { name: 'Connect' }).boundingBox();
+    const { x, y } = await page.getByRole('button', { name: 'Connect', exact: true }).boundingBox();
     const { begins } = await counts();
     await follow(page, () => during('hangs', async () => {
       for (const wanted of [begins + 1, begins + 2]) {
@@ -224,7 +264,7 @@ async function runFlows(check) {
     assert.ok(!(await page.content()).includes('words of the server'), 'the server has no say in our page');
     await follow(page, () => startAgain(page));
     assert.equal(page.url(), start(NOTES));
-    assert.equal(await heading(page), 'Connect notes.localhost?');
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - notes.localhost?');
     await follow(page, () => press(page));
     isAtServer(page);
   });
@@ -297,6 +337,20 @@ const PAGES = {
   connect: [NOTHING, 200, (context) => visit(context, start(NOTES, '/mcp'))],
   'connect-unknown-server': [NOTHING, 200, (context) => during('fails', () => visit(context, start(NOTES, '/mcp')))],
   'connect-long': [NOTHING, 200, (context) => visit(context, start(LONG, '/mcp'))],
+  'connect-asked': [NOTHING, 200, (context) => during('never', () => visit(context, start(NOTES, '/mcp')))],
+  'connect-named': [NOTHING, 200, (context) => during('never', () => visit(context, start(ACME, '/mcp')))],
+  connected: [NOTHING, 200, (context) => during('connected', () => visit(context, start(ACME)))],
+  'connected-back': [NOTHING, 200, (context) => during('connected', () => visit(context, start(NOTES, '/mcp')))],
+  'connected-more': [NOTHING, 200, (context) => during('more', () => visit(context, start(ACME, '/mcp')))],
+  'connected-many': [NOTHING, 200, (context) => during('many', () => visit(context, start(LONG, '/mcp')))],
+  disconnecting: [NOTHING, 200, async (context) => {
+    const found = await during('connected', () => visit(context, start(ACME)));
+    await found.page.locator('summary').click();
+    return found;
+  }],
+  lost: [NOTHING, 200, (context) => during('lost', () => visit(context, start(ACME, '/mcp')))],
+  'refused-400-named': [NOTHING, 400, (context) => visit(context, `${ACME}${CALLBACK}?code=c&state=s`)],
+  'wrong-method-405': [NOTHING, 405, (context) => visit(context, `${ACME}${DISCONNECT}`)],
   'refused-400': [NOTHING, 400, (context) => visit(context, `${NOTES}${CALLBACK}?code=c&state=s`)],
   'cross-site-403': [NOTHING, 403, async (context) => {
     const page = await context.newPage();
@@ -345,6 +399,7 @@ async function runPages(check) {
       const { page, response } = await reach(await open());
       assert.equal(response.status(), status);
       await isWellMade(page);
+      await showsFocus(page);
       await takePictures(page, name);
     });
   }
@@ -380,19 +435,50 @@ async function isWellMade(page) {
   }
 }
 
+/** Whoever goes through the page by keyboard sees where they are. */
+async function showsFocus(page) {
+  // From the beginning, wherever somebody clicked before.
+  await page.mouse.click(0, 0);
+  const count = await page.locator('a[href], button:visible, summary').count();
+  for (let place = 0; place < count; place += 1) {
+    await page.keyboard.press('Tab');
+    const { is, style, width } = await page.evaluate(() => {
+      const { outlineStyle, outlineWidth } = getComputedStyle(document.activeElement);
+      return { is: document.activeElement.localName, style: outlineStyle, width: parseFloat(outlineWidth) };
+    });
+    assert.ok(is !== 'body' && style !== 'none' && width >= 2, `${place}: ${is} ${style} ${width}`);
+  }
+  await page.evaluate(() => document.activeElement.blur());
+}
+
+/** As axe sees it, at what WCAG 2.2 asks for at level AA. The policy of the page does not concern what a test evaluates. */
+async function isAccessible(page, where) {
+  await page.evaluate(axe.source);
+  const { violations, passes } = await page.evaluate(() => globalThis.axe.run({
+    runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa'],
+  }));
+  const found = violations.flatMap(({ id, nodes }) => nodes.map(({ failureSummary, html }) => `${id}: ${html} ${failureSummary}`));
+  assert.deepEqual(found, [], where);
+  for (const rule of ['color-contrast', 'document-title', 'html-has-lang']) {
+    assert.ok(passes.some(({ id }) => id === rule), `${where}: axe looked at ${rule}`);
+  }
+}
+
 async function takePictures(page, name) {
   for (const [device, width, height] of [['desktop', 1280, 800], ['phone', 390, 844]]) {
     await page.setViewportSize({ width, height });
     for (const colorScheme of ['light', 'dark']) {
       await page.emulateMedia({ colorScheme });
+      await isAccessible(page, `${name} ${device} ${colorScheme}`);
       const suffix = colorScheme === 'dark' ? '-dark' : '';
-      await page.screenshot({ path: path.join(pictures, `${name}-${device}${suffix}.png`) });
+      await page.screenshot({ path: path.join(pictures, `${name}-${device}${suffix}.png`), fullPage: true });
     }
   }
 }
 
 const browser = await launch([
   `MAP other.localhost:443 127.0.0.1:${E2E_NAMELESS_PORT}`,
+  `MAP acme.localhost:443 127.0.0.1:${E2E_NAMED_PORT}`,
   `MAP *:443 127.0.0.1:${E2E_ENVOY_PORT}`,
   `MAP *:8443 127.0.0.1:${E2E_ENVOY_PORT}`,
 ]);

@@ -9,6 +9,7 @@ import { chromium } from 'playwright-core';
 
 export const START = '/.pomerium/oauth/start';
 export const CALLBACK = '/.pomerium/oauth/callback';
+export const DISCONNECT = '/.pomerium/oauth/disconnect';
 export const NOTES = 'https://notes.localhost';
 export const TICKETS = 'https://tickets.localhost';
 /** How long anything may take, in ms. */
@@ -145,7 +146,7 @@ export async function follow(page, act) {
   return response;
 }
 
-export const press = (page) => page.getByRole('button', { name: 'Connect' }).click();
+export const press = (page) => page.getByRole('button', { name: /^Connect( again)?$/ }).click();
 export const goOn = (page) => page.getByRole('link', { name: 'Go on' }).click();
 export const startAgain = (page) => page.getByRole('link', { name: 'Start again' }).click();
 export const heading = (page) => page.getByRole('heading', { level: 1 }).innerText();

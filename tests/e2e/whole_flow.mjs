@@ -153,7 +153,7 @@ async function run(check) {
     const context = await openAnywhere();
     const page = await context.newPage();
     await page.goto(start(NOTES, '/mcp?tab=1'));
-    assert.equal(await heading(page), 'Connect notes.localhost?');
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - notes.localhost?');
     const main = page.locator('main');
     assert.ok((await main.innerText()).includes(E2E_UPSTREAM), 'the page names the upstream');
     await until('the page names the authorization server', async () => {
@@ -187,7 +187,7 @@ async function run(check) {
     assert.ok(words && !(await page.content()).includes(words), 'the server has no say in our page');
     await follow(page, () => startAgain(page));
     assert.equal(page.url(), `${TICKETS}${START}`);
-    assert.equal(await heading(page), 'Connect tickets.localhost?');
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - tickets.localhost?');
     await isRefused(page, await page.goto(url.href), 409, 'Already used');
     // Though a route to the same upstream has one.
     assert.equal(await handedOut(TICKETS), undefined);
@@ -250,6 +250,25 @@ async function run(check) {
     assert.equal(await handedOut(TICKETS), undefined);
 
     assert.equal(await handedOut(NOTES), granted[0].access_token);
+    await isGood(granted[0]);
+  });
+
+  const fromThePage = { ...ONE, revocations: 1 };
+  await check('the page says how it stands, and ends it at the provider too', fromThePage, async ({ openAnywhere }) => {
+    const context = await openAnywhere();
+    const given = await connect(context, TICKETS);
+    const page = await context.newPage();
+    await page.goto(start(TICKETS));
+    const text = await page.locator('main').innerText();
+    for (const part of ['Connected. You can go back to your MCP client.', 'Connected since', 'mcp', issuer]) {
+      assert.ok(text.includes(part), `${part} in ${text}`);
+    }
+    await page.locator('summary').click();
+    await follow(page, () => page.getByRole('button', { name: 'Yes, disconnect' }).click());
+    assert.equal(page.url(), start(TICKETS));
+    assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - tickets.localhost?');
+    assert.equal(await provider.RefreshToken.find(given.refresh_token), undefined);
+    assert.equal(await handedOut(TICKETS), undefined);
     await isGood(granted[0]);
   });
 

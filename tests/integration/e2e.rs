@@ -19,7 +19,10 @@ use axum::{
 };
 use envoy_cimd::{
     commands::settings,
-    contract::proto::{DisconnectRequest, GetUpstreamTokenRequest, upstream_tokens_client::UpstreamTokensClient},
+    contract::proto::{
+        DisconnectRequest, GetUpstreamTokenRequest, LostConnection, describe_connection_response::State as Standing,
+        upstream_tokens_client::UpstreamTokensClient,
+    },
     exchange::embedded::Embedded,
     model::{paths::Paths, secret::Secret, user::User},
 };
@@ -35,8 +38,10 @@ use url::{Url, form_urlencoded};
 use crate::{
     choreographer::{Call, Fake, ISSUER, Mood},
     exchange::single,
+    flow::WHO,
+    pages::{connected, never, stands},
     stack::{self, Certificates, in_process::owner, key_file},
-    world::{DOCUMENT, Wish, World, metadata, virtual_hosts},
+    world::{DOCUMENT, Wish, World, http_filters, metadata, virtual_hosts},
 };
 
 /// Runs a script of `tests/e2e`, all of which go beside their modules, with what it must know of the world.
@@ -89,11 +94,33 @@ async fn e2e_in_a_browser() {
     })
     .await;
     // Here nobody says who the person is.
-    let (_, nameless) = cimd.split_last().expect("--single-user");
+    let (_, userless) = cimd.split_last().expect("--single-user");
     let nameless =
-        World::start(Wish { routes: &["from=https://other.localhost"], cimd: nameless, ..Wish::default() }).await;
+        World::start(Wish { routes: &["from=https://other.localhost"], cimd: userless, ..Wish::default() }).await;
+
+    // Here the person has a name, and the pages a brand.
+    let [namespace, issuer, subject] = WHO;
+    let mut flags = userless.to_vec();
+    flags.extend([namespace, issuer, subject, "--display-claim=name", "--brand-name=Acme Corporation"]);
+    flags.push("--brand-help-url=https://help.acme.example/mcp");
+    let named = World::start(Wish {
+        routes: &["from=https://acme.localhost"],
+        cimd: &flags,
+        envoy_config: &[namespace],
+        edit: &|config| {
+            neighbour.join(config);
+            let person = json!({"iss": "https://idp.example", "sub": "ann", "name": "Ann Example <ann@acme.example>"});
+            let filter = json!({"name": "who", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+                "metadata": [{"metadata_namespace": "who", "value": person}],
+            }});
+            http_filters(config).insert(0, filter);
+        },
+    })
+    .await;
 
     let variables = [
+        ("E2E_NAMED_PORT", named.envoy.https.port().to_string()),
         ("E2E_NAMELESS_PORT", nameless.envoy.https.port().to_string()),
         ("E2E_NEIGHBOUR", neighbour.origin.clone()),
         ("E2E_ISSUER", ISSUER.to_owned()),
@@ -116,16 +143,23 @@ async fn e2e_in_a_browser() {
                 assert!(known, "of a browser that began nothing: {complete:?}");
                 completions += 1;
             }
-            Call::Disconnect(disconnect) => panic!("nobody disconnects: {disconnect:?}"),
+            Call::Disconnect(disconnect) => {
+                assert!(disconnect.client_id.starts_with("https://acme.localhost/"), "{disconnect:?}");
+            }
         }
     }
     // The sums of what the script's scenarios count.
-    assert_eq!((browsers.len(), completions, redeemed.len()), (20, 19, 14));
+    assert_eq!((browsers.len(), completions, redeemed.len()), (21, 20, 15));
     let codes = neighbour.codes();
     assert_eq!(redeemed.iter().collect::<HashSet<_>>().len(), redeemed.len(), "no code twice: {redeemed:?}");
     assert!(redeemed.iter().all(|code| codes.contains(code)), "{redeemed:?} of {codes:?}");
-    for (name, output) in [("envoy-cimd", world.cimd.process.output()), ("envoy", world.envoy.process.output())] {
+    for (name, output) in [
+        ("envoy-cimd", world.cimd.process.output()),
+        ("envoy", world.envoy.process.output()),
+        ("the named one", named.cimd.process.output()),
+    ] {
         assert!(!output.is_empty() && !output.contains(CODE), "{name} knows a code:\n{output}");
+        assert!(!output.contains("ann@acme"), "{name} knows who is signed in:\n{output}");
     }
 }
 
@@ -274,13 +308,34 @@ async fn upstream(RawQuery(query): RawQuery) -> Html<&'static str> {
 async fn counts(State(shared): State<Arc<Shared>>) -> String {
     let fake = shared.fake.lock().expect("the fake");
     let redeemed = fake.exchanges().len();
-    json!({"begins": fake.begins(), "completions": fake.completions(), "exchanges": redeemed}).to_string()
+    let disconnects = fake.disconnects().len();
+    json!({
+        "begins": fake.begins(),
+        "completions": fake.completions(),
+        "exchanges": redeemed,
+        "disconnects": disconnects,
+    })
+    .to_string()
 }
 
 async fn set_mood(State(shared): State<Arc<Shared>>, Segment(mood): Segment<String>) -> StatusCode {
     let mut fake = shared.fake.lock().expect("the fake");
     match mood.as_str() {
-        "correct" => fake.release(),
+        "correct" => {
+            fake.release();
+            fake.connections_are(stands(never(), None));
+        }
+        "never" => fake.connections_are(stands(never(), Some(("mcp:read mcp:write", "")))),
+        "lost" => fake.connections_are(stands(Standing::Lost(LostConnection {}), Some(("mcp:read mcp:write", "")))),
+        "connected" => fake.connections_are(stands(connected("mcp:read mcp:write"), None)),
+        "more" => {
+            let more = Some(("mcp:read mcp:write mcp:admin", "mcp:admin"));
+            fake.connections_are(stands(connected("mcp:read mcp:write"), more));
+        }
+        "many" => {
+            let many: Vec<String> = (0..60).map(|number| format!("https://{LONG}/scopes/{number}")).collect();
+            fake.connections_are(stands(connected(&many.join(" ")), None));
+        }
         "fails" => fake.set(Mood::Fails),
         "full" => fake.set(Mood::Full),
         "hangs" => fake.set(Mood::Hangs),
@@ -352,13 +407,13 @@ async fn e2e_the_whole_flow() {
     assert_eq!(
         counts,
         [
-            ("access_token", 6),
-            ("code", 5),
-            ("code_verifier", 4),
-            ("cookie", 6),
+            ("access_token", 7),
+            ("code", 6),
+            ("code_verifier", 5),
+            ("cookie", 7),
             ("error_description", 1),
-            ("refresh_token", 6),
-            ("state", 6),
+            ("refresh_token", 7),
+            ("state", 7),
         ]
     );
     let log = world.cimd.process.output();

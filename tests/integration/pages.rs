@@ -25,12 +25,16 @@ fn page(query: &str) -> Call {
     Call::get(NOTES, &format!("{START}{query}")).header("accept", "text/html")
 }
 
-fn connected(scope: &str) -> State {
+pub fn never() -> State {
+    State::Never(NeverConnected {})
+}
+
+pub fn connected(scope: &str) -> State {
     let since = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_000_000);
     State::Connected(Connected { since: Some(since.into()), scope: scope.to_owned(), issuer: ISSUER.to_owned() })
 }
 
-fn stands(state: State, next: Option<(&str, &str)>) -> DescribeConnectionResponse {
+pub fn stands(state: State, next: Option<(&str, &str)>) -> DescribeConnectionResponse {
     let next = next.map(|(scope, added)| NextAuthorization { scope: scope.to_owned(), added: added.to_owned() });
     DescribeConnectionResponse { state: Some(state), next }
 }
@@ -74,7 +78,6 @@ const DISCONNECT_FORM: &str = "<form method=\"post\" action=\"/.pomerium/oauth/d
 #[tokio::test]
 async fn each_state_has_its_page() {
     let flows = Flows::of(ROUTE, &["--single-user"]).await;
-    let never = || State::Never(NeverConnected {});
     let connect = format!("Connect {NAME} ?");
     let again = "Connect again".to_owned();
     type Row<'a> = (&'a str, Option<DescribeConnectionResponse>, Mood, &'a str, Vec<&'a str>, Vec<&'a str>);
