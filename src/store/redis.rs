@@ -20,7 +20,10 @@ use redis::{
     TlsCertificates, aio::MultiplexedConnection,
 };
 use rustls::pki_types::CertificateDer;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -35,6 +38,8 @@ use crate::{model::clock::UnixTime, net::tls::roots};
 
 /// How long an operation may take, with the connection where there is none.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to leave a server alone that is still loading.
+const LOADING: Duration = Duration::from_millis(50);
 /// All our keys begin with this: an operator may give us a part of a server by it.
 const NAMESPACE: &str = "envoy_cimd:v1";
 
@@ -138,9 +143,18 @@ impl RedisStore {
     async fn run<T: FromRedisValue>(&self, step: &ScriptInvocation<'_>) -> Result<T, StoreError> {
         let mut used = None;
         let answer = timeout(PATIENCE, async {
-            let connection = used.insert(self.connection().await?);
-            // Where Redis does not have the script yet, it did nothing, and is sent it: no step is done twice.
-            step.invoke_async(&mut connection.redis).await
+            loop {
+                let answer = match self.connection().await {
+                    // Where Redis does not have the script yet, it did nothing, and is sent it: no step is done twice.
+                    Ok(connection) => step.invoke_async(&mut used.insert(connection).redis).await,
+                    Err(error) => Err(error),
+                };
+                match answer {
+                    // It has just started, and says so in the place of doing anything.
+                    Err(error) if is_loading(&error) => sleep(LOADING).await,
+                    answer => return answer,
+                }
+            }
         });
         let answer = answer.await;
         let broken = match &answer {
@@ -314,6 +328,11 @@ fn route_key(route: &RouteKey) -> String {
 
 fn text(hash: &[u8; 32]) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(hash)
+}
+
+/// Whether it refuses everything until it has read what it keeps.
+fn is_loading(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::BusyLoading)
 }
 
 /// Whether the next operation had better connect anew. A server that lost its role answers, but the name that it goes

@@ -408,6 +408,22 @@ async fn redis_may_be_gone_for_a_while() {
     assert!(store.token(ROUTE).await.expect("a store").is_some());
 }
 
+/// A server that has just started refuses everything until it has read what it keeps, and did nothing of it.
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_that_still_loads_is_waited_for() {
+    let mut bed = Bed::redis().await;
+    let store = bed.store().await;
+    store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
+    let redis = bed.redis.as_mut().expect("Redis");
+    redis.fill(4096).await;
+    redis.kill().await;
+    // It looks at its clients after each 1,024 commands.
+    redis.start_loading(&["--key-load-delay", "300"]).await;
+    assert_eq!(store.token(ROUTE).await.expect("the first attempt"), Some((TOKEN, b"sealed".into())));
+    assert!(redis.info("errorstats").await.contains("errorstat_LOADING:"), "it was not loading");
+}
+
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_is_found_again_behind_a_connection_that_went_silent() {
@@ -699,13 +715,37 @@ impl Redis {
         self.process = Self::run(&self.dir, &self.flags).await.expect("its port is still free");
     }
 
-    /// None where somebody else took the port.
-    async fn run(dir: &Path, flags: &[String]) -> Option<Process> {
+    /// Starts again, and is not waited for until it has read what it keeps.
+    async fn start_loading(&mut self, more: &[&str]) {
+        let mut process = Process::spawn("redis-server", Self::command(&self.dir, &self.flags, more));
+        process.line(|line| line.contains("Server initialized").then_some(())).await;
+        self.process = process;
+    }
+
+    /// Puts in so many keys that are none of ours.
+    async fn fill(&self, keys: usize) {
+        let mut pipe = redis::pipe();
+        for key in 0..keys {
+            pipe.cmd("SET").arg(format!("other:{key}")).arg("x").ignore();
+        }
+        pipe.query_async::<()>(&mut self.connection().await).await.expect("an answer");
+    }
+
+    async fn info(&self, section: &str) -> String {
+        redis::cmd("INFO").arg(section).query_async(&mut self.connection().await).await.expect("an answer")
+    }
+
+    fn command(dir: &Path, flags: &[String], more: &[&str]) -> Command {
         let executable = std::env::var("REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
         let mut command = Command::new(executable);
         command.arg("--dir").arg(dir).args(["--bind", "127.0.0.1", "--save", ""]);
-        command.args(["--appendonly", "yes", "--appendfsync", "always"]).args(flags);
-        let mut process = Process::spawn("redis-server", command);
+        command.args(["--appendonly", "yes", "--appendfsync", "always"]).args(flags).args(more);
+        command
+    }
+
+    /// None where somebody else took the port.
+    async fn run(dir: &Path, flags: &[String]) -> Option<Process> {
+        let mut process = Process::spawn("redis-server", Self::command(dir, flags, &[]));
         let ready = process.line(|line| match line {
             line if line.contains("Ready to accept connections") => Some(true),
             line if line.contains("Address already in use") => Some(false),
@@ -729,9 +769,7 @@ impl Redis {
 
     /// How often each command ran so far, those of scripts too.
     pub async fn command_calls(&self) -> BTreeMap<String, u64> {
-        let mut connection = self.connection().await;
-        let stats: String =
-            redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("an answer");
+        let stats = self.info("commandstats").await;
         let calls = |line: &str| {
             let (command, stats) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             Some((command.to_owned(), stats.split(',').next()?.parse().ok()?))
