@@ -128,6 +128,11 @@ impl Route {
         Ok(route)
     }
 
+    /// What people know it by.
+    pub fn client_name(&self) -> String {
+        format!("Pomerium MCP Proxy - {}{}", self.from.origin().host(), self.from.path())
+    }
+
     pub fn client_id(&self) -> String {
         format!("{}{DOCUMENT}", self.from)
     }

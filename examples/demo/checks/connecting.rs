@@ -60,7 +60,7 @@ const DENY: (&str, &str) = ("decision", "deny");
 async fn connect_page(browser: &mut Browser, route: &Route) -> Result<Page, String> {
     let page = browser.open(&parse(&route.connect_page())?, CameFrom::AnotherSite).await?;
     page.shows(200)?;
-    page.says(&[route.from.label(), &route.upstream])?;
+    page.says(&[&route.client_name(), &route.upstream])?;
     Ok(page)
 }
 
@@ -91,8 +91,7 @@ async fn refuses_redirect_uri(browser: &mut Browser, request: &Url, other: &Rout
 async fn consent_page(browser: &mut Browser, request: &Url, route: &Route) -> Result<Page, String> {
     let page = browser.open(request, CameFrom::AnotherSite).await?;
     page.shows(200)?;
-    let origin = route.from.origin();
-    page.says(&[&format!("Pomerium MCP Proxy - {}{}", origin.host(), route.from.path()), origin.authority()])?;
+    page.says(&[&route.client_name(), route.from.origin().authority()])?;
     Ok(page)
 }
 
