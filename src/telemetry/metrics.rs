@@ -207,7 +207,7 @@ impl Metrics {
             let counter = self.requests.get_or_create(&labels).clone();
             (labels, counter)
         });
-        // Of the processes in this one, as tests have them, all expect the same.
+        // Whoever comes later expects the same: there is one list of outcomes.
         drop(self.expected.set(expected.collect()));
     }
 
