@@ -104,20 +104,14 @@ impl Choreographer for Embedded {
         // First, since what it finds decides whether a token is the route's.
         let find = self.tokens.discovery.find(&owner.client_id, &owner.upstream, None);
         let server = timeout(SHOWN_WITHIN, find).await.ok().and_then(Result::ok);
-        let slow = || CallError::Timeout("the store did not say in time how the connection stands".into());
-        timeout(SHOWN_WITHIN, async {
-            let held = self.tokens.held(&owner).await?;
-            let next = match server {
-                Some(server) => {
-                    let wanted = scope.unwrap_or_else(|| wanted(&server, held.missing(&server.issuer)));
-                    Some(held.next(wanted.asked_of(server.offline_access)))
-                }
-                None => None,
-            };
-            Ok(Connection { state: held.state(), next })
-        })
-        .await
-        .unwrap_or_else(|_| Err(slow()))
+        let held = timeout(SHOWN_WITHIN, self.tokens.held(&owner)).await;
+        let held =
+            held.map_err(|_| CallError::Timeout("the store did not say in time how the connection stands".into()))??;
+        let next = server.map(|server| {
+            let wanted = scope.unwrap_or_else(|| wanted(&server, held.missing(&server.issuer)));
+            held.next(wanted.asked_of(server.offline_access))
+        });
+        Ok(Connection { state: held.state(), next })
     }
 
     async fn begin(&self, begin: Begin, _: &Trace) -> Result<Begun, BeginError> {

@@ -125,11 +125,8 @@ impl Tokens {
     /// # Errors
     /// [`TokenError::Unavailable`] where the store cannot say.
     pub async fn record(&self, owner: &TokenOwner) -> Result<Option<TokenRecord>, TokenError> {
-        match self.stored(owner).await {
-            Ok(stored) => Ok(Some(stored.record)),
-            Err(TokenError::NotFound(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let record = self.found_record(owner).await.map_err(TokenError::Unavailable)?;
+        Ok(record.filter(|record| !record.ended))
     }
 
     pub(super) fn http(&self, client_id: &ClientId, deadline: Duration) -> OAuthHttp {

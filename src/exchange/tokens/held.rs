@@ -5,10 +5,10 @@ use crate::{
     contract::{
         connection::{ConnectionState, Granted, NextAuthorization},
         error::CallError,
-        tokens::{TokenError, TokenOwner},
+        tokens::TokenOwner,
     },
     exchange::records::TokenRecord,
-    model::{clock::UnixTime, issuer::is_same, scope::Scope},
+    model::{clock::UnixTime, scope::Scope},
 };
 
 /// What is stored for an owner, read once.
@@ -23,11 +23,7 @@ impl Tokens {
     /// # Errors
     /// [`CallError::Unavailable`] where the store cannot say.
     pub(in crate::exchange) async fn held(&self, owner: &TokenOwner) -> Result<Held, CallError> {
-        let record = match self.found(owner).await {
-            Ok(found) => Some(found.record),
-            Err(TokenError::NotFound(_)) => None,
-            Err(TokenError::Unavailable(cause)) => return Err(CallError::Unavailable(cause)),
-        };
+        let record = self.found_record(owner).await.map_err(CallError::Unavailable)?;
         let is_of_route = match &record {
             Some(TokenRecord { issuer, resource, .. }) => {
                 self.discovery.takes(&owner.client_id, &owner.upstream, issuer, resource).await
@@ -64,8 +60,7 @@ impl Held {
 
     /// What the upstream found missing in it, as [`Tokens::missing`] says it.
     pub(in crate::exchange) fn missing(&self, issuer: &str) -> Scope {
-        let record = self.record.as_ref().filter(|record| is_same(&record.issuer, issuer));
-        record.map(|record| record.step_up.asks(&record.granted(), self.now)).unwrap_or_default()
+        self.record.as_ref().map(|record| record.missing(issuer, self.now)).unwrap_or_default()
     }
 
     /// What of a scope that will be asked for is new to the person. Who holds a refresh token has what `offline_access`

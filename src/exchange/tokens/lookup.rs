@@ -6,7 +6,10 @@ use super::{
     stored::Stored,
 };
 use crate::{
-    contract::tokens::{TokenError, TokenOwner, TokenTag},
+    contract::{
+        error::Cause,
+        tokens::{TokenError, TokenOwner, TokenTag},
+    },
     exchange::records::TokenRecord,
     model::secret::random,
     store::{keys::RouteKey, seal::UnsealError, vault::Place},
@@ -26,6 +29,18 @@ impl Tokens {
     /// As [`Self::found`], where its grant has not ended.
     pub(super) async fn stored(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
         self.found(owner).await?.granted()
+    }
+
+    /// The record of [`Self::found`], its grant ended or not; none where there is nothing.
+    ///
+    /// # Errors
+    /// Why the store cannot say.
+    pub(super) async fn found_record(&self, owner: &TokenOwner) -> Result<Option<TokenRecord>, Cause> {
+        match self.found(owner).await {
+            Ok(found) => Ok(Some(found.record)),
+            Err(TokenError::NotFound(_)) => Ok(None),
+            Err(TokenError::Unavailable(cause)) => Err(cause),
+        }
     }
 
     /// What a route's index points at, opened. A record that was moved from elsewhere does not open, and is nobody's.

@@ -15,7 +15,7 @@ use crate::{
         tokens::{Refused, RefusedStatus, Renewal, TokenError, TokenOwner},
     },
     exchange::step_up::Change,
-    model::{issuer::is_same, scope::Scope},
+    model::scope::Scope,
     telemetry::audit,
 };
 
@@ -126,13 +126,8 @@ impl Tokens {
     /// # Errors
     /// [`CallError::Unavailable`] where the store cannot say.
     pub(in crate::exchange) async fn missing(&self, owner: &TokenOwner, issuer: &str) -> Result<Scope, CallError> {
-        match self.found(owner).await {
-            Ok(Stored { record, .. }) if is_same(&record.issuer, issuer) => {
-                Ok(record.step_up.asks(&record.granted(), (self.clock)()))
-            }
-            Ok(_) | Err(TokenError::NotFound(_)) => Ok(Scope::default()),
-            Err(TokenError::Unavailable(cause)) => Err(CallError::Unavailable(cause)),
-        }
+        let record = self.found_record(owner).await.map_err(CallError::Unavailable)?;
+        Ok(record.map(|record| record.missing(issuer, (self.clock)())).unwrap_or_default())
     }
 }
 

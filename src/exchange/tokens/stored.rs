@@ -4,7 +4,7 @@ use super::errors::LOST;
 use crate::{
     contract::tokens::{TOO_LATE, TokenError, TokenOwner},
     exchange::records::TokenRecord,
-    model::clock::UnixTime,
+    model::{clock::UnixTime, issuer::is_same, scope::Scope},
     store::keys::{Issuer, Resource, RouteKey, TokenKey},
 };
 
@@ -71,6 +71,11 @@ impl TokenRecord {
             let pause = 60_u64.saturating_mul(1 << count.saturating_sub(1).min(4)).min(600);
             last <= now && now.since(last) < pause
         })
+    }
+
+    /// What the upstream found missing in it, with what it has; empty where nothing is missing, or it is another issuer's.
+    pub fn missing(&self, issuer: &str, now: UnixTime) -> Scope {
+        if is_same(&self.issuer, issuer) { self.step_up.asks(&self.granted(), now) } else { Scope::default() }
     }
 
     /// Whether it is time to renew it; one that cannot be renewed is never old.
