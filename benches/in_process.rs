@@ -28,7 +28,10 @@ use envoy_cimd::{
     },
 };
 use envoy_types::pb::{
-    envoy::{config::core::v3::Metadata, service::ext_proc::v3::ProcessingRequest},
+    envoy::{
+        config::core::v3::Metadata,
+        service::ext_proc::v3::{ProcessingRequest, processing_response::Response},
+    },
     google::protobuf::{Struct, Value, value::Kind},
 };
 use prost::Message;
@@ -166,7 +169,7 @@ fn token_hit(bencher: Bencher<'_, '_>, routes: usize) {
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| owner(&origins()))
-        .bench_local_refs(|owner| cached.cached(owner).expect("it is kept").authorization());
+        .bench_local_refs(|owner| cached.cached(owner).expect("it is kept").edits.clone());
 }
 
 /// A token that is not kept, without what its store does.
@@ -177,7 +180,7 @@ fn token_miss(bencher: Bencher<'_, '_>, routes: usize) {
     bencher.with_inputs(|| owner(&origins())).bench_local_refs(|owner| {
         runtime.block_on(async {
             assert!(cached.cached(owner).is_none());
-            cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token").authorization()
+            cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token").edits.clone()
         })
     });
 }
@@ -200,6 +203,10 @@ fn mcp_request(bencher: Bencher<'_, '_>, people: usize) {
     let traffic: Arc<dyn Role> = Arc::new(Traffic::new(traffic::Config::default(), &endpoints, cached));
     let mut buffer = Vec::with_capacity(16 * 1024);
     let mut person = 0;
+    let mut stream = Conversation::new(Arc::clone(&traffic), RoleName::Traffic);
+    let first = stream.take(mcp_message(&from, &user(0)), Some(&source)).expect("a message that is known");
+    let first = first.expect("an answer at once").decoded().expect("an answer");
+    assert!(matches!(first.response, Some(Response::RequestHeaders(_))));
     let next = || {
         person = (person + 7919) % people;
         mcp_message(&from, &user(person))

@@ -14,7 +14,6 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 const BUFFER: usize = 1024;
 
 /// What is said to Envoy. It is not for logs: a token may be in it.
-#[derive(Clone)]
 pub enum Answer {
     Made(Box<ProcessingResponse>),
     /// One that was said before, as it was encoded then.

@@ -55,7 +55,6 @@ const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
 /// A token as the header that carries it (RFC 6750, section 2.1): visible ASCII, and not empty. What servers issue is more
 /// than the RFC's `b64token` has, and all that a header may have. Zeroed when the last one who has it lets it go.
 pub struct Bearer {
-    authorization: Bytes,
     /// What a request with it goes on with.
     pub edits: Arc<Said<Edits>>,
     pub tag: TokenTag,
@@ -71,17 +70,9 @@ impl Bearer {
             return None;
         }
         let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
-        let edits = Said::new(Edits {
-            set: vec![("authorization", authorization.clone())],
-            remove: NOT_FORWARDED,
-            tag: Some(tag),
-        });
-        Some(Self { authorization, edits, tag, expires_at })
-    }
-
-    /// The value of `authorization`, which shares its memory.
-    pub fn authorization(&self) -> Bytes {
-        self.authorization.clone()
+        let edits =
+            Said::new(Edits { set: vec![("authorization", authorization)], remove: NOT_FORWARDED, tag: Some(tag) });
+        Some(Self { edits, tag, expires_at })
     }
 }
 
@@ -512,7 +503,8 @@ mod tests {
     }
 
     fn text(bearer: &Bearer) -> String {
-        let text = String::from_utf8(bearer.authorization().to_vec()).expect("text");
+        let [("authorization", value)] = &bearer.edits.set[..] else { panic!("{:?}", bearer.edits) };
+        let text = String::from_utf8(value.to_vec()).expect("text");
         text.strip_prefix(SCHEME).expect("its scheme").to_owned()
     }
 
@@ -869,7 +861,7 @@ mod tests {
         }
         let good = "azAZ09-._~+/==|:%";
         let bearer = Bearer::new(AccessToken { secret: Secret::new(good), ..token(1) }).expect("a token");
-        assert_eq!(bearer.authorization(), format!("Bearer {good}"));
+        assert_eq!(bearer.edits.set, [("authorization", Bytes::from(format!("Bearer {good}")))]);
         assert_eq!((text(&bearer).as_str(), format!("{bearer:?}").as_str()), (good, "Bearer(…)"));
     }
 
