@@ -267,14 +267,11 @@ impl Refusal {
         if let Self::AlreadyUsed { return_to } = self {
             links.push(Link { text: "Go on", href: return_to });
         }
-        // Where the person is unknown, that may have been because their sign-in was over.
-        let text = match self.status() {
-            400 | 409 | 502 | 503 | 504 => Some("Start again"),
-            _ => match self {
-                Self::CrossSite | Self::MethodNotAllowed { .. } => Some("Start again"),
-                Self::UserUnknown(_) => Some("Try again"),
-                _ => None,
-            },
+        let text = match self {
+            // That may have been because their sign-in was over.
+            Self::UserUnknown(_) => Some("Try again"),
+            Self::CrossSite | Self::MethodNotAllowed { .. } => Some("Start again"),
+            _ => matches!(self.status(), 400 | 409 | 502 | 503 | 504).then_some("Start again"),
         };
         if let Some((text, href)) = text.zip(audience.start.as_deref()) {
             links.push(Link { text, href });

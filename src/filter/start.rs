@@ -79,13 +79,12 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
     let [return_to, shown_issuer] =
         query::parameters(query.unwrap_or_default(), tools.max_query_bytes, ["return_to", "issuer"])
             .map_err(Refusal::BadRequest)?;
-    let return_to = match return_to {
-        None => None,
-        Some(text) => Some(
+    let return_to = return_to
+        .map(|text| {
             ReturnTo::parse(&text, route.from.origin())
-                .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))?,
-        ),
-    };
+                .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))
+        })
+        .transpose()?;
     let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -36,7 +37,7 @@ const END_OF_DATES: u64 = 253_402_300_800;
 
 /// What the page says of a route and a person whatever becomes of the calls.
 pub struct StatusPage {
-    brand: std::sync::Arc<Brand>,
+    brand: Arc<Brand>,
     name: String,
     host: String,
     upstream: String,
@@ -121,15 +122,21 @@ fn standing(state: ConnectionState) -> Standing {
 fn asked(next: &NextAuthorization) -> (Vec<Asked>, usize) {
     let added: HashSet<&str> = next.added.tokens().collect();
     let (new, others): (Vec<&str>, Vec<&str>) = next.scope.tokens().partition(|scope| added.contains(scope));
-    let more = (new.len() + others.len()).saturating_sub(MOST_SCOPES);
-    let new = new.into_iter().map(|scope| (scope, true));
-    let all = new.chain(others.into_iter().map(|scope| (scope, false))).take(MOST_SCOPES);
-    (all.map(|(scope, is_new)| Asked { scope: displayed(scope, LONGEST), is_new }).collect(), more)
+    let (names, more) = first([new, others].concat());
+    let asked = |scope: &&str| Asked { scope: displayed(scope, LONGEST), is_new: added.contains(scope) };
+    (names.iter().map(asked).collect(), more)
 }
 
 fn named(scope: &Scope) -> (Vec<String>, usize) {
-    let more = scope.tokens().count().saturating_sub(MOST_SCOPES);
-    (scope.tokens().take(MOST_SCOPES).map(|scope| displayed(scope, LONGEST)).collect(), more)
+    let (names, more) = first(scope.tokens().collect());
+    (names.into_iter().map(|scope| displayed(scope, LONGEST)).collect(), more)
+}
+
+/// As many as are named, and how many more there are.
+fn first(mut scopes: Vec<&str>) -> (Vec<&str>, usize) {
+    let more = scopes.len().saturating_sub(MOST_SCOPES);
+    scopes.truncate(MOST_SCOPES);
+    (scopes, more)
 }
 
 /// As people in any country read it. None where no calendar of ours has it.
