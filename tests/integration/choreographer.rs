@@ -247,6 +247,15 @@ impl Fake {
     }
 }
 
+/// What a page asks, in two calls at once, and what was called after that.
+pub fn after_a_page(calls: &[Call]) -> (&DescribeUpstreamRequest, &DescribeConnectionRequest, &[Call]) {
+    match calls {
+        [Call::Describe(upstream), Call::Connection(connection), rest @ ..]
+        | [Call::Connection(connection), Call::Describe(upstream), rest @ ..] => (upstream, connection, rest),
+        _ => panic!("no page: {calls:?}"),
+    }
+}
+
 impl Drop for Fake {
     fn drop(&mut self) {
         self.kill();

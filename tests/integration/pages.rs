@@ -10,7 +10,7 @@ use http::Version;
 use serde_json::{Value, json};
 
 use crate::{
-    choreographer::{Call as Recorded, ISSUER, Mood},
+    choreographer::{Call as Recorded, ISSUER, Mood, after_a_page},
     flow::{Flows, WHO, honest, person, press, with_people},
     refused::{Bed, challenge, says},
     stack::{Answered, Call},
@@ -219,11 +219,7 @@ async fn the_routes_own_keys_are_asked_about() {
     let flows = Flows::of(&[route], &["--single-user"]).await;
     flows.send(page("")).await;
     let calls = flows.fake.calls();
-    let asked = calls.iter().find_map(|call| match call {
-        Recorded::Connection(asked) => Some(asked),
-        _ => None,
-    });
-    let asked = asked.expect("it is asked");
+    let (_, asked, []) = after_a_page(&calls) else { panic!("two calls: {calls:?}") };
     let keys = [&asked.authorization_server, &asked.resource, &asked.scope];
     assert_eq!(keys, ["https://as.example", "https://r.example/mcp", "files read"]);
     flows.finish().await;

@@ -13,7 +13,7 @@ use http::Version;
 use serde_json::{Value, json};
 
 use crate::{
-    choreographer::Call as Recorded,
+    choreographer::{Call as Recorded, after_a_page},
     envoy_config::{printed, validate},
     flow::{Begun, Flows, honest, press, without_cookie},
     stack::{Call, Certificates, Client},
@@ -267,14 +267,7 @@ async fn people(flows: Flows, session: &dyn Fn(&str) -> String, strangers: &[Str
 
     let begun = flows.begin_as(as_person(press(NOTES, ""), &session("ann"), None)).await;
     let calls = flows.fake.calls();
-    let begun_by: Vec<_> = calls
-        .iter()
-        .filter_map(|call| match call {
-            Recorded::Begin(begin) => Some(begin),
-            _ => None,
-        })
-        .collect();
-    let [begin] = begun_by[..] else { panic!("{calls:?}") };
+    let (_, _, [Recorded::Begin(begin)]) = after_a_page(&calls) else { panic!("{calls:?}") };
     let user = format!("{:?}", begin.user);
     assert!(user.contains(ISSUER) && user.contains("ann"), "{user}");
 

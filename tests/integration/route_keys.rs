@@ -15,7 +15,7 @@ use url::Url;
 
 use crate::{
     authorization_server::Lie,
-    choreographer::{Call as Recorded, ISSUER},
+    choreographer::{Call as Recorded, ISSUER, after_a_page},
     exchange::{CLIENT, Party},
     flow::Flows,
     stack::Call,
@@ -52,19 +52,7 @@ async fn is_handed_on(flows: &Flows, from: &str) {
     assert_eq!(send(post(&format!("{START}?issuer={ISSUER}"))).await, 303, "{from}");
     assert_eq!(send(post(DISCONNECT)).await, 303, "{from}");
     let calls = flows.fake.calls();
-    // The page makes two calls, at once.
-    let (looked, rest): (Vec<_>, Vec<_>) =
-        calls[before..].iter().partition(|call| matches!(call, Recorded::Describe(_) | Recorded::Connection(_)));
-    let described = looked.iter().find_map(|call| match call {
-        Recorded::Describe(described) => Some(described),
-        _ => None,
-    });
-    let shown = looked.iter().find_map(|call| match call {
-        Recorded::Connection(shown) => Some(shown),
-        _ => None,
-    });
-    let (Some(described), Some(shown), [Recorded::Begin(begun), Recorded::Disconnect(ended)]) =
-        (described, shown, &rest[..])
+    let (described, shown, [Recorded::Begin(begun), Recorded::Disconnect(ended)]) = after_a_page(&calls[before..])
     else {
         panic!("four calls: {calls:?}")
     };
