@@ -282,7 +282,15 @@ struct OneToken;
 #[async_trait]
 impl UpstreamTokens for OneToken {
     async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        Ok(AccessToken { secret: Secret::new("t".repeat(1000)), tag: TokenTag([0; 16]), expires_at: None })
+        Ok(AccessToken { secret: Secret::new("t".repeat(1000)), tag: TokenTag([0; 16]), expires_at: None, again: None })
+    }
+
+    async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
+        self.upstream_token(of, trace).await
+    }
+
+    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        Ok(())
     }
 
     async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {

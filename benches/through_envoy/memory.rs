@@ -74,7 +74,15 @@ struct Everybody;
 impl UpstreamTokens for Everybody {
     async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
         let secret = authorization(0).split_off("Bearer ".len());
-        Ok(AccessToken { secret: Secret::new(secret), tag: TokenTag([0; 16]), expires_at: None })
+        Ok(AccessToken { secret: Secret::new(secret), tag: TokenTag([0; 16]), expires_at: None, again: None })
+    }
+
+    async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
+        self.upstream_token(of, trace).await
+    }
+
+    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        Ok(())
     }
 
     async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {

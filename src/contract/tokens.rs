@@ -1,6 +1,6 @@
 //! The tokens, as whoever carries MCP traffic sees them.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,26 @@ pub trait UpstreamTokens: Send + Sync {
     /// # Errors
     /// Where there is none, or none can be had now.
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError>;
+
+    /// The same; where there is none, the one that comes within `longest`, of which [`LONGEST_WAIT`] counts at most. It
+    /// may come by a process that shares the store, and is seen within a second. Whoever drops the wait ends it.
+    ///
+    /// # Errors
+    /// [`TokenError::NotFound`] where none came, [`TokenError::Unavailable`] as soon as it cannot be known.
+    async fn awaited_token(
+        &self,
+        owner: TokenOwner,
+        longest: Duration,
+        trace: &Trace,
+    ) -> Result<AccessToken, TokenError>;
+
+    /// Notes that requests of this owner may come again with members of ours in their bodies, for [`COMES_AGAIN`] from
+    /// now: each token that is handed out says so until then.
+    ///
+    /// # Errors
+    /// [`TokenError::NotFound`] where this owner has nothing, and had nothing that ended by itself: only who was connected
+    /// is asked so. [`TokenError::Unavailable`] where it was not noted, as far as is known.
+    async fn expect_again(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError>;
 
     /// Says that the upstream refused a token: one refresh for all who say so of one token, and at most one a minute for
     /// an owner, doubling to ten. Where a scope was missing, the token stays, and what the upstream asked for joins what
@@ -106,6 +126,15 @@ pub enum Renewal {
 /// A token with no more than this left is not handed out any more, in seconds: it would end on its way.
 pub const TOO_LATE: u64 = 5;
 
+/// The longest that a token is waited for.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// How much longer the answer may take to get to who waited, the hand-out included.
+pub const AFTER_WAIT: Duration = Duration::from_secs(4);
+
+/// For how long a request may come again, in seconds: a little longer than what it comes with is good for.
+pub const COMES_AGAIN: u64 = 660;
+
 /// An access token.
 #[derive(Debug)]
 pub struct AccessToken {
@@ -113,6 +142,8 @@ pub struct AccessToken {
     pub tag: TokenTag,
     /// None where the authorization server did not say.
     pub expires_at: Option<UnixTime>,
+    /// Until when its owner's requests may come again with members of ours in their bodies; none where none is expected.
+    pub again: Option<UnixTime>,
 }
 
 /// Why there is no token.

@@ -1,6 +1,6 @@
 //! The tokens served over gRPC, to whoever carries MCP traffic.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
@@ -23,12 +23,30 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let request = request.into_inner();
         let (issuer, resource) = (request.authorization_server, &request.resource);
         let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
-        let token = self.0.upstream_token(owner, &trace).await?;
+        let wait = request.wait.map(Duration::try_from).transpose();
+        let wait = wait.map_err(|_| Status::invalid_argument("`wait` is no time that one can wait"))?;
+        let token = match wait {
+            // Whoever makes the call may go away: the wait is dropped with it.
+            Some(longest) => self.0.awaited_token(owner, longest, &trace).await?,
+            None => self.0.upstream_token(owner, &trace).await?,
+        };
         Ok(Response::new(proto::GetUpstreamTokenResponse {
             access_token: token.secret.expose().to_owned(),
             expires_at: token.expires_at.and_then(timestamp),
             tag: token.tag.0.to_vec(),
+            again_until: token.again.and_then(timestamp),
         }))
+    }
+
+    async fn expect_again(
+        &self,
+        request: Request<proto::ExpectAgainRequest>,
+    ) -> Result<Response<proto::ExpectAgainResponse>, Status> {
+        let trace = trace(&request);
+        let request = request.into_inner();
+        let owner = owner(request.user, request.client_id, request.upstream, String::new(), "")?;
+        self.0.expect_again(owner, &trace).await?;
+        Ok(Response::new(proto::ExpectAgainResponse {}))
     }
 
     async fn report_refused_token(

@@ -1,6 +1,6 @@
 //! Calls with a span each.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use opentelemetry::trace::SpanKind;
@@ -83,6 +83,23 @@ impl UpstreamTokens for Traced<dyn UpstreamTokens> {
         let (span, trace) = self.span(trace, "GetUpstreamToken");
         span.set("envoy_cimd.client_id", owner.client_id.to_string());
         note(&span, span.cover(self.inner.upstream_token(owner, &trace)).await)
+    }
+
+    async fn awaited_token(
+        &self,
+        owner: TokenOwner,
+        longest: Duration,
+        trace: &Trace,
+    ) -> Result<AccessToken, TokenError> {
+        let (span, trace) = self.span(trace, "AwaitUpstreamToken");
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.awaited_token(owner, longest, &trace)).await)
+    }
+
+    async fn expect_again(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
+        let (span, trace) = self.span(trace, "ExpectAgain");
+        span.set("envoy_cimd.client_id", owner.client_id.to_string());
+        note(&span, span.cover(self.inner.expect_again(owner, &trace)).await)
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {

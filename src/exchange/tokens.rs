@@ -1,8 +1,13 @@
 //! Tokens handed out: valid now, and to the right user and route alone.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
+use moka::future::Cache;
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 mod ending;
@@ -26,7 +31,7 @@ use super::{deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, record
 use crate::{
     contract::{
         error::Label,
-        tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
+        tokens::{AccessToken, COMES_AGAIN, LONGEST_WAIT, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
     },
     model::{
         client::ClientId,
@@ -35,7 +40,7 @@ use crate::{
         trace::Trace,
     },
     net::outgoing::Outgoing,
-    store::{error::OpenError, open::Opened, vault::Vault},
+    store::{error::OpenError, keys::RouteKey, open::Opened, vault::Vault},
     telemetry::{audit, metrics::Metrics, traces::covered},
 };
 
@@ -52,7 +57,11 @@ pub struct Tokens {
     pub deadlines: Deadlines,
     refreshes: Refreshes,
     setbacks: Setbacks,
+    /// Until when whose requests may come again.
+    again: Cache<RouteKey, UnixTime>,
 }
+
+const POLL: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl UpstreamTokens for Tokens {
@@ -62,7 +71,29 @@ impl UpstreamTokens for Tokens {
         let TokenRecord { issuer, access_token, tag, expires_at, .. } = result?;
         let tag = tag.ok_or_else(|| no_randomness(NoRandomness))?;
         audit::detail("handed_out", &owner.user, owner.client_id.as_str(), &issuer, "ok");
-        Ok(AccessToken { secret: access_token, tag, expires_at })
+        let again = self.again.get(&route_key(&owner)).await;
+        Ok(AccessToken { secret: access_token, tag, expires_at, again })
+    }
+
+    async fn awaited_token(
+        &self,
+        owner: TokenOwner,
+        longest: Duration,
+        trace: &Trace,
+    ) -> Result<AccessToken, TokenError> {
+        let end = Instant::now() + longest.min(LONGEST_WAIT);
+        loop {
+            match self.upstream_token(owner.clone(), trace).await {
+                Err(TokenError::NotFound(_)) if Instant::now() < end => sleep(POLL).await,
+                result => return result,
+            }
+        }
+    }
+
+    async fn expect_again(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        self.found(&owner).await?;
+        self.again.insert(route_key(&owner), (self.clock)() + COMES_AGAIN).await;
+        Ok(())
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
@@ -77,6 +108,10 @@ impl UpstreamTokens for Tokens {
     }
 }
 
+fn route_key(owner: &TokenOwner) -> RouteKey {
+    RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url)
+}
+
 impl Tokens {
     pub fn new(discovery: Discovery, outgoing: Outgoing, vault: Vault, deadlines: Deadlines) -> Self {
         Self {
@@ -89,6 +124,7 @@ impl Tokens {
             deadlines,
             refreshes: Refreshes::new(deadlines.claim),
             setbacks: Setbacks::new(),
+            again: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(COMES_AGAIN)).build(),
         }
     }
 

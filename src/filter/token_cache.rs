@@ -20,7 +20,7 @@ use bytes::Bytes;
 use foldhash::quality::RandomState;
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, ready},
+    future::{BoxFuture, Shared, WeakShared, ready},
 };
 use moka::{Equivalent, sync::Cache};
 use tokio::time::timeout;
@@ -32,7 +32,8 @@ use crate::{
     contract::{
         error::Cause,
         tokens::{
-            AccessToken, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner, TokenTag, UpstreamTokens,
+            AFTER_WAIT, AccessToken, LONGEST_WAIT, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
+            TokenTag, UpstreamTokens,
         },
     },
     model::{
@@ -58,13 +59,16 @@ pub struct Bearer {
     /// What a request with it goes on with.
     pub edits: Arc<Said<Edits>>,
     pub tag: TokenTag,
+    /// Whether requests of its owner may come again with members of ours in their bodies.
+    pub again: bool,
     expires_at: Option<UnixTime>,
+    again_until: Option<UnixTime>,
 }
 
 impl Bearer {
     /// None where it has characters that no token has.
     fn new(token: AccessToken) -> Option<Self> {
-        let AccessToken { secret, tag, expires_at } = token;
+        let AccessToken { secret, tag, expires_at, again: again_until } = token;
         let text = secret.expose();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
@@ -72,7 +76,7 @@ impl Bearer {
         let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
         let edits =
             Said::new(Edits { set: vec![("authorization", authorization)], remove: NOT_FORWARDED, tag: Some(tag) });
-        Some(Self { edits, tag, expires_at })
+        Some(Self { edits, tag, again: again_until.is_some(), expires_at, again_until })
     }
 }
 
@@ -85,6 +89,9 @@ impl fmt::Debug for Bearer {
 /// A look-up that is under way, or what it came to. It goes on when those who wait for it leave.
 pub type LookUp = Shared<BoxFuture<'static, Result<Arc<Bearer>, TokenError>>>;
 
+/// A wait for a token to come. Whoever drops it waits no longer.
+pub type Wait = BoxFuture<'static, Result<Arc<Bearer>, TokenError>>;
+
 /// Tokens, of which those that were just handed out are kept.
 pub struct Cached {
     inner: Arc<dyn UpstreamTokens>,
@@ -93,7 +100,42 @@ pub struct Cached {
     /// upstream's, so that a slow authorization server holds up nobody but who needs it. Who waits for the look-up of
     /// another request takes nothing.
     shares: Shares,
+    waits: Arc<Waits>,
     calls: TaskTracker,
+}
+
+/// The waits under way. Whoever waits holds a request, and as many may wait as may be held.
+#[derive(Default)]
+struct Waits(Mutex<AllWaits>);
+
+#[derive(Default)]
+struct AllWaits {
+    /// How many began; each has its number.
+    begun: u64,
+    by_owner: HashMap<TokenOwner, (u64, WeakShared<Wait>)>,
+}
+
+impl Waits {
+    fn lock(&self) -> MutexGuard<'_, AllWaits> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a wait among those under way. It goes when the wait is over, or dropped by the last who had it.
+struct Waiting {
+    waits: Arc<Waits>,
+    owner: TokenOwner,
+    number: u64,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut all = self.waits.lock();
+        // Another may have begun since the last one left this.
+        if all.by_owner.get(&self.owner).is_some_and(|(number, _)| *number == self.number) {
+            all.by_owner.remove(&self.owner);
+        }
+    }
 }
 
 /// What is kept, and what is looked up. A token is put in and forgotten under the lock of the look-ups, so that none
@@ -197,7 +239,8 @@ impl Known {
     fn to_keep(&self, owner: &TokenOwner, bearer: &Arc<Bearer>, began: Instant) -> Option<Kept> {
         let now = (self.now)();
         let left = bearer.expires_at.map_or(u64::MAX, |end| end.since((self.clock)()).saturating_sub(TOO_LATE));
-        let life = (began + self.longest).saturating_duration_since(now).min(Duration::from_secs(left));
+        let marked = bearer.again_until.map_or(u64::MAX, |end| end.since((self.clock)()));
+        let life = (began + self.longest).saturating_duration_since(now).min(Duration::from_secs(left.min(marked)));
         (!life.is_zero()).then(|| Kept {
             owner: owner.clone(),
             bearer: Arc::clone(bearer),
@@ -232,7 +275,7 @@ impl Cached {
             now: Instant::now,
             clock: UnixTime::now,
         };
-        Self { inner, known: Arc::new(known), shares: Shares::new(limits), calls }
+        Self { inner, known: Arc::new(known), shares: Shares::new(limits), waits: Arc::default(), calls }
     }
 
     /// The owner's token, if it is here. One that is no longer young is looked up again behind the caller's back; where
@@ -297,6 +340,41 @@ impl Cached {
         Ok(look_up)
     }
 
+    /// Waits for the owner's token to come, for [`LONGEST_WAIT`] at most: one call for all who wait for it, which ends when
+    /// the last of them leaves. Who joins one that is under way waits as long as that has left. It takes no share of the
+    /// look-ups, and what it brings is not kept.
+    pub fn awaited(&self, owner: &TokenOwner, trace: &Trace) -> Wait {
+        let mut all = self.waits.lock();
+        if let Some(wait) = all.by_owner.get(owner).and_then(|(_, wait)| wait.upgrade()) {
+            return wait.boxed();
+        }
+        all.begun += 1;
+        let place = Waiting { waits: Arc::clone(&self.waits), owner: owner.clone(), number: all.begun };
+        let (inner, trace) = (Arc::clone(&self.inner), trace.clone());
+        let number = all.begun;
+        let wait = async move {
+            let call = AssertUnwindSafe(inner.awaited_token(place.owner.clone(), LONGEST_WAIT, &trace)).catch_unwind();
+            match timeout(LONGEST_WAIT + AFTER_WAIT, call).await {
+                Ok(Ok(result)) => result.and_then(fit).map(Arc::new),
+                Ok(Err(_)) => Err(unavailable("the wait ended without an answer: a fault of envoy-cimd itself")),
+                Err(_) => Err(unavailable("the token that was waited for took too long")),
+            }
+        };
+        let wait = wait.boxed().shared();
+        if let Some(weak) = wait.downgrade() {
+            all.by_owner.insert(owner.clone(), (number, weak));
+        }
+        wait.boxed()
+    }
+
+    /// Notes that requests of this owner may come again, as [`UpstreamTokens::expect_again`], which see for errors.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn expect_again(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
+        UpstreamTokens::expect_again(self, owner, trace).await
+    }
+
     /// Forgets what is kept of an owner, now and again when the change that is being made is over, however it ends.
     pub fn changing(self: &Arc<Self>, owner: TokenOwner) -> Changing<Arc<Self>> {
         Changing::of(Arc::clone(self), owner)
@@ -357,6 +435,21 @@ impl<C: std::ops::Deref<Target = Cached>> Drop for Changing<C> {
 impl UpstreamTokens for Cached {
     async fn upstream_token(&self, owner: TokenOwner, trace: &Trace) -> Result<AccessToken, TokenError> {
         self.inner.upstream_token(owner, trace).await
+    }
+
+    async fn awaited_token(
+        &self,
+        owner: TokenOwner,
+        longest: Duration,
+        trace: &Trace,
+    ) -> Result<AccessToken, TokenError> {
+        self.inner.awaited_token(owner, longest, trace).await
+    }
+
+    async fn expect_again(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
+        // What is kept does not say so.
+        let _marking = Changing::of(self, owner.clone());
+        self.inner.expect_again(owner, trace).await
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, trace: &Trace) -> Result<Renewal, TokenError> {
@@ -435,6 +528,14 @@ mod tests {
             (self.answer.lock().unwrap_or_else(PoisonError::into_inner))(call)
         }
 
+        async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
+            self.upstream_token(of, trace).await
+        }
+
+        async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+            Ok(())
+        }
+
         async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
             Ok(Renewal::Renewed)
         }
@@ -458,7 +559,7 @@ mod tests {
     /// The token of a call, named after it.
     fn token(call: usize) -> AccessToken {
         let tag = TokenTag([u8::try_from(call).expect("few calls"); 16]);
-        AccessToken { secret: Secret::new(format!("token-{call}")), tag, expires_at: None }
+        AccessToken { secret: Secret::new(format!("token-{call}")), tag, expires_at: None, again: None }
     }
 
     /// The cache under test, with all gates open.
@@ -480,6 +581,7 @@ mod tests {
             inner: fake.clone(),
             known: Arc::new(known),
             shares: Shares::new(limits),
+            waits: Arc::default(),
             calls: TaskTracker::new(),
         };
         (Arc::new(cached), fake)

@@ -1,6 +1,9 @@
 //! What becomes of an upstream's refusal, asked of the role itself: what is reported, and what the caller reads.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use envoy_cimd::{
@@ -55,6 +58,14 @@ struct Fake {
 impl UpstreamTokens for Fake {
     async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
         panic!("nobody asks for a token here")
+    }
+
+    async fn awaited_token(&self, _: TokenOwner, _: Duration, _: &Trace) -> Result<AccessToken, TokenError> {
+        panic!("nobody waits here")
+    }
+
+    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        panic!("nobody comes again here")
     }
 
     async fn refused(&self, owner: TokenOwner, refused: tokens::Refused, _: &Trace) -> Result<Renewal, TokenError> {

@@ -319,6 +319,7 @@ async fn token(tokens: &Tokens, request: &BeginAuthorizationRequest) -> Result<(
         upstream: request.upstream.clone(),
         authorization_server: request.authorization_server.clone(),
         resource: request.resource.clone(),
+        wait: None,
     };
     let answer = tokens.clone().get_upstream_token(request).await.map_err(|status| status.code())?.into_inner();
     Ok((answer.access_token, answer.tag))

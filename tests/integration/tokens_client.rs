@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -14,7 +15,8 @@ use envoy_cimd::{
             upstream_tokens_server::{self, UpstreamTokensServer},
         },
         tokens::{
-            AccessToken, Missing, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens,
+            AccessToken, LONGEST_WAIT, Missing, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag,
+            UpstreamTokens,
         },
         tokens_client::TokensClient,
         tokens_service::TokensService,
@@ -44,12 +46,25 @@ pub async fn client_of(url: &str, tls: &client::Config) -> TokensClient {
     TokensClient::new(connection.expect("an address is given").channel)
 }
 
+/// A token as it was handed out.
+type Handed = (Secret, TokenTag, Option<UnixTime>, Option<UnixTime>);
+
 /// Tokens whose every call comes to the same, and what they were asked.
 struct Same {
-    token: Result<(Secret, TokenTag, Option<UnixTime>), TokenError>,
+    token: Result<Handed, TokenError>,
     renewal: Result<Renewal, TokenError>,
+    noted: Result<(), TokenError>,
     disconnected: Result<(), TokenError>,
-    asked: Mutex<Vec<(TokenOwner, Option<Refused>)>>,
+    asked: Mutex<Vec<(TokenOwner, Asked)>>,
+}
+
+/// What was asked of an owner.
+#[derive(Clone, Debug, PartialEq)]
+enum Asked {
+    Token(Option<Duration>),
+    Again,
+    Refused(Refused),
+    Disconnect,
 }
 
 impl Same {
@@ -57,31 +72,43 @@ impl Same {
         Self {
             token: Err(error.clone()),
             renewal: Err(error.clone()),
+            noted: Err(error.clone()),
             disconnected: Err(error.clone()),
             asked: Mutex::default(),
         }
     }
 
-    fn asked(&self, owner: TokenOwner, refused: Option<Refused>) {
-        self.asked.lock().expect("what was asked").push((owner, refused));
+    fn asked(&self, owner: TokenOwner, what: Asked) {
+        self.asked.lock().expect("what was asked").push((owner, what));
     }
 }
 
 #[async_trait]
 impl UpstreamTokens for Same {
     async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        self.asked(owner, None);
-        let (secret, tag, expires_at) = self.token.clone()?;
-        Ok(AccessToken { secret, tag, expires_at })
+        self.asked(owner, Asked::Token(None));
+        let (secret, tag, expires_at, again) = self.token.clone()?;
+        Ok(AccessToken { secret, tag, expires_at, again })
+    }
+
+    async fn awaited_token(&self, of: TokenOwner, longest: Duration, _: &Trace) -> Result<AccessToken, TokenError> {
+        self.asked(of, Asked::Token(Some(longest)));
+        let (secret, tag, expires_at, again) = self.token.clone()?;
+        Ok(AccessToken { secret, tag, expires_at, again })
+    }
+
+    async fn expect_again(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        self.asked(owner, Asked::Again);
+        self.noted.clone()
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
-        self.asked(owner, Some(refused));
+        self.asked(owner, Asked::Refused(refused));
         self.renewal.clone()
     }
 
     async fn disconnect(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        self.asked(owner, None);
+        self.asked(owner, Asked::Disconnect);
         self.disconnected.clone()
     }
 }
@@ -118,21 +145,25 @@ fn insufficient() -> Refused {
 }
 
 type Outcomes = (
-    Result<(Secret, TokenTag, Option<UnixTime>), TokenError>,
+    [Result<Handed, TokenError>; 3],
     Result<Renewal, TokenError>,
     Result<Renewal, TokenError>,
-    Result<(), TokenError>,
+    [Result<(), TokenError>; 2],
 );
 
 /// What each call comes to.
 async fn outcomes(tokens: &dyn UpstreamTokens) -> Outcomes {
     let trace = Trace::default();
-    let token = tokens.upstream_token(ann(), &trace).await;
+    let handed = |AccessToken { secret, tag, expires_at, again }| (secret, tag, expires_at, again);
     (
-        token.map(|AccessToken { secret, tag, expires_at }| (secret, tag, expires_at)),
+        [
+            tokens.upstream_token(ann(), &trace).await.map(handed),
+            tokens.awaited_token(ann(), Duration::from_millis(1_500), &trace).await.map(handed),
+            tokens.awaited_token(ann(), LONGEST_WAIT, &trace).await.map(handed),
+        ],
         tokens.refused(ann(), Refused::unauthorized(TAG), &trace).await,
         tokens.refused(ann(), insufficient(), &trace).await,
-        tokens.disconnect(ann(), &trace).await,
+        [tokens.expect_again(ann(), &trace).await, tokens.disconnect(ann(), &trace).await],
     )
 }
 
@@ -143,12 +174,14 @@ async fn the_same_both_ways(same: Same) {
     let (_dir, there) = over_grpc(TokensService(Arc::clone(&same) as Arc<dyn UpstreamTokens>)).await;
     assert_eq!(outcomes(&there).await, expected);
     let asked = same.asked.lock().expect("what was asked").clone();
-    let (here, there) = asked.split_at(4);
-    assert_eq!(here[..3], there[..3]);
-    // Which authorization server it is makes no difference to who disconnects.
-    let mut disconnect = here[3].clone();
-    disconnect.0.upstream.authorization_server = None;
-    assert_eq!(there[3], disconnect);
+    let (here, there) = asked.split_at(7);
+    assert_eq!(here[..5], there[..5]);
+    // Which authorization server it is makes no difference to these.
+    for (here, there) in here[5..].iter().zip(&there[5..]) {
+        let mut here = here.clone();
+        here.0.upstream.authorization_server = None;
+        assert_eq!(*there, here);
+    }
 }
 
 #[tokio::test]
@@ -168,12 +201,16 @@ async fn each_error_crosses_the_wire() {
 #[tokio::test]
 async fn each_answer_crosses_the_wire() {
     let later = Some(UnixTime::from_secs(4_000_000_000));
-    for (expires_at, renewal) in
-        [(None, Renewal::Renewed), (later, Renewal::TooSoon), (later, Renewal::Connect), (later, Renewal::NoMore)]
-    {
+    for (expires_at, again, renewal) in [
+        (None, None, Renewal::Renewed),
+        (later, None, Renewal::TooSoon),
+        (None, later, Renewal::Connect),
+        (later, later, Renewal::NoMore),
+    ] {
         the_same_both_ways(Same {
-            token: Ok((Secret::new("SECRET"), TAG, expires_at)),
+            token: Ok((Secret::new("SECRET"), TAG, expires_at, again)),
             renewal: Ok(renewal),
+            noted: Ok(()),
             disconnected: Ok(()),
             asked: Mutex::default(),
         })
@@ -196,6 +233,13 @@ impl upstream_tokens_server::UpstreamTokens for Raw {
             Some(answer) => answer.map(Response::new),
             None => std::future::pending().await,
         }
+    }
+
+    async fn expect_again(
+        &self,
+        _: Request<proto::ExpectAgainRequest>,
+    ) -> Result<Response<proto::ExpectAgainResponse>, Status> {
+        Err(Status::unimplemented("as a version before it says"))
     }
 
     async fn report_refused_token(
@@ -221,10 +265,16 @@ fn not_found(reason: Option<&'static str>) -> Status {
     Status::with_metadata(Code::NotFound, "a message", metadata)
 }
 
+/// As a version says it that knows of no marks.
+fn good() -> proto::GetUpstreamTokenResponse {
+    let access_token = "token".to_owned();
+    proto::GetUpstreamTokenResponse { access_token, expires_at: None, tag: vec![7; 16], again_until: None }
+}
+
 /// What another version or another program may say.
 #[tokio::test]
 async fn an_answer_that_keeps_no_contract_is_no_token() {
-    let good = proto::GetUpstreamTokenResponse { access_token: "token".to_owned(), expires_at: None, tag: vec![7; 16] };
+    let good = good();
     let broken = TokenError::Unavailable("the answer of the service of tokens does not keep the contract".into());
     let before_1970 = prost_types::Timestamp { seconds: -1, nanos: 0 };
     for (answer, expected) in [
@@ -248,6 +298,10 @@ async fn an_answer_that_keeps_no_contract_is_no_token() {
         panic!("it failed")
     };
     assert!(cause.starts_with("the call of the service of tokens broke: Internal, "), "{cause}");
+    let Err(TokenError::Unavailable(cause)) = client.expect_again(ann(), &Trace::default()).await else {
+        panic!("nobody noted it")
+    };
+    assert!(cause.contains("Unimplemented"), "{cause}");
 }
 
 /// Whatever breaks, there may be a token later: nobody is told to connect.
@@ -259,8 +313,7 @@ async fn a_service_that_is_gone_or_hangs_is_unavailable() {
     let unavailable = TokenError::Unavailable(cause.into());
     assert_eq!(nowhere.upstream_token(ann(), &trace).await.err(), Some(unavailable));
 
-    let once = proto::GetUpstreamTokenResponse { access_token: "token".to_owned(), expires_at: None, tag: vec![7; 16] };
-    let (_dir, client) = over_grpc(Raw(Mutex::new(vec![Ok(once)]))).await;
+    let (_dir, client) = over_grpc(Raw(Mutex::new(vec![Ok(good())]))).await;
     assert!(client.upstream_token(ann(), &trace).await.is_ok(), "there is a connection");
     // After the 10 seconds of the deadline.
     let cause = "the service of tokens did not answer in time";

@@ -1,6 +1,9 @@
 //! What becomes of an MCP request, asked of the role itself: a token goes along, or nothing goes on.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -72,7 +75,15 @@ impl UpstreamTokens for Fake {
         self.answer.lock().expect("no panic").clone()?;
         // Each has its own, so that another's is seen.
         let secret: String = format!("{route}{user}").chars().filter(char::is_ascii_alphanumeric).collect();
-        Ok(AccessToken { secret: Secret::new(secret), tag: TAG, expires_at: None })
+        Ok(AccessToken { secret: Secret::new(secret), tag: TAG, expires_at: None, again: None })
+    }
+
+    async fn awaited_token(&self, _: TokenOwner, _: Duration, _: &Trace) -> Result<AccessToken, TokenError> {
+        panic!("nobody waits here")
+    }
+
+    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+        panic!("nobody comes again here")
     }
 
     async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
