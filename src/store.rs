@@ -8,7 +8,6 @@ pub(crate) mod key_file;
 pub mod keys;
 pub mod open;
 pub(crate) mod redis;
-pub(crate) mod seal;
 pub mod url;
 pub mod vault;
 mod whole_file;

@@ -19,10 +19,9 @@ use super::{
     error::{OpenError, StoreError, blocking},
     key_file::{self, KeysError},
     keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
-    seal::Sealer,
     whole_file,
 };
-use crate::model::clock::UnixTime;
+use crate::model::{clock::UnixTime, seal::Sealer};
 
 /// A flow by its id: context, user, expiry, sequence, what is sealed (none once it is taken), tombstone.
 const FLOWS: TableDefinition<&[u8; 32], StoredFlow> = TableDefinition::new("flows-v1");

@@ -8,11 +8,11 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{
+use super::whole_file;
+use crate::model::{
     seal::{SealError, Sealer, UnsealError},
-    whole_file,
+    secret::{KeyFileError, NoRandomness, generate_key_line, parse_keys},
 };
-use crate::model::secret::{KeyFileError, NoRandomness, generate_key_line, parse_keys};
 
 /// The purpose that the check record is sealed for.
 const CHECK: &str = "key check";

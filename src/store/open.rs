@@ -2,7 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{backend::Store, error::OpenError, file::FileStore, redis::RedisStore, seal::Sealer, url::StoreUrl};
+use super::{backend::Store, error::OpenError, file::FileStore, redis::RedisStore, url::StoreUrl};
+use crate::model::seal::Sealer;
 
 /// An open store. It has no `Debug`.
 pub struct Opened {

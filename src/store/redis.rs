@@ -31,10 +31,12 @@ use super::{
     error::{OpenError, StoreError, blocking},
     key_file,
     keys::{Context, FlowKey, RouteKey, TokenKey},
-    seal::Sealer,
     url::RedisUrl,
 };
-use crate::{model::clock::UnixTime, net::tls::roots};
+use crate::{
+    model::{clock::UnixTime, seal::Sealer},
+    net::tls::roots,
+};
 
 /// How long an operation may take, with the connection where there is none.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -16,9 +16,9 @@ use super::{
     key_file,
     keys::{FlowKey, TokenKey},
     open::Opened,
-    seal::UnsealError,
     url::StoreUrl,
 };
+use crate::model::seal::UnsealError;
 
 /// The file store's name in the state directory.
 const FILE: &str = "store.redb";

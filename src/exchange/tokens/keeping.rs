@@ -12,11 +12,10 @@ use super::{
 use crate::{
     contract::tokens::{TokenError, TokenOwner},
     exchange::{records::TokenRecord, step_up::StepUp},
-    model::issuer::is_same,
+    model::{issuer::is_same, seal::UnsealError},
     store::{
         error::StoreError,
         keys::{Issuer, Resource, RouteKey, TokenKey},
-        seal::UnsealError,
         vault::Place,
     },
 };

@@ -11,8 +11,8 @@ use crate::{
         tokens::{TokenError, TokenOwner, TokenTag},
     },
     exchange::records::TokenRecord,
-    model::secret::random,
-    store::{keys::RouteKey, seal::UnsealError, vault::Place},
+    model::{seal::UnsealError, secret::random},
+    store::{keys::RouteKey, vault::Place},
 };
 
 impl Tokens {

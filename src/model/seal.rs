@@ -1,4 +1,4 @@
-//! Sealing: what is secret is encrypted before a store gets it, and bound to the place it is stored at.
+//! Sealing: what is secret is encrypted before somebody else keeps it, a store or a client, and bound to its place there.
 //!
 //! Layout: version 1, key id 4, nonce 12, ciphertext (as long as the plaintext), tag 16. AES-256-GCM with a random
 //! nonce, which is good for 2³² records a key. The associated data is version and key id, the purpose of the record and
@@ -9,7 +9,7 @@ use std::fmt;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::model::secret::{Key, random, tagged_hash};
+use super::secret::{Key, random, tagged_hash};
 
 const VERSION: u8 = 1;
 const TAG: usize = 16;
