@@ -212,6 +212,9 @@ impl Conversation {
 
     fn forward(&mut self, asked: Asked, edits: Arc<Said<Edits>>) -> Result<Answer, Status> {
         let answer = match asked {
+            _ if edits.body.is_some() && asked != Asked::Body => {
+                return Err(Status::internal("a body is changed in the answer to it"));
+            }
             // Most requests of most people: the token is the same for as long as it is kept.
             Asked::Headers { .. } => {
                 let made = |edits: &Edits| tagged(write::headers(Some(write::change(edits))), edits);
@@ -261,8 +264,8 @@ mod tests {
             config::core::v3::header_value_option::HeaderAppendAction,
             extensions::filters::http::ext_proc::v3::processing_mode::{BodySendMode, HeaderSendMode},
             service::ext_proc::v3::{
-                HeaderMutation, HttpHeaders, HttpTrailers, ImmediateResponse, TrailersResponse,
-                processing_response::Response,
+                BodyResponse, HeaderMutation, HttpHeaders, HttpTrailers, ImmediateResponse, TrailersResponse,
+                body_mutation::Mutation, processing_response::Response,
             },
         },
         google::protobuf::value::Kind,
@@ -352,6 +355,7 @@ mod tests {
             set: vec![("authorization", Bytes::from_static(SECRET.as_bytes()))],
             remove: &["cookie", "proxy-authorization"],
             tag: Some(TokenTag([0xff; 16])),
+            body: None,
         }
     }
 
@@ -516,6 +520,22 @@ mod tests {
         loses_credentials(answer);
     }
 
+    /// With it, Envoy is told another length as well, which the role has said.
+    #[tokio::test]
+    async fn a_body_that_is_changed() {
+        let changed = || Verdict::Forward(Said::new(Edits { body: Some(Bytes::from_static(b"new")), ..edits() }));
+        let mut stream = stream(move |_| await_body(move |_| changed()));
+        tell(&mut stream, headers(false)).await.expect("an answer");
+        let mut answer = tell(&mut stream, body(10, true)).await.expect("an answer");
+        let Some(Response::RequestBody(BodyResponse { response: Some(change) })) = &mut answer.response else {
+            panic!("a body")
+        };
+        let body = change.body_mutation.take().and_then(|change| change.mutation);
+        assert_eq!(body, Some(Mutation::Body(b"new".to_vec())));
+        assert!(is_edited(&answer));
+        loses_credentials(tell(&mut stream, trailers()).await.expect("an answer"));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_come_is_answered_in_time() {
         let mut stream = stream(|_| {
@@ -556,6 +576,9 @@ mod tests {
             };
             assert_eq!(code(answer), Some(Code::Internal));
         }
+        // A body that nobody saw is not changed.
+        let mut at_once = stream(|_| Verdict::Forward(Said::new(Edits { body: Some(Bytes::new()), ..edits() })));
+        assert_eq!(code(tell(&mut at_once, headers(false)).await), Some(Code::Internal));
         for first in [body(1, true), body(1, false), trailers()] {
             let mut stream = stream(|_| panic!("it is asked"));
             assert_eq!(code(tell(&mut stream, first).await), Some(Code::FailedPrecondition));

@@ -8,8 +8,9 @@ use envoy_types::pb::{
             processing_mode::{BodySendMode, HeaderSendMode},
         },
         service::ext_proc::v3::{
-            BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse, ProcessingResponse,
-            TrailersResponse, processing_request::Request as Phase, processing_response::Response,
+            BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, ImmediateResponse,
+            ProcessingResponse, TrailersResponse, body_mutation::Mutation, processing_request::Request as Phase,
+            processing_response::Response,
         },
         r#type::v3::HttpStatus,
     },
@@ -91,7 +92,8 @@ pub(super) fn change(edits: &Edits) -> CommonResponse {
         set_headers: edits.set.iter().map(set).collect(),
         remove_headers: edits.remove.iter().map(|name| (*name).to_owned()).collect(),
     };
-    CommonResponse { header_mutation: Some(mutation), ..CommonResponse::default() }
+    let body = edits.body.as_ref().map(|body| BodyMutation { mutation: Some(Mutation::Body(body.to_vec())) });
+    CommonResponse { header_mutation: Some(mutation), body_mutation: body, ..CommonResponse::default() }
 }
 
 /// An answer in the place of the upstream's.

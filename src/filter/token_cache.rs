@@ -74,8 +74,12 @@ impl Bearer {
             return None;
         }
         let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
-        let edits =
-            Said::new(Edits { set: vec![("authorization", authorization)], remove: NOT_FORWARDED, tag: Some(tag) });
+        let edits = Said::new(Edits {
+            set: vec![("authorization", authorization)],
+            remove: NOT_FORWARDED,
+            tag: Some(tag),
+            body: None,
+        });
         Some(Self { edits, tag, again: again_until.is_some(), expires_at, again_until })
     }
 }

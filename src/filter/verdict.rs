@@ -85,9 +85,11 @@ pub struct Edits {
     pub remove: &'static [&'static str],
     /// What the token is called, for the filters that come later.
     pub tag: Option<TokenTag>,
+    /// What takes the place of the body, where that came whole.
+    pub body: Option<Bytes>,
 }
 
-/// A token is among the values, and the tag is not for logs either.
+/// A token is among the values, and neither the tag nor the body is for logs.
 impl fmt::Debug for Edits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let set: Vec<&str> = self.set.iter().map(|(name, _)| *name).collect();
