@@ -20,6 +20,7 @@ pub mod refused;
 pub mod reply;
 pub(crate) mod reports;
 pub mod request;
+pub mod request_state;
 pub mod response;
 pub mod routes;
 pub(crate) mod start;

@@ -16,6 +16,7 @@ pub mod resource;
 pub mod return_to;
 pub mod route;
 pub mod scope;
+pub mod seal;
 pub mod secret;
 pub mod shares;
 pub mod trace;

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use envoy_cimd::filter::json_rpc::{Kind, MAX_READ, Message};
+use envoy_cimd::filter::json_rpc::message::{Kind, MAX_READ, Message};
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 

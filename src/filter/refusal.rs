@@ -9,7 +9,10 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::{
-    json_rpc::{self, Code, Fault, Id},
+    json_rpc::{
+        answers::{self, Code},
+        message::{Fault, Id},
+    },
     next_step::next_step,
     outcome::{NOT_CONNECTED, Outcome},
     pages::{self, Link, Page},
@@ -296,7 +299,7 @@ impl Refusal {
             | Self::TooManyBodies(_)
             | Self::TokenLost
             | Self::MoreScope => Code::Connect,
-            Self::BadBody(fault) => fault.code(),
+            Self::BadBody(fault) => (*fault).into(),
             Self::VersionMismatch => Code::HeaderMismatch,
             _ => Code::Refused,
         }
@@ -332,7 +335,7 @@ impl Refusal {
                     Some(link) => Cow::Owned(with_link(self.message(), link)),
                     None => self.message().into(),
                 };
-                let body = json_rpc::error(id.as_ref(), code, &message);
+                let body = answers::error(id.as_ref(), code, &message);
                 pages::unkept(reply.header("content-type", "application/json").body(body))
             }
         };

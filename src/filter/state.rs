@@ -9,7 +9,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-use super::browser::BrowserCookie;
+use super::{browser::BrowserCookie, request_state::RequestStateKeys};
 use crate::model::{
     client::RedirectUri,
     clock::UnixTime,
@@ -43,7 +43,11 @@ pub enum StateError {
 /// state pays for that again. That is enough to sign with, and it is not zeroed when it is dropped; `Debug` shows nothing
 /// of it.
 #[derive(Debug)]
-pub struct StateKeys(Vec<(KeyId, Hmac<Sha256>)>);
+pub struct StateKeys {
+    macs: Vec<(KeyId, Hmac<Sha256>)>,
+    /// Of the same keys, for what MCP clients bring back.
+    pub request_states: RequestStateKeys,
+}
 
 type KeyId = [u8; 4];
 
@@ -57,7 +61,8 @@ pub struct Verified {
 impl StateKeys {
     /// The first key signs, all verify.
     pub fn new(keys: Vec<Key>) -> Self {
-        Self(keys.iter().map(|key| (key_id(key), keyed(key))).collect())
+        let macs = keys.iter().map(|key| (key_id(key), keyed(key))).collect();
+        Self { macs, request_states: RequestStateKeys::new(&keys) }
     }
 
     /// A state for a flow. It lives as long as the flow, and [`MAX_LIFETIME`] at most. None where there is no key to
@@ -70,7 +75,7 @@ impl StateKeys {
         now: UnixTime,
         expires_at: UnixTime,
     ) -> Option<String> {
-        let (id, mac) = self.0.first()?;
+        let (id, mac) = self.macs.first()?;
         let expiry = expires_at.min(now + MAX_LIFETIME);
         let mut bytes = Vec::with_capacity(LENGTH);
         bytes.push(VERSION);
@@ -94,7 +99,7 @@ impl StateKeys {
         // The length first: what is decoded is bounded, whatever was sent.
         let decoded = text.len() == TEXT_LENGTH && BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut bytes) == Ok(LENGTH);
         let state = decoded.then(|| Parts::read(&bytes)).flatten().ok_or(StateError::Malformed)?;
-        let (_, mac) = self.0.iter().find(|(id, _)| *id == state.key_id).ok_or(StateError::UnknownKey)?;
+        let (_, mac) = self.macs.iter().find(|(id, _)| *id == state.key_id).ok_or(StateError::UnknownKey)?;
         mac.clone().chain_update(state.signed).verify_slice(state.mac).map_err(|_| StateError::BadMac)?;
         Ok(Authentic {
             expiry: state.expiry,

@@ -12,7 +12,10 @@ use tokio_util::task::TaskTracker;
 use super::{
     browser, calls, checks,
     endpoint::Endpoints,
-    json_rpc::{self, Code, Fault, Id, Kind, Message},
+    json_rpc::{
+        answers::{self, Code},
+        message::{Fault, Id, Kind, Message},
+    },
     mcp_routes::{McpRoute, McpRoutes},
     outcome::Outcome,
     pages,
@@ -274,9 +277,9 @@ impl Asked {
                 let body = match method {
                     Some("tools/call") => {
                         let version = message.version.as_deref().or_else(header);
-                        json_rpc::tool_error(id, &told_to_a_model(link), version)
+                        answers::tool_error(id, &told_to_a_model(link), version)
                     }
-                    _ => json_rpc::error(Some(id), Code::Connect, &told(link)),
+                    _ => answers::error(Some(id), Code::Connect, &told(link)),
                 };
                 self.told(body)
             }
