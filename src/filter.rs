@@ -26,6 +26,7 @@ pub mod routes;
 pub(crate) mod start;
 pub mod state;
 pub(crate) mod status;
+pub(crate) mod telling;
 pub mod token_cache;
 pub mod traffic;
 pub mod verdict;

@@ -60,6 +60,9 @@ outcomes! {
     Completed = "completed", 303, &[Callback], "";
     Disconnected = "disconnected", 303, &[Disconnect], "";
     Told = "told", 200, &[Traffic], "";
+    AskedToConnect = "asked_to_connect", 200, &[Traffic], "";
+    StillWaits = "still_waits", 200, &[Traffic], "";
+    TooManyHolds = "too_many_holds", 200, &[Traffic], "";
     SentToConnect = "sent_to_connect", 303, OF_TOKENS, "";
 
     HeadersTooLarge = "headers_too_large", 431, EVERYWHERE, "The headers of the request are too large.";
@@ -110,6 +113,8 @@ outcomes! {
     BadBody = "bad_body", 400, &[Traffic], "The body is not one JSON-RPC message.";
     VersionMismatch = "version_mismatch", 400, &[Traffic],
         "The header mcp-protocol-version and the protocol version in `_meta` differ.";
+    BadRequestState = "bad_request_state", 400, &[Traffic],
+        "The call came with what does not belong to it, or came too late. Call again.";
     TooManyCalls = "too_many_calls", 503, OF_TOKENS, "Too many requests are waiting for a token. Try again in a moment.";
     TooManyBodies = "too_many_bodies", 503, &[Traffic], NOT_YET;
     TokenUnavailable = "token_unavailable", 502, OF_TOKENS,

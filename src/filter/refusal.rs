@@ -17,6 +17,7 @@ use super::{
     outcome::{NOT_CONNECTED, Outcome},
     pages::{self, Link, Page},
     reply::Reply,
+    request_state::RequestStateError,
     state::StateError,
 };
 use crate::{
@@ -78,6 +79,10 @@ pub enum Refusal {
     BadBody(Fault),
     /// The protocol version of the headers is not that of the body (MCP 2026-07-28, Streamable HTTP, Server Validation).
     VersionMismatch,
+    /// What a call came with is not what we gave its user for it, or it came too late.
+    BadRequestState(RequestStateError),
+    /// As many calls are held as may be: which limit it is. Their callers are told as those who cannot be asked.
+    TooManyHolds(Cause),
     /// As many look-ups of tokens as may be, or requests that wait for one: which limit it is.
     TooManyCalls(Cause),
     /// There is no token, and as many requests wait for their bodies as may: which limit it is.
@@ -181,6 +186,8 @@ impl Refusal {
             Self::CutBody => Outcome::CutBody,
             Self::BadBody(_) => Outcome::BadBody,
             Self::VersionMismatch => Outcome::VersionMismatch,
+            Self::BadRequestState(_) => Outcome::BadRequestState,
+            Self::TooManyHolds(_) => Outcome::TooManyHolds,
             Self::TooManyCalls(_) => Outcome::TooManyCalls,
             Self::TooManyBodies(_) => Outcome::TooManyBodies,
             Self::TokenUnavailable(_) => Outcome::TokenUnavailable,
@@ -234,6 +241,7 @@ impl Refusal {
             }
             Self::BadBody(fault) => fault.reason().into(),
             Self::VersionMismatch => "mcp-protocol-version and the version in `_meta` differ".into(),
+            Self::BadRequestState(error) => error.to_string().into(),
             Self::TokenRenewed => "the upstream refused the token, and there is a newer one".into(),
             Self::RefusedAgain => {
                 "the upstream refused the token, and the last one was refused too short a while ago to renew it".into()
@@ -253,6 +261,7 @@ impl Refusal {
             | Self::ChoreographerFailed(cause)
             | Self::ChoreographerUnavailable(cause)
             | Self::Timeout(cause)
+            | Self::TooManyHolds(cause)
             | Self::TooManyCalls(cause)
             | Self::TooManyBodies(cause)
             | Self::TokenUnavailable(cause)
@@ -301,6 +310,7 @@ impl Refusal {
             | Self::MoreScope => Code::Connect,
             Self::BadBody(fault) => (*fault).into(),
             Self::VersionMismatch => Code::HeaderMismatch,
+            Self::BadRequestState(_) => Code::InvalidParams,
             _ => Code::Refused,
         }
     }
@@ -458,6 +468,9 @@ mod tests {
             (Refusal::CutBody, "this user has no token for this route, and the id is not in what is read of a body"),
             (Refusal::BadBody(Fault::Batch), "the body is a batch, which MCP does not have"),
             (Refusal::VersionMismatch, "mcp-protocol-version and the version in `_meta` differ"),
+            (Refusal::BadRequestState(RequestStateError::OtherUser), "`requestState` was made for another user"),
+            (Refusal::BadRequestState(RequestStateError::Expired { ago: 61 }), "`requestState` expired 61 seconds ago"),
+            (Refusal::TooManyHolds(CAUSE), "a cause"),
             (Refusal::TooManyCalls(CAUSE), "a cause"),
             (Refusal::TooManyBodies(CAUSE), "a cause"),
             (Refusal::TokenUnavailable(CAUSE), "a cause"),

@@ -10,6 +10,7 @@ pub enum Header {
     Path,
     Scheme,
     Accept,
+    ContentLength,
     Cookie,
     IfNoneMatch,
     McpProtocolVersion,
@@ -53,12 +54,13 @@ impl Header {
 }
 
 /// All that is read of MCP traffic, so that Envoy forwards no more: neither `authorization` nor `cookie`.
-pub const TRAFFIC_HEADERS: [(&str, Header); 13] = [
+pub const TRAFFIC_HEADERS: [(&str, Header); 14] = [
     (":authority", Header::Authority),
     (":method", Header::Method),
     (":path", Header::Path),
     (":scheme", Header::Scheme),
     ("accept", Header::Accept),
+    ("content-length", Header::ContentLength),
     ("mcp-protocol-version", Header::McpProtocolVersion),
     ("origin", Header::Origin),
     ("sec-fetch-dest", Header::SecFetchDest),
@@ -147,6 +149,11 @@ impl<'a> Request<'a> {
         let mut parts = whole.splitn(2, |byte| *byte == b'?');
         let path = parts.next().and_then(|path| std::str::from_utf8(path).ok());
         (path.unwrap_or_default(), parts.next())
+    }
+
+    /// How long the body is, in bytes, where the request says so.
+    pub fn content_length(&self) -> Option<u64> {
+        self.sole(Header::ContentLength).and_then(|length| std::str::from_utf8(length).ok()?.parse().ok())
     }
 
     /// Whether the person or server at the other end spoke https. Envoy says so in `x-forwarded-proto`; the scheme

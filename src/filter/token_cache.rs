@@ -52,6 +52,8 @@ const SCHEME: &str = "Bearer ";
 
 /// The caller's other credentials, which are not the upstream's.
 const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
+/// The same, and what was said of a body that is another by now.
+const NOT_FORWARDED_WITH_BODY: &[&str] = &["cookie", "proxy-authorization", "content-length"];
 
 /// A token as the header that carries it (RFC 6750, section 2.1): visible ASCII, and not empty. What servers issue is more
 /// than the RFC's `b64token` has, and all that a header may have. Zeroed when the last one who has it lets it go.
@@ -81,6 +83,12 @@ impl Bearer {
             body: None,
         });
         Some(Self { edits, tag, again: again_until.is_some(), expires_at, again_until })
+    }
+
+    /// What a request goes on with whose body is another by now.
+    pub fn edits_with(&self, body: Bytes) -> Arc<Said<Edits>> {
+        let Edits { set, tag, .. } = &**self.edits;
+        Said::new(Edits { set: set.clone(), remove: NOT_FORWARDED_WITH_BODY, tag: *tag, body: Some(body) })
     }
 }
 

@@ -11,19 +11,23 @@ const FOR_TOKEN: usize = 100;
 /// How many may wait for their bodies, which an honest client sends with the headers.
 const FOR_BODY: usize = 8;
 
-/// The requests that wait, in two kinds that take nothing from each other. It is of no account at which server they wait.
+/// How many calls may be held while their person connects: each of a client that waits for nothing else.
+const HELD: usize = 8;
+
+/// The requests that wait, in three kinds that take nothing from each other. It is of no account at which server they wait.
 #[derive(Clone, Debug)]
 pub struct Waits {
     for_token: Shares,
     for_body: Shares,
+    held: Shares,
 }
 
 impl Waits {
     /// `in_all` is for each kind.
     pub fn new(in_all: usize) -> Self {
-        let [for_token, for_body] =
-            [FOR_TOKEN, FOR_BODY].map(|of_user| Shares::new(ShareLimits { in_all, of_user, of_server: usize::MAX }));
-        Self { for_token, for_body }
+        let [for_token, for_body, held] = [FOR_TOKEN, FOR_BODY, HELD]
+            .map(|of_user| Shares::new(ShareLimits { in_all, of_user, of_server: usize::MAX }));
+        Self { for_token, for_body, held }
     }
 
     /// A place for a request that waits for a token, whoever began to look it up.
@@ -40,6 +44,14 @@ impl Waits {
     /// Where there is none left.
     pub fn for_body(&self, user: &User) -> Result<Share, Refusal> {
         self.for_body.take(Some(user), ()).map_err(|used_up| Refusal::TooManyBodies(limit(used_up, FOR_BODY).into()))
+    }
+
+    /// A place for a call that is held while its person connects.
+    ///
+    /// # Errors
+    /// Where there is none left.
+    pub fn for_hold(&self, user: &User) -> Result<Share, Refusal> {
+        self.held.take(Some(user), ()).map_err(|used_up| Refusal::TooManyHolds(limit(used_up, HELD).into()))
     }
 }
 

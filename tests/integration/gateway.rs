@@ -167,6 +167,11 @@ impl Gateway {
         self.world.https().send(Version::HTTP_2, call).await.expect("an answer")
     }
 
+    /// How often MCP traffic came to this.
+    pub async fn outcome(&self, label: &str) -> Option<u64> {
+        self.world.metric(&format!("envoy_cimd_requests_total{{endpoint=\"traffic\",outcome=\"{label}\"}}")).await
+    }
+
     /// Waits until envoy-cimd has no more than so many requests under way.
     pub async fn has_at_most(&self, streams: u64) {
         let has = async { while self.world.metric("envoy_cimd_streams").await > Some(streams) {} };

@@ -47,6 +47,8 @@ mod static_cimd;
 mod store;
 mod stream;
 mod telemetry;
+mod telling;
+mod telling_role;
 mod tokens;
 mod tokens_client;
 mod traffic;

@@ -18,7 +18,7 @@ use crate::{
     world::{START, http_filters, list, manager, metadata, virtual_hosts, without_metadata},
 };
 
-const LINK: &str = "https://notes.localhost/.pomerium/oauth/start";
+pub const LINK: &str = "https://notes.localhost/.pomerium/oauth/start";
 const APP: &str = "https://app.example";
 
 /// JSON-RPC's own codes, and ours outside of what it keeps for itself.
@@ -30,7 +30,7 @@ const REFUSED: i64 = -31001;
 
 /// How a request is answered for whom there is no token.
 #[derive(Clone, Debug)]
-enum Answer {
+pub enum Answer {
     /// The JSON-RPC error of this request, with the link.
     Told(Value),
     /// The result of this tool call, with the link, in the protocol's newer form or not.
@@ -42,10 +42,10 @@ enum Answer {
 }
 use Answer::{Refused, RefusedRequest, Told, ToolTold};
 
-struct Row {
-    name: &'static str,
-    ask: Ask,
-    answer: Answer,
+pub struct Row {
+    pub name: &'static str,
+    pub ask: Ask,
+    pub answer: Answer,
 }
 
 fn row(name: &'static str, ask: Ask, answer: Answer) -> Row {
@@ -71,7 +71,7 @@ fn versioned(version: &str) -> String {
 }
 
 /// Bodies of every kind.
-fn bodies() -> Vec<Row> {
+pub fn bodies() -> Vec<Row> {
     const CALL: &str = r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x"}}"#;
     const LIST: &str = r#"{"jsonrpc":"2.0","id":7,"method":"tools/list"}"#;
     let with_id = |id: &str| Ask::post(format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"tools/list"}}"#));
@@ -150,6 +150,11 @@ fn json_of(answer: &Answered, what: &str) -> Value {
     assert_eq!(answer.all("x-request-id").len(), 1, "{what}");
     assert!(answer.all("www-authenticate").is_empty(), "{what}");
     serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{what}: {error}: {answer:?}"))
+}
+
+/// A request that is refused with this error.
+pub fn check_refused(answer: &Answered, status: u16, code: i64, id: &Value) {
+    check(answer, &RefusedRequest(status, code, id.clone()), "it is refused");
 }
 
 fn check(answer: &Answered, expected: &Answer, what: &str) {

@@ -41,10 +41,10 @@ use serde_json::{Value, json};
 
 use crate::world::{CALLBACK, DISCONNECT};
 
-const FROM: &str = "https://mcp.example.com/linear";
-const TO: &str = "https://upstream.example/mcp";
-const LINK: &str = "https://mcp.example.com/linear/.pomerium/oauth/start";
-const TAG: TokenTag = TokenTag([7; 16]);
+pub const FROM: &str = "https://mcp.example.com/linear";
+pub const TO: &str = "https://upstream.example/mcp";
+pub const LINK: &str = "https://mcp.example.com/linear/.pomerium/oauth/start";
+pub const TAG: TokenTag = TokenTag([7; 16]);
 
 /// What there is for whom, and who asked.
 struct Fake {
@@ -96,7 +96,7 @@ impl UpstreamTokens for Fake {
 }
 
 /// Does everything it is asked to.
-struct Willing;
+pub struct Willing;
 
 #[async_trait]
 impl Choreographer for Willing {
@@ -183,14 +183,14 @@ impl Gateway {
 }
 
 /// A verdict when no call is left.
-async fn settled(mut verdict: Verdict) -> Verdict {
+pub async fn settled(mut verdict: Verdict) -> Verdict {
     while let Verdict::Later(call) = verdict {
         verdict = call.await;
     }
     verdict
 }
 
-fn name(verdict: &Verdict) -> &'static str {
+pub fn name(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Pass => "pass",
         Verdict::Reply(_) | Verdict::SameReply(_) => "reply",
@@ -202,16 +202,16 @@ fn name(verdict: &Verdict) -> &'static str {
 
 /// A request.
 #[derive(Clone)]
-struct Asked<'a> {
-    headers: Vec<(&'a str, &'a str)>,
-    attributes: Vec<(Key, &'a str)>,
-    user: Option<Claims<'a>>,
-    ends: bool,
+pub struct Asked<'a> {
+    pub headers: Vec<(&'a str, &'a str)>,
+    pub attributes: Vec<(Key, &'a str)>,
+    pub user: Option<Claims<'a>>,
+    pub ends: bool,
 }
 
 impl<'a> Asked<'a> {
     /// One with nothing wrong, but that these headers take the place of others.
-    fn with(headers: &[(&'a str, &'a str)]) -> Self {
+    pub fn with(headers: &[(&'a str, &'a str)]) -> Self {
         let fixed = [
             (":authority", "mcp.example.com"),
             (":scheme", "https"),
@@ -228,7 +228,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    fn of(&self, role: &impl Role) -> Verdict {
+    pub fn of(&self, role: &impl Role) -> Verdict {
         let mut request = Request::default();
         for (name, value) in &self.headers {
             request.push(name.as_bytes(), value.as_bytes());
@@ -239,7 +239,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
+pub fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
     let mut values = reply.headers.iter().filter(|(other, _)| *other == name);
     let value = values.next().map(|(_, value)| std::str::from_utf8(value).expect("text"));
     assert!(values.next().is_none(), "{name} is there once");
@@ -247,7 +247,7 @@ fn header<'a>(reply: &'a Reply, name: &str) -> Option<&'a str> {
 }
 
 /// The JSON of an answer, with all that every answer of traffic has.
-fn json_of(reply: &Reply) -> Value {
+pub fn json_of(reply: &Reply) -> Value {
     assert_eq!(header(reply, "content-type"), Some("application/json"), "{}", reply.label);
     assert_eq!(header(reply, "cache-control"), Some("no-store"));
     assert_eq!(header(reply, "x-request-id"), Some("the-request"));
@@ -507,11 +507,11 @@ async fn what_ends_with_its_headers_is_answered_at_once() {
     assert_eq!(error_of(&reply).0, -32700);
 }
 
-fn whole(body: &str) -> Body {
+pub fn whole(body: &str) -> Body {
     Body::Came { bytes: Bytes::copy_from_slice(body.as_bytes()), whole: true }
 }
 
-fn cut(body: &str) -> Body {
+pub fn cut(body: &str) -> Body {
     Body::Came { bytes: Bytes::copy_from_slice(body.as_bytes()), whole: false }
 }
 

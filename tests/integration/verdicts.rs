@@ -173,6 +173,7 @@ fn edits() -> Edits {
         set: vec![("authorization", Bytes::from_static(TOKEN.as_bytes()))],
         remove: &["cookie", "proxy-authorization"],
         tag: Some(TokenTag([1; 16])),
+        body: None,
     }
 }
 

@@ -89,8 +89,8 @@ pub struct Serve {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// How many requests may be under way; keep it above three times --max-calls and twice --max-holds, so that documents
-    /// find room. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
+    /// How many requests may be under way; keep it above three times --max-calls and three times --max-holds, so that
+    /// documents find room. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
     pub max_streams: usize,
     /// How many calls of the choreographer may be under way for presses of the button, as many again for callbacks, for

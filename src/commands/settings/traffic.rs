@@ -55,9 +55,9 @@ pub struct TrafficArgs {
     /// How many tokens are kept so.
     #[arg(long, env = "ENVOY_CIMD_MAX_CACHED_TOKENS", value_name = "COUNT", default_value = "100000", value_parser = value_parser!(u64).range(1..))]
     max_cached_tokens: u64,
-    /// How many MCP requests may wait for a token, and as many again for their bodies, which only those take that have no
-    /// token: each holds a stream, for seconds. Of one user 100 and 8; --single-user has 50 times as many. Those above
-    /// get 503.
+    /// How many MCP requests may wait for a token, as many again for their bodies, which only those take that have no
+    /// token, and as many calls until their person is connected: each holds a stream, for seconds. Of one user 100, 8 and
+    /// 8; --single-user has 50 times as many. Those above get 503; calls, where to connect.
     #[arg(long, env = "ENVOY_CIMD_MAX_HOLDS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
     max_holds: usize,
 }

@@ -138,6 +138,11 @@ pub struct Ask<'a> {
     pub message: &'a str,
 }
 
+/// The same answer as the one event of a stream (MCP, Streamable HTTP). JSON has no line ends of its own.
+pub fn event(answer: &[u8]) -> Bytes {
+    [b"event: message\ndata: ", answer, b"\n\n"].concat().into()
+}
+
 fn answer(id: Option<&Id>, outcome: impl Serialize) -> Bytes {
     // Texts and numbers always serialize.
     serde_json::to_vec(&Answer { jsonrpc: "2.0", id: id.map(Id::raw), outcome }).unwrap_or_default().into()
