@@ -61,7 +61,7 @@ impl RefusedStream {
 }
 
 /// What becomes of a refresh.
-const REFRESHES: [&str; 3] = ["ok", "failed", "ended"];
+const REFRESHES: [&str; 5] = ["ok", "failed", "ended", "superseded", "not_stored"];
 /// What comes of asking for a token.
 const LOOKUPS: [&str; 4] = ["handed_out", "never", "lost", "unavailable"];
 /// How an upstream refuses a token, and what a report of that comes to.

@@ -59,6 +59,8 @@ pub enum Refresh {
     /// (RFC 9700, section 4.14). What comes is over at once.
     RotatesWithGrace,
     Status(u16, &'static str),
+    /// The same, when [`Servers::answer`] says so.
+    StatusLate(u16, &'static str),
     Hangs,
     /// It rotates at once, and answers when [`Servers::answer`] says so.
     RotatesLate,
@@ -460,8 +462,11 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
         refreshes.len()
     };
     let answer = json!({"access_token": format!("SECRET-access-{number}"), "token_type": "Bearer", "expires_in": 3600});
+    if matches!(how, Refresh::StatusLate(..)) {
+        shared.released().await;
+    }
     match how {
-        Refresh::Status(status, body) => {
+        Refresh::Status(status, body) | Refresh::StatusLate(status, body) => {
             return (
                 StatusCode::from_u16(status).expect("a status"),
                 [(header::CONTENT_TYPE, "application/json")],

@@ -81,19 +81,13 @@ impl Tokens {
     /// With the claim in hand. The rotated token is stored before anybody is given the access token that came with it.
     async fn refresh(&self, owner: &TokenOwner, stored: Stored, occasion: Occasion) -> Result<(), TokenError> {
         let record = &stored.record;
-        let audit = async |outcome| {
-            self.metrics.refreshed(outcome);
-            audit::event("refreshed", &owner.user, owner.client_id.as_str(), &record.issuer, None, outcome).await;
-        };
         if occasion == Occasion::Refused {
             let (client_id, outcome) = (owner.client_id.as_str(), "refreshing");
             audit::event("refused_token", &owner.user, client_id, &record.issuer, None, outcome).await;
         }
         let Some(refresh_token) = record.refresh_token.clone() else {
             // It is over, and nothing can renew it.
-            self.end(owner, &stored).await?;
-            audit("ended").await;
-            return self.stored(owner).await.map(drop);
+            return self.end(owner, &stored).await;
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| LOST)?;
         let tag = TokenTag(random().map_err(no_randomness)?);
@@ -111,13 +105,11 @@ impl Tokens {
             Ok(granted) => granted,
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
-                if !self.setbacks.note(stored.key, verdict, &reason).await {
-                    audit("failed").await;
-                    return Err(TokenError::Unavailable(format!("the refresh failed: {reason}").into()));
+                if self.setbacks.note(stored.key, verdict, &reason).await {
+                    return self.end(owner, &stored).await;
                 }
-                self.end(owner, &stored).await?;
-                audit("ended").await;
-                return self.stored(owner).await.map(drop);
+                self.came_to(owner, record, "failed").await;
+                return Err(TokenError::Unavailable(format!("the refresh failed: {reason}").into()));
             }
         };
         self.setbacks.forget(&stored.key).await;
@@ -144,26 +136,41 @@ impl Tokens {
         };
         match self.supersede(owner, &stored, fresh.clone()).await {
             Ok(true) => {
-                audit("ok").await;
+                self.came_to(owner, record, "ok").await;
                 Ok(())
             }
             Ok(false) => {
                 // Somebody disconnected meanwhile, or connected anew: what came is not to stay valid.
-                audit("superseded").await;
+                self.came_to(owner, record, "superseded").await;
                 self.end_grant(owner, &fresh).await;
                 self.stored(owner).await.map(drop)
             }
             Err(error) => {
-                audit("not_stored").await;
+                self.came_to(owner, record, "not_stored").await;
                 Err(unavailable(&error))
             }
         }
     }
 
     /// Remembers that a grant ended, in the place of its token; until this user connects anew or disconnects. Where
-    /// somebody did meanwhile, nothing is done.
+    /// somebody did meanwhile, nothing is done. What is there then is what the refresh came to.
     async fn end(&self, owner: &TokenOwner, old: &Stored) -> Result<(), TokenError> {
         let ended = old.record.ended((self.clock)());
-        self.supersede(owner, old, ended).await.map(drop).map_err(|error| unavailable(&error))
+        match self.supersede(owner, old, ended).await {
+            Ok(_) => {
+                self.came_to(owner, &old.record, "ended").await;
+                self.stored(owner).await.map(drop)
+            }
+            Err(error) => {
+                self.came_to(owner, &old.record, "not_stored").await;
+                Err(unavailable(&error))
+            }
+        }
+    }
+
+    /// Counts a refresh, and has it in the audit log; `outcome` is one of the tables in the README.
+    async fn came_to(&self, owner: &TokenOwner, old: &TokenRecord, outcome: &'static str) {
+        self.metrics.refreshed(outcome);
+        audit::event("refreshed", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome).await;
     }
 }
