@@ -101,12 +101,14 @@ impl Choreographer for Embedded {
     }
 
     async fn connection(&self, owner: TokenOwner, scope: Option<Scope>, _: &Trace) -> Result<Connection, CallError> {
-        // First, since what it finds decides whether a token is the route's.
-        let find = self.tokens.discovery.find(&owner.client_id, &owner.upstream, None);
-        let server = timeout(SHOWN_WITHIN, find).await.ok().and_then(Result::ok);
-        let held = timeout(SHOWN_WITHIN, self.tokens.held(&owner)).await;
-        let held =
-            held.map_err(|_| CallError::Timeout("the store did not say in time how the connection stands".into()))??;
+        // At once, since a caller in another process does not wait for one after the other.
+        let find = timeout(SHOWN_WITHIN, self.tokens.discovery.find(&owner.client_id, &owner.upstream, None));
+        let (server, kept) = tokio::join!(find, timeout(SHOWN_WITHIN, self.tokens.kept(&owner)));
+        let server = server.ok().and_then(Result::ok);
+        let kept =
+            kept.map_err(|_| CallError::Timeout("the store did not say in time how the connection stands".into()))??;
+        // What was found decides whether a token is the route's.
+        let held = self.tokens.held(&owner, kept).await;
         let next = server.map(|server| {
             let wanted = scope.unwrap_or_else(|| wanted(&server, held.missing(&server.issuer)));
             held.next(wanted.asked_of(server.offline_access))

@@ -1,7 +1,7 @@
 //! How a person's connection stands, and what their next authorization would ask for: what the exchange says of it, and
 //! that it is the same over gRPC.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use envoy_cimd::{
@@ -29,7 +29,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::{
     authorization_server::{Lie, Refresh, Token},
     exchange::CLIENT,
-    stack::in_process::owner,
+    limits::silence,
+    stack::{in_process::owner, key_file},
     tokens::{begin, connect_in_process, in_process_with, over},
 };
 
@@ -169,6 +170,25 @@ async fn what_cannot_be_known_is_left_out() {
     let ours = owner(User::Single, CLIENT, &servers.upstream_of("good"));
     let error = closed.connection(ours, None, &Trace::default()).await.expect_err("there is no store");
     assert!(matches!(error, CallError::Unavailable(_)), "{error:?}");
+}
+
+/// An upstream and a store that both say nothing keep a page back no longer than either: a caller in another process gives up
+/// after 2 s. The clock is the test's own.
+#[tokio::test]
+async fn who_says_nothing_is_waited_for_once() {
+    let ((_upstream, url), (_store, store)) = (silence().await, silence().await);
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = vault::Config {
+        url: Some(store.replace("http://", "redis://").parse().expect("a URL")),
+        encryption_keys: Some(key_file(dir.path())),
+        ..vault::Config::default()
+    };
+    let embedded = Embedded::new(embedded::Config { store, ..embedded::Config::default() }).expect("good settings");
+    let ours = owner(User::Single, CLIENT, &format!("{url}/mcp"));
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    embedded.connection(ours, None, &Trace::default()).await.expect_err("the store says nothing");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
 /// A choreographer that says what it is told to, and what it was asked.

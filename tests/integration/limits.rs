@@ -361,7 +361,7 @@ async fn flows_of_one_and_of_all() {
 }
 
 /// An upstream that accepts connections and says nothing on them.
-async fn silence() -> (TcpListener, String) {
+pub async fn silence() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     (listener, url)

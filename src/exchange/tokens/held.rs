@@ -20,17 +20,23 @@ pub(in crate::exchange) struct Held {
 }
 
 impl Tokens {
+    /// What is stored for an owner, its grant ended or not.
+    ///
     /// # Errors
     /// [`CallError::Unavailable`] where the store cannot say.
-    pub(in crate::exchange) async fn held(&self, owner: &TokenOwner) -> Result<Held, CallError> {
-        let record = self.found_record(owner).await.map_err(CallError::Unavailable)?;
+    pub(in crate::exchange) async fn kept(&self, owner: &TokenOwner) -> Result<Option<TokenRecord>, CallError> {
+        self.found_record(owner).await.map_err(CallError::Unavailable)
+    }
+
+    /// What that comes to, with what is known of the upstream by now.
+    pub(in crate::exchange) async fn held(&self, owner: &TokenOwner, record: Option<TokenRecord>) -> Held {
         let is_of_route = match &record {
             Some(TokenRecord { issuer, resource, .. }) => {
                 self.discovery.takes(&owner.client_id, &owner.upstream, issuer, resource).await
             }
             None => false,
         };
-        Ok(Held { record, is_of_route, now: (self.clock)() })
+        Held { record, is_of_route, now: (self.clock)() }
     }
 }
 
