@@ -3,13 +3,14 @@
 
 use http::Version;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
     authorization_server::{Lie, Refresh, Token},
     gateway::{Ask, BERT, Gateway, Setup, VERSIONS, open, send},
-    mcp_upstream::WAITS,
+    mcp_upstream::{EVENTS, WAITS},
     stack::{Answered, PATIENCE},
     store::Redis,
     tokens::over,
@@ -231,4 +232,54 @@ async fn a_process_that_is_killed() {
         assert_eq!(gateway.token_of(gateway.upstream.came().last().expect("one")), code);
         gateway.finish().await;
     }
+}
+
+/// Streams go on over whatever becomes of who let them begin: killed, started anew, and killed again.
+#[tokio::test]
+async fn streams_outlive_the_process() {
+    for version in VERSIONS {
+        let mut gateway = Gateway::start(Setup::default()).await;
+        let code = gateway.connect_anna().await;
+        let mut streams = Vec::new();
+        for method in ["GET", "POST"] {
+            let ask = Ask::new(method).header("accept", "text/event-stream");
+            let mut answer = open(&gateway.world, version, &ask).await.expect("an answer");
+            assert_eq!(answer.status(), 200, "{method} over {version:?}");
+            reads(answer.body_mut(), EVENTS[0]).await;
+            assert_eq!(gateway.token_of(&gateway.upstream.came_alone()), code);
+            streams.push((method, answer.into_body()));
+        }
+        for deaths in 1..=3 {
+            gateway.world.cimd.process.signal("-KILL");
+            gateway.world.cimd.process.ended().await;
+            until(&gateway, version, |answered| answered.status == 503).await;
+            if deaths < 3 {
+                gateway.serve_again().await;
+                until(&gateway, version, |answered| answered.status == 200).await;
+                assert_eq!(gateway.token_of(gateway.upstream.came().last().expect("one")), code);
+            }
+        }
+        // Nobody is there now, and the rest comes all the same.
+        let reached = gateway.upstream.reached();
+        gateway.upstream.go_on(true);
+        for (method, mut body) in streams {
+            reads(&mut body, EVENTS[1]).await;
+            let rest = timeout(PATIENCE, body.collect()).await.expect("it ends").expect("it ends well");
+            assert!(rest.to_bytes().is_empty(), "{method} over {version:?}: there is no more");
+        }
+        assert_eq!(gateway.upstream.reached(), reached, "nobody asked for them twice");
+        gateway.serve_again().await;
+        gateway.finish().await;
+    }
+}
+
+/// Reads this much of a body, no more and nothing else.
+async fn reads(body: &mut Incoming, expected: &str) {
+    let mut came = String::new();
+    while came.len() < expected.len() {
+        let frame = timeout(PATIENCE, body.frame()).await.expect("it comes in time");
+        let data = frame.expect("it goes on").expect("no error").into_data().expect("data");
+        came.push_str(std::str::from_utf8(&data).expect("text"));
+    }
+    assert_eq!(came, expected);
 }
