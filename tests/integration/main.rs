@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod at_the_edge;
+mod audit;
 mod authorization_server;
 mod causes;
 mod chaos;

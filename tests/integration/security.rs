@@ -14,15 +14,20 @@ fn every_test_of_the_tables_exists() {
     for row in attacks.into_iter().chain(limits) {
         let tests = row.trim_end_matches(" |").rsplit("| ").next().expect("a column").split(", ");
         for test in tests {
-            let name = test.trim_matches('`');
-            let (module, function) = name.rsplit_once("::").unwrap_or_else(|| panic!("no module: {row}"));
-            let file = module.trim_end_matches("::tests").replace("::", "/") + ".rs";
-            let folder = if module.ends_with("::tests") { "src" } else { "tests/integration" };
-            let source =
-                fs::read_to_string(root.join(folder).join(file)).unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert!(is_test(&source, function), "there is no test {name}");
+            exists(test.trim_matches('`'));
         }
     }
+}
+
+/// # Panics
+/// Where there is no test of this name, `module::function`.
+pub fn exists(name: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (module, function) = name.rsplit_once("::").unwrap_or_else(|| panic!("no module: {name}"));
+    let file = module.trim_end_matches("::tests").replace("::", "/") + ".rs";
+    let folder = if module.ends_with("::tests") { "src" } else { "tests/integration" };
+    let source = fs::read_to_string(root.join(folder).join(file)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(is_test(&source, function), "there is no test {name}");
 }
 
 /// Whether a source has a function of this name with an attribute that makes it a test.

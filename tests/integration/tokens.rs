@@ -73,7 +73,7 @@ pub async fn connect(party: &Party, name: &str, user: User, client_id: &str) {
     party.complete(answer).await.expect("completed");
 }
 
-async fn token(
+pub async fn token(
     client: &UpstreamTokensClient<Channel>,
     party: &Party,
     name: &str,
