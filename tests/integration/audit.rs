@@ -1,5 +1,5 @@
-//! The audit log: the README's table of its events is complete and true, each line says of whom and of what it is, and the
-//! metrics agree with it.
+//! The audit log: the README's table of its events is complete and true, each line says of whom and of what it is, and
+//! the metrics agree with it.
 
 use std::{collections::BTreeSet, path::Path};
 

@@ -56,8 +56,8 @@ pub enum Refresh {
     /// The old one stays, and is not named again.
     Keeps,
     /// A new one each time, and the old one is good until the new one was used, for who dies before it is stored
-    /// (RFC 9700, section 4.14). What comes is over at once.
-    RotatesWithGrace,
+    /// (RFC 9700, section 4.14). What comes lives for so many seconds.
+    RotatesWithGrace(u64),
     Status(u16, &'static str),
     /// The same, when [`Servers::answer`] says so.
     StatusLate(u16, &'static str),
@@ -107,6 +107,7 @@ impl Lie {
 }
 
 /// The running servers.
+#[derive(Clone)]
 pub struct Servers {
     pub issuer: String,
     pub upstream: String,
@@ -251,6 +252,13 @@ impl Servers {
     /// Ends every refresh token, behind everybody's back.
     pub fn forget_grants(&self) {
         self.shared.good.lock().expect("grants").clear();
+    }
+
+    /// The same of those that go back to one code.
+    pub fn end_grant(&self, code: &str) {
+        let mut good = self.shared.good.lock().expect("grants");
+        let origins = self.shared.origins.lock().expect("origins");
+        good.retain(|token| origins.get(token).is_none_or(|origin| origin != code));
     }
 
     /// How often an upstream was asked without a token.
@@ -477,7 +485,7 @@ async fn refresh(shared: &Shared, how: Refresh, token: &str) -> Response {
         Refresh::Hangs => return std::future::pending().await,
         Refresh::Keeps
         | Refresh::Rotates
-        | Refresh::RotatesWithGrace
+        | Refresh::RotatesWithGrace(_)
         | Refresh::RotatesLate
         | Refresh::RotatesAndDies => {}
     }
@@ -507,7 +515,7 @@ fn rotated(shared: &Shared, how: Refresh, token: &str, number: usize, mut answer
     }
     if !matches!(how, Refresh::Keeps) {
         let mut predecessors = shared.predecessors.lock().expect("predecessors");
-        if !matches!(how, Refresh::RotatesWithGrace) {
+        if !matches!(how, Refresh::RotatesWithGrace(_)) {
             good.remove(token);
         } else if let Some(predecessor) = predecessors.get(token) {
             good.remove(predecessor);
@@ -517,8 +525,8 @@ fn rotated(shared: &Shared, how: Refresh, token: &str, number: usize, mut answer
         predecessors.insert(fresh.clone(), token.to_owned());
         answer["refresh_token"] = json!(fresh);
     }
-    if matches!(how, Refresh::RotatesWithGrace) {
-        answer["expires_in"] = json!(1);
+    if let Refresh::RotatesWithGrace(lives) = how {
+        answer["expires_in"] = json!(lives);
     }
     let mut origins = shared.origins.lock().expect("origins");
     if let Some(code) = origins.get(token).cloned() {

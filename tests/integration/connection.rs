@@ -172,8 +172,8 @@ async fn what_cannot_be_known_is_left_out() {
     assert!(matches!(error, CallError::Unavailable(_)), "{error:?}");
 }
 
-/// An upstream and a store that both say nothing keep a page back no longer than either: a caller in another process gives up
-/// after 2 s. The clock is the test's own.
+/// An upstream and a store that both say nothing keep a page back no longer than either: a caller in another process
+/// gives up after 2 s. The clock is the test's own.
 #[tokio::test]
 async fn who_says_nothing_is_waited_for_once() {
     let ((_upstream, url), (_store, store)) = (silence().await, silence().await);

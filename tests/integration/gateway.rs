@@ -45,6 +45,8 @@ pub struct Setup<'a> {
     pub single_user: bool,
     /// The choreographer and the tokens are in a process of their own, on these flags.
     pub apart: Option<&'a [&'a str]>,
+    /// What both log.
+    pub log: &'a str,
 }
 
 impl Default for Setup<'_> {
@@ -58,6 +60,7 @@ impl Default for Setup<'_> {
             speaks_http2: false,
             single_user: false,
             apart: None,
+            log: "trace",
         }
     }
 }
@@ -86,7 +89,8 @@ impl Gateway {
         let mut exchange =
             ["--extra-ca", &certificates.ca.display().to_string(), "--allow-host", HOST].map(str::to_owned).to_vec();
         exchange.extend(["--state-dir".to_owned(), at("state")]);
-        let mut serve = vec!["--listen".to_owned(), socket, "--log=trace".to_owned()];
+        let log = format!("--log={}", setup.log);
+        let mut serve = vec!["--listen".to_owned(), socket, log.clone()];
         serve.extend(if setup.single_user {
             vec!["--single-user".to_owned()]
         } else {
@@ -97,7 +101,7 @@ impl Gateway {
         let mut choreographer = None;
         if let Some(flags) = setup.apart {
             choreographs.clone_from(&exchange);
-            choreographs.extend(["--listen", &calls, "--tokens-listen", &tokens, "--log=trace"].map(str::to_owned));
+            choreographs.extend(["--listen", &calls, "--tokens-listen", &tokens, &log].map(str::to_owned));
             choreographs.extend(flags.iter().map(|flag| (*flag).to_owned()));
             choreographer = Some(Choreographer::start(&executable(), &texts(&choreographs)).await);
             let keys = key_file(dir.path()).display().to_string();

@@ -54,6 +54,8 @@ mod tokens;
 mod tokens_client;
 mod traffic;
 mod traffic_faults;
+mod traffic_ledger;
 mod traffic_role;
+mod traffic_soak;
 mod verdicts;
 mod world;

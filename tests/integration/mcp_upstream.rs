@@ -2,11 +2,15 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::BoxFuture, stream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
@@ -59,7 +63,20 @@ struct Shared {
     came: Mutex<Vec<Came>>,
     /// How many requests it began to read.
     reached: watch::Sender<usize>,
+    without_token: AtomicUsize,
     goes_on: watch::Sender<bool>,
+    manners: OnceLock<Manners>,
+}
+
+/// What it makes of a request with a token, where that is something of its own.
+struct Manners(Box<Answers>);
+
+type Answers = dyn Fn(&Came) -> BoxFuture<'static, Response<Upload>> + Send + Sync;
+
+impl fmt::Debug for Manners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Manners")
+    }
 }
 
 impl McpUpstream {
@@ -72,7 +89,9 @@ impl McpUpstream {
             issuer: issuer.to_owned(),
             came: Mutex::default(),
             reached: watch::Sender::new(0),
+            without_token: AtomicUsize::new(0),
             goes_on: watch::Sender::new(false),
+            manners: OnceLock::new(),
         });
         let serving = Arc::clone(&shared);
         tokio::spawn(async move {
@@ -111,6 +130,16 @@ impl McpUpstream {
     /// How many requests came through Envoy, or began to.
     pub fn reached(&self) -> usize {
         *self.shared.reached.borrow()
+    }
+
+    /// How many requests came through Envoy without a token.
+    pub fn without_token(&self) -> usize {
+        self.shared.without_token.load(Ordering::Relaxed)
+    }
+
+    /// From now on, requests with a token get this answer, and are not remembered.
+    pub fn behave(&self, manners: impl Fn(&Came) -> BoxFuture<'static, Response<Upload>> + Send + Sync + 'static) {
+        self.shared.manners.set(Manners(Box::new(manners))).expect("it behaves in one way");
     }
 
     /// Waits until so many came, or began to.
@@ -156,6 +185,7 @@ impl Shared {
         }
         self.reached.send_modify(|reached| *reached += 1);
         if !request.headers().contains_key(header::AUTHORIZATION) {
+            self.without_token.fetch_add(1, Ordering::Relaxed);
             return self.challenge(&path);
         }
         if request.headers().get(header::UPGRADE).is_some() {
@@ -172,6 +202,9 @@ impl Shared {
             body: collected.to_bytes(),
             trailers,
         };
+        if let Some(Manners(manners)) = self.manners.get() {
+            return manners(&came).await;
+        }
         self.came.lock().expect("requests").push(came.clone());
         if came.headers.contains_key(WAITS) {
             self.released().await;

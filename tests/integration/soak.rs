@@ -254,7 +254,7 @@ impl Bed {
         let dir = tempfile::tempdir().expect("a folder");
         let text = |path: &Path| path.to_str().expect("text").to_owned();
         let certificates = Certificates::make(dir.path(), &[HOST]);
-        let servers = Servers::start(&certificates, vec![over(NAME, Refresh::RotatesWithGrace)]).await;
+        let servers = Servers::start(&certificates, vec![over(NAME, Refresh::RotatesWithGrace(1))]).await;
         let socket = |name: &str| format!("unix:{}", text(&dir.path().join(name)));
         let (listen, tokens_listen) = (socket("choreographer.sock"), socket("tokens.sock"));
         let mut flags =
