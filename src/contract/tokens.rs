@@ -42,7 +42,8 @@ pub trait UpstreamTokens: Send + Sync {
 
     /// Says that the upstream refused a token: one refresh for all who say so of one token, and at most one a minute for
     /// an owner, doubling to ten. Where a scope was missing, the token stays, and what the upstream asked for joins what
-    /// this owner's next authorization asks for, in at most three rounds in ten minutes.
+    /// this owner's next authorization asks for: in at most three rounds in ten minutes, and in one for what was granted
+    /// already.
     ///
     /// # Errors
     /// [`TokenError::NotFound`] where no token can come of it, [`TokenError::Unavailable`] where none can be had now.
@@ -119,7 +120,7 @@ pub enum Renewal {
     /// A scope was missing, and will be asked for when the person connects again.
     Connect,
     /// A scope was missing, and connecting again would not bring it: the route's scope does not have it, it was asked
-    /// for three times, or the upstream did not say what it wants.
+    /// for too often, or the upstream did not say what it wants.
     NoMore,
 }
 

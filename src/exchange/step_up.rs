@@ -8,6 +8,8 @@ use crate::model::{clock::UnixTime, scope::Scope};
 /// How often a person is sent for more, in so many seconds. An upstream that is never content shall not lead them in
 /// circles, whatever it asks for.
 const ROUNDS: usize = 3;
+/// The same where it asks for nothing but what was granted: another grant of that may help once, but no more.
+const ROUNDS_FOR_THE_SAME: usize = 1;
 const REMEMBERED: u64 = 600;
 
 /// What is missing, for a while.
@@ -41,7 +43,8 @@ impl StepUp {
     pub fn lacks(&mut self, scope: &Scope, granted: &Scope, now: UnixTime) -> Change {
         self.forget(now);
         let begins = self.wanted.is_none();
-        if begins && self.rounds.len() >= ROUNDS {
+        let rounds = if scope.is_within(granted) { ROUNDS_FOR_THE_SAME } else { ROUNDS };
+        if begins && self.rounds.len() >= rounds {
             return Change::TooMuch;
         }
         let change = self.wants(scope, granted, now);
@@ -139,6 +142,25 @@ mod tests {
         assert_eq!(step_up.lacks(&scope("s0"), &Scope::default(), NOW + 600), Change::More);
         step_up = step_up.connected(NOW + 601);
         assert_eq!(step_up.lacks(&scope("s0"), &Scope::default(), NOW + 602), Change::TooMuch);
+    }
+
+    /// Who has what is missing is sent for it once, and not at all where they have just been sent for it.
+    #[test]
+    fn nobody_is_sent_for_the_same_again_and_again() {
+        let granted = scope("read write");
+        for text in ["read", "write read"] {
+            let mut step_up = StepUp::default();
+            assert_eq!(step_up.lacks(&scope(text), &granted, NOW), Change::More, "{text}");
+            assert_eq!(step_up.lacks(&scope(text), &granted, NOW + 1), Change::Known, "{text}");
+            step_up = step_up.connected(NOW + 2);
+            assert_eq!(step_up.lacks(&scope(text), &granted, NOW + 3), Change::TooMuch, "{text}");
+            assert_eq!(step_up.lacks(&scope("admin read"), &granted, NOW + 4), Change::More, "that is another");
+        }
+        let mut step_up = StepUp::default();
+        assert_eq!(step_up.lacks(&scope("write"), &scope("read"), NOW), Change::More);
+        step_up = step_up.connected(NOW + 1);
+        assert_eq!(step_up.lacks(&scope("write"), &granted, NOW + 599), Change::TooMuch);
+        assert_eq!(step_up.lacks(&scope("write"), &granted, NOW + 600), Change::More);
     }
 
     #[test]

@@ -275,11 +275,26 @@ async fn nobody_is_sent_for_more_than_three_times() {
     assert_eq!(world.asks(world.begin()).await, scopes(USUAL));
 }
 
+/// It was granted and is refused all the same: after a second time, a third would not bring it either.
+#[tokio::test]
+async fn nobody_is_sent_for_the_same_again_and_again() {
+    for scope in ["admin", "read"] {
+        let world = World::connected(vec![Lie::none("good")]).await;
+        assert_eq!(world.lacks(scope).await, Ok(Renewal::Connect), "{scope}");
+        world.connect(world.begin()).await;
+        let before = world.tag().await;
+        assert_eq!(world.lacks(scope).await, Ok(Renewal::NoMore), "{scope}");
+        assert_eq!(world.tag().await, before, "the token stays");
+        assert_eq!(world.asks(world.begin()).await, scopes(USUAL), "nothing is kept of it");
+        assert_eq!(world.lacks("other").await, Ok(Renewal::Connect), "more than that is another matter");
+    }
+}
+
 #[tokio::test]
 async fn who_disconnects_is_asked_for_nothing_more() {
     let world = World::connected(vec![Lie::none("good")]).await;
-    for _ in 0..3 {
-        assert_eq!(world.lacks("admin").await, Ok(Renewal::Connect));
+    for scope in ["admin", "audit", "more"] {
+        assert_eq!(world.lacks(scope).await, Ok(Renewal::Connect));
         world.connect(world.begin()).await;
     }
     assert_eq!(world.lacks("admin").await, Ok(Renewal::NoMore));
@@ -321,7 +336,8 @@ async fn what_a_401_asks_for_is_asked_of_who_must_connect_anew() {
     assert_eq!(world.asks(world.begin_as(ann())).await, scopes(USUAL), "for that person alone");
     assert_eq!(world.connect(world.begin()).await, scopes("read write offline_access admin"));
     for round in 0..3 {
-        assert_eq!(world.lacks("more").await, Ok(Renewal::Connect), "that was not a round: {round}");
+        let scope = format!("more-{round}");
+        assert_eq!(world.lacks(&scope).await, Ok(Renewal::Connect), "that was not a round: {round}");
         world.connect(world.begin()).await;
     }
     // Where the operator says what is asked for, nothing is noted.
