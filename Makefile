@@ -97,7 +97,7 @@ manifests: $(MANIFESTS)/node_modules ## the manifests under envoy/ against the s
 	node $(MANIFESTS)/check.mjs envoy
 	node $(MANIFESTS)/check.mjs tests/manifests/wrong --wrong
 
-e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules ## a real authorization server and a real browser (needs Node.js 20, npm and Chromium)
+e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules $(E2E)/venv ## a real authorization server, browser and MCP clients (needs Node.js 20, npm and Chromium)
 	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),e2e)
 
 e2e-needs:
@@ -124,6 +124,13 @@ $(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | e2e-ne
 	@cp tests/e2e/package.json tests/e2e/package-lock.json $(E2E)/
 	@cd $(E2E) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	@touch $@
+
+# An MCP client of the Python SDK, which the scripts look for beside them.
+$(E2E)/venv: tests/e2e/requirements.txt | e2e-needs
+	@rm -rf $@
+	@python3 -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/e2e/requirements.txt \
+		|| { rm -rf $@; exit 1; }
 
 $(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/package.json
 	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }

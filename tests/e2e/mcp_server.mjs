@@ -16,18 +16,23 @@ import { z } from 'zod';
 
 const TICK = 250;
 
+/** What the challenge says of a token that is not good. */
+export const REFUSAL = 'unknown, or over';
+
 /**
  * Serves `resource`, the URL of the server, on `listen`. `seen` grows by one record for each request that Envoy brings:
- * its method, its version, and the credentials that came with it, each as it stood. `sessions` are those that are open.
+ * its method, its version, the credentials that came with it, each as it stood, and with a good token its `message`.
+ * `sessions` are those that are open, where not `serve` answers, which gets a request that has a good token.
  */
-export async function startMcpServer({ listen, resource, issuer, provider }) {
+export async function startMcpServer({ listen, resource, issuer, provider, serve }) {
   const seen = [];
   const sessions = new Map();
   const app = express();
   app.use((request, _response, next) => {
     // Others than Envoy come for the challenge and the metadata.
     if (request.headers['x-request-id']) {
-      seen.push(record(request));
+      request.record = record(request);
+      seen.push(request.record);
     }
     next();
   });
@@ -49,14 +54,10 @@ export async function startMcpServer({ listen, resource, issuer, provider }) {
     expectedResource: new URL(resource),
   }));
   app.post('/mcp', upload);
-  app.all('/mcp', express.json(), async (request, response) => {
-    const transport = await transportFor(request, sessions);
-    if (!transport) {
-      response.status(404).json({ jsonrpc: '2.0', error: { code: -32001, message: 'Session not found' }, id: null });
-      return;
-    }
-    await transport.handleRequest(request, response, request.body);
-  });
+  app.all('/mcp', express.json(), (request, _response, next) => {
+    request.record.message = request.body;
+    next();
+  }, serve ?? inSessions(sessions));
   const server = app.listen(listen);
   await once(server, 'listening');
   const close = async () => {
@@ -85,7 +86,7 @@ const verifier = (provider) => ({
   async verifyAccessToken(token) {
     const found = await provider.AccessToken.find(token);
     if (!found?.isValid) {
-      throw new InvalidTokenError('unknown, or over');
+      throw new InvalidTokenError(REFUSAL);
     }
     return {
       token, clientId: found.clientId, scopes: [...found.scopes], expiresAt: found.exp, resource: new URL(found.aud),
@@ -116,6 +117,15 @@ async function upload(request, response, next) {
   }
   response.json({ bytes, sha256: hash.digest('hex'), trailers: request.rawTrailers });
 }
+
+const inSessions = (sessions) => async (request, response) => {
+  const transport = await transportFor(request, sessions);
+  if (!transport) {
+    response.status(404).json({ jsonrpc: '2.0', error: { code: -32001, message: 'Session not found' }, id: null });
+    return;
+  }
+  await transport.handleRequest(request, response, request.body);
+};
 
 /** The session that a request names, or a new one for whoever begins. */
 async function transportFor(request, sessions) {

@@ -17,12 +17,13 @@ import tls from 'node:tls';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import { LoggingMessageNotificationSchema } from '@modelcontextprotocol/sdk/types.js';
-import { Agent, buildConnector, fetch as fetchWith } from 'undici';
+import { fetch as fetchWith } from 'undici';
 
 import { begun, consent } from './connecting.mjs';
 import { startMcpServer } from './mcp_server.mjs';
 import { clientId, startProvider } from './oidc_provider.mjs';
 import { NOTES, START, TICKETS, follow, hasLanded, launch, scenarios, until } from './person.mjs';
+import { agent } from './to_envoy.mjs';
 
 const { E2E_CA, E2E_ENVOY_PORT, E2E_UPSTREAM, E2E_UPSTREAM_FD, E2E_AS_HOST, E2E_AS_CERT, E2E_AS_KEY } = process.env;
 for (const [name, value] of Object.entries({
@@ -58,23 +59,9 @@ provider.on('grant.success', ({ oidc: { client }, body: { access_token } }) => {
 
 // ---- an MCP client ----
 
-/** Speaks to Envoy whatever host is asked for, over HTTP/1.1 or HTTP/2. */
-function agent(version) {
-  const connect = buildConnector({ ca, allowH2: version === 2 });
-  return new Agent({
-    allowH2: version === 2,
-    // A stream may be silent for as long as it likes.
-    bodyTimeout: 0,
-    headersTimeout: 0,
-    connect: (options, done) => connect({
-      ...options, hostname: '127.0.0.1', host: '127.0.0.1', port, servername: options.hostname,
-    }, done),
-  });
-}
-
 /** Runs `body` with a client of a route that was connected to by MCP. */
 async function withClient(origin, version, body) {
-  const dispatcher = agent(version);
+  const dispatcher = agent({ ca, port, version });
   const transport = new StreamableHTTPClientTransport(new URL('/mcp', origin), {
     fetch: (url, init) => fetchWith(url, { ...init, dispatcher }),
   });

@@ -49,7 +49,7 @@ async fn node(script: &str, world: &World, variables: &[(&str, String)]) {
     let modules = PathBuf::from(std::env::var_os("E2E_MODULES").expect("`make e2e` sets E2E_MODULES"));
     for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e")).expect("the scripts") {
         let file = file.expect("a script");
-        if file.path().extension().is_some_and(|extension| extension == "mjs") {
+        if file.path().extension().is_some_and(|extension| extension == "mjs" || extension == "py") {
             std::fs::copy(file.path(), modules.join(file.file_name())).expect("a script");
         }
     }
@@ -452,6 +452,18 @@ impl Handed {
 #[tokio::test]
 #[ignore = "needs Node.js and Chromium: make e2e"]
 async fn e2e_mcp_traffic() {
+    mcp_traffic("mcp_traffic.mjs").await;
+}
+
+/// How people are told to connect, as applications with the official SDKs see it.
+#[tokio::test]
+#[ignore = "needs Node.js and Python: make e2e"]
+async fn e2e_telling() {
+    mcp_traffic("telling.mjs").await;
+}
+
+/// Runs a script that is the MCP server, its authorization server, and clients of the first.
+async fn mcp_traffic(script: &str) {
     let dir = tempfile::tempdir().expect("a folder");
     let upstream = Handed::new();
     let certificates = Certificates::make(dir.path(), &[AS_HOST]);
@@ -474,7 +486,7 @@ async fn e2e_mcp_traffic() {
         ("E2E_AS_CERT", path(&certificates.cert)),
         ("E2E_AS_KEY", path(&certificates.key)),
     ];
-    node("mcp_traffic.mjs", &world, &variables).await;
+    node(script, &world, &variables).await;
     assert_eq!(world.cimd.process.stop().await, Some(0));
     for (name, text) in [("log", world.cimd.process.output()), ("Envoy", world.envoy.process.output())] {
         assert!(text.contains("notes.localhost"), "{name} says something");
