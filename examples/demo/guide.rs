@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::running::{Route, Running};
+use crate::{
+    clients::{Client, clients},
+    running::{Route, Running},
+};
 
 /// What an MCP client says first, as short as it gets.
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"curl","version":"1"}}}"#;
@@ -72,6 +75,19 @@ pub fn invite(running: &Running) {
         "\n  Chromium and Firefox find *.localhost by themselves. They do not know who made the demo's certificates: \
          accept\n  the warning, once for each of the five hosts, or trust this authority while the demo runs:\n  {}",
         running.certificates.ca.display()
+    );
+}
+
+/// How people's own MCP clients use a route.
+pub fn offer(running: &Running) {
+    let [notes, ..] = &running.routes;
+    println!("\nUse the {} route with an MCP client of yours; it says where to connect", notes.name);
+    for Client { what, paste } in clients(notes, &running.certificates.ca) {
+        println!("\n  # {what}\n  {paste}");
+    }
+    println!(
+        "\n  Where it does not find {host}, this line in /etc/hosts helps:\n  127.0.0.1 {host}",
+        host = notes.from.origin().host()
     );
 }
 

@@ -8,11 +8,12 @@ use anyhow::bail;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::{checks::Checks, running::Running};
+use crate::{checks::Checks, clients::clients, running::Running};
 
 mod authorization_server;
 mod checks;
 mod client_document;
+mod clients;
 mod events;
 mod guide;
 mod needs;
@@ -89,6 +90,7 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
     } else {
         guide::suggest(&running, etag.as_deref().unwrap_or("*"))?;
         guide::invite(&running);
+        guide::offer(&running);
         println!("\nAll of it runs until you press Ctrl-C. What happens on the routes:\n");
         let log = running.cimd.process.lines();
         tokio::select! {
@@ -109,7 +111,15 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
 /// A look at the routes from outside; the entity tag of a document.
 async fn look(running: &Running, checks: &mut Checks) -> Option<String> {
     println!("\nChecked, as an authorization server would");
-    checks::documents::check(checks, &running.web, &running.routes).await
+    let etag = checks::documents::check(checks, &running.web, &running.routes).await;
+    println!("\nAsked, as the MCP clients would that this is pasted into");
+    let [notes, ..] = &running.routes;
+    for client in clients(notes, &running.certificates.ca) {
+        checks.about(client.what);
+        let told = checks::mcp::told_to_connect(&running.web, client.url().unwrap_or_default(), notes).await;
+        checks.note("is told where to connect", told);
+    }
+    etag
 }
 
 /// Connects the routes, calls their servers, asks for their tokens, then looks at what envoy-cimd has kept.

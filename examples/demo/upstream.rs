@@ -1,4 +1,5 @@
-//! An MCP server that can say who it is, to whoever has a token of its authorization server for it, and nothing else.
+//! An MCP server that can say who it is and who calls, to whoever has a token of its authorization server for it, and
+//! nothing else.
 
 use std::{io, sync::Arc};
 
@@ -17,6 +18,9 @@ use crate::{
     authorization_server::{AuthorizationServer, Grants},
     pages::{self, Endpoint},
 };
+
+/// The tool that it has.
+pub const WHOAMI: &str = "whoami";
 
 /// One that has its address, but does not answer yet.
 pub struct Upstream {
@@ -85,25 +89,30 @@ async fn stream_or_page(State(server): State<Shared>, headers: HeaderMap) -> Res
         let page = Endpoint { name: server.name, resource: &server.url, issuer: &server.issuer, clients: &clients };
         return pages::page(StatusCode::OK, &page);
     }
-    match server.challenge(&headers) {
-        Some(challenge) => challenge,
-        None => (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response(),
+    match server.client(&headers) {
+        None => server.challenge(&headers),
+        Some(_) => (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response(),
     }
 }
 
 /// A JSON-RPC message.
 async fn message(State(server): State<Shared>, headers: HeaderMap, body: Bytes) -> Response {
-    if let Some(challenge) = server.challenge(&headers) {
-        return challenge;
-    }
+    let Some(client_id) = server.client(&headers) else { return server.challenge(&headers) };
     let message: Value = serde_json::from_slice(&body).unwrap_or_default();
     let id = &message["id"];
     json_answer(&match message["method"].as_str() {
         Some("initialize") => json!({"jsonrpc": "2.0", "id": id, "result": {
             "protocolVersion": "2025-11-25",
-            "capabilities": {},
+            "capabilities": {"tools": {}},
             "serverInfo": {"name": server.name, "version": env!("CARGO_PKG_VERSION")},
         }}),
+        Some("tools/list") => json!({"jsonrpc": "2.0", "id": id, "result": {"tools": [{
+            "name": WHOAMI, "description": "Says whose token came along", "inputSchema": {"type": "object"},
+        }]}}),
+        Some("tools/call") if message["params"]["name"] == WHOAMI => {
+            let text = format!("This is the {} MCP server, and your OAuth client is {client_id}", server.name);
+            json!({"jsonrpc": "2.0", "id": id, "result": {"content": [{"type": "text", "text": text}]}})
+        }
         // A notification, which has no answer.
         Some(_) if id.is_null() => return StatusCode::ACCEPTED.into_response(),
         Some(_) => json!({"jsonrpc": "2.0", "id": id, "error": {"code": -32601, "message": "Method not found"}}),
@@ -112,21 +121,23 @@ async fn message(State(server): State<Shared>, headers: HeaderMap, body: Bytes) 
 }
 
 impl Shared {
-    /// What a request without a token that is good here gets (RFC 6750, section 3; RFC 9728, section 5.1).
-    fn challenge(&self, headers: &HeaderMap) -> Option<Response> {
-        let credentials = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let token = credentials
-            .and_then(|credentials| credentials.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        let error = match token {
-            Some(token) if self.grants.accept(token, &self.url) => return None,
-            Some(_) => "error=\"invalid_token\", ",
-            None => "",
-        };
-        let challenge = format!("Bearer {error}resource_metadata=\"{}\"", self.metadata_url);
-        Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
+    /// The client that a request's token was given to, where it is good here.
+    fn client(&self, headers: &HeaderMap) -> Option<String> {
+        self.grants.client(bearer(headers)?, &self.url)
     }
+
+    /// What a request gets that has no such token (RFC 6750, section 3; RFC 9728, section 5.1).
+    fn challenge(&self, headers: &HeaderMap) -> Response {
+        let error = if bearer(headers).is_some() { "error=\"invalid_token\", " } else { "" };
+        let challenge = format!("Bearer {error}resource_metadata=\"{}\"", self.metadata_url);
+        (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let credentials = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = credentials.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 fn json_answer(body: &Value) -> Response {

@@ -83,13 +83,15 @@ impl Grants {
         self.exchange(tagged_hash("refresh", refresh_token.as_bytes()), client_id, resource, |_| true)
     }
 
-    /// Whether an access token is good for a resource.
-    pub fn accept(&self, access_token: &str, resource: &str) -> bool {
+    /// The client that an access token was given to, where it is good for a resource.
+    pub fn client(&self, access_token: &str, resource: &str) -> Option<String> {
         let hash = tagged_hash("access", access_token.as_bytes());
-        self.lock().iter().any(|grant| {
+        let grants = self.lock();
+        let grant = grants.iter().find(|grant| {
             grant.resource == resource
                 && grant.access.as_ref().is_some_and(|access| access.hash == hash && access.lives())
-        })
+        });
+        grant.map(|grant| grant.client_id.clone())
     }
 
     /// The clients that have an access token now, each once.

@@ -45,7 +45,7 @@ async fn document(checks: &mut Checks, web: &Web, route: &Route) -> Option<Clien
         challenge,
     );
     checks.about(&route.mcp());
-    let told = mcp::told_to_connect(web, route).await;
+    let told = mcp::told_to_connect(web, &route.mcp(), route).await;
     checks.note("tells an MCP client where a person connects it", told);
     document
 }

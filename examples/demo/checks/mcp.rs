@@ -13,12 +13,14 @@ use crate::{
 
 const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"demo","version":"1"}}}"#;
 
+const CALL: &str = r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"whoami","arguments":{}}}"#;
+
 /// What a caller must not get through with.
 const FOREIGN: &str = "a token of the caller's own";
 
-/// Through Envoy and without a token, a client is told where a person connects the route.
-pub async fn told_to_connect(web: &Web, route: &Route) -> Result<(), String> {
-    let answer = initialize(web, &route.mcp(), None).await?;
+/// Through Envoy and without a token, a client that calls this address is told where a person connects the route.
+pub async fn told_to_connect(web: &Web, url: &str, route: &Route) -> Result<(), String> {
+    let answer = initialize(web, url, None).await?;
     same(answer.status, 200)?;
     let reply: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
     same(&reply["id"], &1.into())?;
@@ -32,6 +34,14 @@ pub async fn told_to_connect(web: &Web, route: &Route) -> Result<(), String> {
 pub async fn called(web: &Web, route: &Route) -> Result<(), String> {
     for own in [None, Some(FOREIGN)] {
         is_server_of(&initialize(web, &route.mcp(), own).await?, route)?;
+        // The tool says whose token came along.
+        let answer = send(web, &route.mcp(), own, CALL).await?;
+        same(answer.status, 200)?;
+        let reply: Value = serde_json::from_slice(&answer.body).map_err(|error| error.to_string())?;
+        let text = reply["result"]["content"][0]["text"].as_str().unwrap_or_default();
+        if !text.contains(&route.client_id()) {
+            return Err(format!("{reply} does not name {}", route.client_id()));
+        }
     }
     Ok(())
 }
@@ -67,12 +77,16 @@ fn is_server_of(answer: &Answered, route: &Route) -> Result<(), String> {
 }
 
 async fn initialize(web: &Web, url: &str, token: Option<&str>) -> Result<Answered, String> {
+    send(web, url, token, INITIALIZE).await
+}
+
+async fn send(web: &Web, url: &str, token: Option<&str>, message: &'static str) -> Result<Answered, String> {
     web.send(&parse(url)?, |call| {
         let call = call
             .method("POST")
             .header("content-type", "application/json")
             .header("accept", "application/json, text/event-stream")
-            .body(INITIALIZE);
+            .body(message);
         match token {
             Some(token) => call.header("authorization", format!("Bearer {token}")),
             None => call,
