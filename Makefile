@@ -4,6 +4,7 @@ ENVOY_VERSION := 1.40.0
 BUILD := $(abspath $(or $(CARGO_TARGET_DIR),target))
 VENV := $(BUILD)/envoy-$(ENVOY_VERSION)
 E2E := $(BUILD)/e2e
+CONFORMANCE := $(BUILD)/conformance
 MANIFESTS := $(BUILD)/manifests
 FUZZ := $(BUILD)/fuzz
 
@@ -27,7 +28,7 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
 	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
 
-.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint advisories manifests e2e e2e-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint advisories manifests e2e e2e-needs conformance conformance-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -103,6 +104,15 @@ e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules $(E2E)/venv ## a real authoriz
 e2e-needs:
 	@tests/e2e/needs
 
+conformance: $(NEEDS_ENVOY) conformance-needs $(CONFORMANCE)/node_modules ## MCP's own suite for clients, with Envoy and envoy-cimd as the client (needs npm); ARGS=auth/basic-cimd is a part
+	cargo build --locked --quiet --bin envoy-cimd
+	@cp tests/conformance/*.mjs $(CONFORMANCE)/
+	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd PATH="$(CONFORMANCE)/node_modules/.bin:$$PATH" node $(CONFORMANCE)/run.mjs $(ARGS)
+
+conformance-needs:
+	@$(call needs,npm,npm)
+	@$(call needs,openssl,openssl)
+
 compose-test: ## docker-compose.yml as it runs (needs Docker); COMPOSE_IMAGES=public or local, or else what can be had
 	@tests/compose/run $(ARGS)
 
@@ -131,6 +141,13 @@ $(E2E)/venv: tests/e2e/requirements.txt | e2e-needs
 	@python3 -m venv $@
 	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/e2e/requirements.txt \
 		|| { rm -rf $@; exit 1; }
+
+# The suite needs Node.js 22, which comes with it where npm has one for this machine.
+$(CONFORMANCE)/node_modules: tests/conformance/package-lock.json tests/conformance/package.json | conformance-needs
+	@mkdir -p $(CONFORMANCE)
+	@cp tests/conformance/package.json tests/conformance/package-lock.json $(CONFORMANCE)/
+	@cd $(CONFORMANCE) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
+	@touch $@
 
 $(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/package.json
 	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }

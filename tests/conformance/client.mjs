@@ -1,0 +1,276 @@
+// What the suite runs in the place of an MCP client, for one scenario: `client.mjs URL`. It puts a real Envoy and
+// envoy-cimd before the suite's MCP server, and is two programs of a person's: an MCP client that knows nothing of
+// OAuth, and the browser in which they connect whenever they are told to.
+//
+// It prints what came of it: `called`, or the label of envoy-cimd's refusal. Whatever else goes wrong ends it with an
+// error.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import https from 'node:https';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { text } from 'node:stream/consumers';
+import { setTimeout as delay } from 'node:timers/promises';
+
+import { Reach } from './reach.mjs';
+
+const { ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, MCP_CONFORMANCE_PROTOCOL_VERSION } = process.env;
+for (const [name, value] of Object.entries({
+  ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, MCP_CONFORMANCE_PROTOCOL_VERSION,
+})) {
+  assert.ok(value, `${name} must be set`);
+}
+/** With the path of the document, this makes the client_id that the suite expects. */
+const FROM = 'https://conformance-test.local';
+const DOCUMENT = '/client-metadata.json';
+const START = '/.pomerium/oauth/start';
+/** How often a request is sent before it is led in circles. */
+const ROUNDS = 10;
+
+/** There is nothing more that a person could do. */
+class Refused extends Error {}
+
+// ---- the programs ----
+
+const dir = mkdtempSync(join(tmpdir(), 'envoy-cimd-conformance-'));
+const children = [];
+const output = [];
+
+/** Starts a program. `onLine` sees what it prints. */
+function start(program, args, onLine = () => {}) {
+  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  children.push(child);
+  for (const stream of [child.stdout, child.stderr]) {
+    createInterface(stream).on('line', (line) => {
+      output.push(line);
+      onLine(line);
+    });
+  }
+  return child;
+}
+
+/** Rejects where a program ends that is to go on. */
+function runs(child) {
+  return once(child, 'exit').then(([code, signal]) => {
+    throw new Error(`${child.spawnfile} ended: ${code ?? signal}`);
+  });
+}
+
+function cleanUp() {
+  for (const child of children) {
+    child.kill('SIGKILL');
+  }
+  rmSync(dir, { recursive: true, force: true });
+}
+
+/** Starts envoy-cimd. What this answers ends it, and tells the label of its last refusal. */
+async function startCimd(socket) {
+  const { promise: ready, resolve } = Promise.withResolvers();
+  let last;
+  const child = start(ENVOY_CIMD, [
+    'serve', '--listen', socket, '--admin-listen', '127.0.0.1:0', '--single-user', '--document-path', DOCUMENT,
+    '--state-dir', join(dir, 'state'), '--extra-ca', CONFORMANCE_CERT, '--allow-host', 'localhost',
+    '--drain-delay', '0',
+  ], (line) => {
+    const { message, listener, label, request_id: request } = line.startsWith('{') ? JSON.parse(line) : {};
+    if (message === 'ready' && listener === 'ext_proc') {
+      resolve();
+    }
+    // Lines without a request are sums.
+    if (label !== undefined && request) {
+      last = label;
+    }
+  });
+  const ended = once(child, 'close');
+  await Promise.race([ready, runs(child)]);
+  return async () => {
+    child.kill('SIGTERM');
+    await ended;
+    return last;
+  };
+}
+
+/** The port on which Envoy listens for https. */
+async function startEnvoy(socket, to) {
+  const printed = spawn(ENVOY_CIMD, [
+    'envoy-config', '--route', `from=${FROM},to=${to}`, '--processor', socket, '--single-user',
+    '--document-path', DOCUMENT, '--https-listen', '127.0.0.1:0', '--http-listen', '127.0.0.1:0',
+    '--envoy-admin', '127.0.0.1:0', '--downstream-cert', CONFORMANCE_CERT, '--downstream-key', CONFORMANCE_KEY,
+    '--upstream-ca', CONFORMANCE_CERT,
+  ], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [yaml, [code]] = await Promise.all([text(printed.stdout), once(printed, 'exit')]);
+  assert.equal(code, 0, 'envoy-config');
+  const [config, address] = [join(dir, 'envoy.yaml'), join(dir, 'envoy-admin')];
+  writeFileSync(config, yaml);
+  const envoy = start(ENVOY, [
+    '--disable-hot-restart', '--log-level', 'warning', '--concurrency', '1', '--admin-address-path', address,
+    '-c', config,
+  ]);
+  return Promise.race([readyPort(address), runs(envoy)]);
+}
+
+/** Envoy has no way to tell that it is ready but being asked. */
+async function readyPort(address) {
+  for (;;) {
+    try {
+      const admin = `http://${readFileSync(address, 'utf8')}`;
+      if ((await fetch(`${admin}/ready`)).ok) {
+        const { listener_statuses } = await (await fetch(`${admin}/listeners?format=json`)).json();
+        return listener_statuses.find(({ name }) => name === 'https').local_address.socket_address.port_value;
+      }
+    } catch (error) {
+      if (error.code !== 'ENOENT' && !(error instanceof TypeError)) throw error;
+    }
+    await delay(20);
+  }
+}
+
+// ---- the person's browser ----
+
+const ca = readFileSync(CONFORMANCE_CERT, 'utf8');
+const cookies = new Map();
+let envoyPort;
+
+/** What a server answers, no redirect followed. */
+async function send(url, { method = 'GET', headers = {}, body } = {}) {
+  const { protocol, hostname, host, port, pathname, search } = new URL(url);
+  assert.equal(protocol, 'https:', `${url} is not https`);
+  const atEnvoy = hostname === new URL(FROM).hostname;
+  const request = https.request({
+    host: '127.0.0.1', port: atEnvoy ? envoyPort : port, servername: hostname, path: pathname + search, method, ca,
+    headers: { ...headers, host }, agent: false,
+  });
+  request.end(body);
+  const [response] = await once(request, 'response');
+  return { status: response.statusCode, headers: response.headers, body: await text(response) };
+}
+
+/** What a browser shows, and sends and keeps on the way there. */
+async function browse(url, { site, method = 'GET' }) {
+  const { origin } = new URL(url);
+  const isOurs = origin === FROM;
+  const headers = {
+    accept: 'text/html', 'sec-fetch-mode': 'navigate', 'sec-fetch-dest': 'document', 'sec-fetch-site': site,
+    ...(method === 'POST' && { origin }),
+    ...(isOurs && cookies.size > 0 && { cookie: [...cookies].map(([name, value]) => `${name}=${value}`).join('; ') }),
+  };
+  const answer = await send(url, { method, headers });
+  for (const cookie of isOurs ? answer.headers['set-cookie'] ?? [] : []) {
+    const [, name, value] = /^([^=]+)=([^;]*)/.exec(cookie);
+    cookies.set(name, value);
+  }
+  return answer;
+}
+
+/** Opens the connect page, presses its button, and allows what the authorization server asks. */
+async function connect() {
+  const page = await browse(FROM + START, { site: 'none' });
+  accepted(page, 200);
+  const [, action] = /<form method="post" action="([^"]*\/start\?[^"]*)">/.exec(page.body) ?? [];
+  assert.ok(action, `a button to connect:\n${page.body}`);
+  const pressed = new URL(action.replaceAll('&#38;', '&').replaceAll('&amp;', '&'), FROM);
+  const begun = await browse(pressed, { site: 'same-origin', method: 'POST' });
+  accepted(begun, 303);
+  const allowed = await browse(begun.headers.location, { site: 'cross-site' });
+  assert.equal(allowed.status, 302, 'the suite allows everything');
+  accepted(await browse(allowed.headers.location, { site: 'cross-site' }), 303);
+}
+
+function accepted({ status, body }, expected) {
+  if (status !== expected) {
+    throw new Refused(`${status} ${body}`);
+  }
+}
+
+// ---- the MCP client ----
+
+const version = MCP_CONFORMANCE_PROTOCOL_VERSION;
+const clientInfo = { name: 'conformance', version: '1' };
+let address;
+let nextId = 1;
+
+async function post(method, params = {}, id = nextId++) {
+  // A revision without sessions says with each request who asks.
+  const stateless = version >= '2026-07-28';
+  const _meta = {
+    'io.modelcontextprotocol/protocolVersion': version,
+    'io.modelcontextprotocol/clientInfo': clientInfo,
+    'io.modelcontextprotocol/clientCapabilities': {},
+  };
+  const message = { jsonrpc: '2.0', id, method, params: stateless ? { ...params, _meta } : params };
+  return send(address, {
+    method: 'POST',
+    headers: {
+      'content-type': 'application/json', accept: 'application/json, text/event-stream',
+      ...(method !== 'initialize' && { 'mcp-protocol-version': version }),
+      ...(stateless && { 'mcp-method': method, ...(params.name && { 'mcp-name': params.name }) }),
+    },
+    body: JSON.stringify(message),
+  });
+}
+
+/** The result of a request, however often its person has to connect for it. */
+async function call(method, params) {
+  for (let round = 0; round < ROUNDS; round += 1) {
+    const { status, headers, body } = await post(method, params);
+    if (body.includes(FROM + START)) {
+      await connect();
+    } else if (status === 200) {
+      const json = headers['content-type'].startsWith('text/event-stream') ? /^data: (.*)$/m.exec(body)[1] : body;
+      const { result } = JSON.parse(json);
+      assert.ok(result, `${method}: ${json}`);
+      return result;
+    } else if (!/try again/.test(body)) {
+      throw new Refused(`${status} ${body}`);
+    }
+  }
+  throw new Error(`${method} leads in circles`);
+}
+
+async function useServer() {
+  if (version < '2026-07-28') {
+    await call('initialize', { protocolVersion: version, capabilities: {}, clientInfo });
+    await post('notifications/initialized', {}, undefined);
+  } else {
+    await call('server/discover');
+  }
+  const { tools } = await call('tools/list');
+  for (const { name } of tools) {
+    await call('tools/call', { name, arguments: {} });
+  }
+}
+
+// ---- all of it ----
+
+// The suite's patience has come to an end.
+process.on('SIGTERM', () => {
+  cleanUp();
+  process.exit(1);
+});
+try {
+  const reach = new Reach({ cert: ca, key: readFileSync(CONFORMANCE_KEY, 'utf8') });
+  const to = await reach.outer(process.argv[2]);
+  const socket = `unix:${join(dir, 'ext_proc.sock')}`;
+  const [stop, port] = await Promise.all([startCimd(socket), startEnvoy(socket, to)]);
+  envoyPort = port;
+  address = new URL(new URL(to).pathname, FROM);
+  try {
+    await useServer();
+    console.log('called');
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    console.error(error.message);
+    console.log(await stop());
+  }
+  await reach.close();
+} catch (error) {
+  console.error(`${error.stack}\n${output.join('\n')}`);
+  process.exitCode = 1;
+} finally {
+  cleanUp();
+}
