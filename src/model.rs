@@ -6,6 +6,7 @@ pub mod client;
 pub mod clock;
 pub mod flow;
 pub mod issuer;
+pub mod joined;
 pub(crate) mod loopback;
 pub mod origin;
 pub mod page_origin;

@@ -25,7 +25,7 @@ impl upstream_tokens_server::UpstreamTokens for TokensService {
         let owner = owner(request.user, request.client_id, request.upstream, issuer, resource)?;
         let wait = request.wait.map(Duration::try_from).transpose();
         let wait = wait.map_err(|_| Status::invalid_argument("`wait` is no time that one can wait"))?;
-        let token = match wait {
+        let token = match wait.filter(|wait| !wait.is_zero()) {
             // Whoever makes the call may go away: the wait is dropped with it.
             Some(longest) => self.0.awaited_token(owner, longest, &trace).await?,
             None => self.0.upstream_token(owner, &trace).await?,

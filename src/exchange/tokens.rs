@@ -1,15 +1,11 @@
 //! Tokens handed out: valid now, and to the right user and route alone.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use moka::future::Cache;
-use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
+mod awaiting;
 mod ending;
 mod errors;
 mod held;
@@ -22,16 +18,17 @@ mod setbacks;
 mod stored;
 
 use self::{
-    errors::{ENDED_EARLY, no_randomness},
+    awaiting::Waits,
+    errors::{ENDED_EARLY, NEVER, no_randomness, unavailable},
     refreshing::Refreshes,
     setbacks::Setbacks,
-    stored::Occasion,
+    stored::{Occasion, Stored},
 };
 use super::{deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
 use crate::{
     contract::{
         error::Label,
-        tokens::{AccessToken, COMES_AGAIN, LONGEST_WAIT, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
+        tokens::{AccessToken, COMES_AGAIN, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
     },
     model::{
         client::ClientId,
@@ -57,43 +54,25 @@ pub struct Tokens {
     pub deadlines: Deadlines,
     refreshes: Refreshes,
     setbacks: Setbacks,
-    /// Until when whose requests may come again.
-    again: Cache<RouteKey, UnixTime>,
+    waits: Waits,
 }
-
-const POLL: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl UpstreamTokens for Tokens {
     async fn upstream_token(&self, owner: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        let result = self.current(&owner).await;
-        self.metrics.token_looked_up(result.as_ref().map_or_else(Label::label, |_| "handed_out"));
-        let TokenRecord { issuer, access_token, tag, expires_at, .. } = result?;
-        let tag = tag.ok_or_else(|| no_randomness(NoRandomness))?;
-        audit::detail("handed_out", &owner.user, owner.client_id.as_str(), &issuer, "ok");
-        let again = self.again.get(&route_key(&owner)).await;
-        Ok(AccessToken { secret: access_token, tag, expires_at, again })
+        self.handed_out(&owner, self.current(&owner).await)
     }
 
-    async fn awaited_token(
-        &self,
-        owner: TokenOwner,
-        longest: Duration,
-        trace: &Trace,
-    ) -> Result<AccessToken, TokenError> {
-        let end = Instant::now() + longest.min(LONGEST_WAIT);
-        loop {
-            match self.upstream_token(owner.clone(), trace).await {
-                Err(TokenError::NotFound(_)) if Instant::now() < end => sleep(POLL).await,
-                result => return result,
-            }
-        }
+    async fn awaited_token(&self, owner: TokenOwner, longest: Duration, _: &Trace) -> Result<AccessToken, TokenError> {
+        self.handed_out(&owner, self.awaited(&owner, longest).await)
     }
 
     async fn expect_again(&self, owner: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        self.found(&owner).await?;
-        self.again.insert(route_key(&owner), (self.clock)() + COMES_AGAIN).await;
-        Ok(())
+        let open = self.opened().await?;
+        let (route, now) = (RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url), (self.clock)());
+        let noted =
+            open.store.expect_again(route, now + COMES_AGAIN, now).await.map_err(|error| unavailable(&error))?;
+        if noted { Ok(()) } else { Err(NEVER) }
     }
 
     async fn refused(&self, owner: TokenOwner, refused: Refused, _: &Trace) -> Result<Renewal, TokenError> {
@@ -108,10 +87,6 @@ impl UpstreamTokens for Tokens {
     }
 }
 
-fn route_key(owner: &TokenOwner) -> RouteKey {
-    RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url)
-}
-
 impl Tokens {
     pub fn new(discovery: Discovery, outgoing: Outgoing, vault: Vault, deadlines: Deadlines) -> Self {
         Self {
@@ -124,17 +99,17 @@ impl Tokens {
             deadlines,
             refreshes: Refreshes::new(deadlines.claim),
             setbacks: Setbacks::new(),
-            again: Cache::builder().max_capacity(100_000).time_to_live(Duration::from_secs(COMES_AGAIN)).build(),
+            waits: Waits::default(),
         }
     }
 
-    /// The record of a token that is valid now.
-    async fn current(&self, owner: &TokenOwner) -> Result<TokenRecord, TokenError> {
+    /// A token that is valid now.
+    async fn current(&self, owner: &TokenOwner) -> Result<Stored, TokenError> {
         let stored = self.of_route(owner).await?;
         let now = (self.clock)();
         if stored.record.is_over(now) {
             self.refreshed(owner, &stored, Occasion::Over).await?;
-            return self.stored(owner).await.map(|stored| stored.record);
+            return self.stored(owner).await;
         }
         if stored.record.is_old(now) {
             let (this, owner, old) = (self.clone(), owner.clone(), stored.clone());
@@ -143,7 +118,16 @@ impl Tokens {
                 let _ = this.refreshed(&owner, &old, Occasion::Over).await;
             });
         }
-        Ok(stored.record)
+        Ok(stored)
+    }
+
+    /// What whoever asked for a token is given, counted and audited.
+    fn handed_out(&self, owner: &TokenOwner, found: Result<Stored, TokenError>) -> Result<AccessToken, TokenError> {
+        self.metrics.token_looked_up(found.as_ref().map_or_else(Label::label, |_| "handed_out"));
+        let Stored { record: TokenRecord { issuer, access_token, tag, expires_at, .. }, again, .. } = found?;
+        let tag = tag.ok_or_else(|| no_randomness(NoRandomness))?;
+        audit::detail("handed_out", &owner.user, owner.client_id.as_str(), &issuer, "ok");
+        Ok(AccessToken { secret: access_token, tag, expires_at, again })
     }
 
     pub(super) async fn open(&self) -> Result<&Opened, OpenError> {

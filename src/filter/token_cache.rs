@@ -20,10 +20,10 @@ use bytes::Bytes;
 use foldhash::quality::RandomState;
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, WeakShared, ready},
+    future::{BoxFuture, Shared, ready},
 };
 use moka::{Equivalent, sync::Cache};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
@@ -32,12 +32,13 @@ use crate::{
     contract::{
         error::Cause,
         tokens::{
-            AFTER_WAIT, AccessToken, LONGEST_WAIT, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
+            AccessToken, LONGEST_WAIT, Missing, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
             TokenTag, UpstreamTokens,
         },
     },
     model::{
         clock::{Clock, UnixTime},
+        joined::Joined,
         shares::{ShareLimits, Shares, UsedUp},
         trace::Trace,
     },
@@ -45,6 +46,10 @@ use crate::{
 
 /// How long a look-up may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long one call waits for a token to come: less than who waits does, so that it is known by then what there is.
+const CALL: Duration = Duration::from_secs(10);
+/// After a call that did not wait, the next is not made for this long.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The longest that a token is kept, whatever was asked for: nobody means more, and the cache takes no more than this.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
@@ -112,42 +117,8 @@ pub struct Cached {
     /// upstream's, so that a slow authorization server holds up nobody but who needs it. Who waits for the look-up of
     /// another request takes nothing.
     shares: Shares,
-    waits: Arc<Waits>,
+    waits: Joined<TokenOwner, Mutex<Option<Missing>>, Result<Arc<Bearer>, TokenError>>,
     calls: TaskTracker,
-}
-
-/// The waits under way. Whoever waits holds a request, and as many may wait as may be held.
-#[derive(Default)]
-struct Waits(Mutex<AllWaits>);
-
-#[derive(Default)]
-struct AllWaits {
-    /// How many began; each has its number.
-    begun: u64,
-    by_owner: HashMap<TokenOwner, (u64, WeakShared<Wait>)>,
-}
-
-impl Waits {
-    fn lock(&self) -> MutexGuard<'_, AllWaits> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The place of a wait among those under way. It goes when the wait is over, or dropped by the last who had it.
-struct Waiting {
-    waits: Arc<Waits>,
-    owner: TokenOwner,
-    number: u64,
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut all = self.waits.lock();
-        // Another may have begun since the last one left this.
-        if all.by_owner.get(&self.owner).is_some_and(|(number, _)| *number == self.number) {
-            all.by_owner.remove(&self.owner);
-        }
-    }
 }
 
 /// What is kept, and what is looked up. A token is put in and forgotten under the lock of the look-ups, so that none
@@ -287,7 +258,7 @@ impl Cached {
             now: Instant::now,
             clock: UnixTime::now,
         };
-        Self { inner, known: Arc::new(known), shares: Shares::new(limits), waits: Arc::default(), calls }
+        Self { inner, known: Arc::new(known), shares: Shares::new(limits), waits: Joined::default(), calls }
     }
 
     /// The owner's token, if it is here. One that is no longer young is looked up again behind the caller's back; where
@@ -353,38 +324,37 @@ impl Cached {
     }
 
     /// Waits for the owner's token to come, for [`LONGEST_WAIT`] at most: one call for all who wait for it, which ends when
-    /// the last of them leaves. Who joins one that is under way waits as long as that has left. It takes no share of the
-    /// look-ups, and what it brings is not kept.
+    /// the last of them leaves. It takes no share of the look-ups: whoever waits holds a request, and as many wait as may be
+    /// held. What it brings is not kept.
     pub fn awaited(&self, owner: &TokenOwner, trace: &Trace) -> Wait {
-        let mut all = self.waits.lock();
-        if let Some(wait) = all.by_owner.get(owner).and_then(|(_, wait)| wait.upgrade()) {
-            return wait.boxed();
-        }
-        all.begun += 1;
-        let place = Waiting { waits: Arc::clone(&self.waits), owner: owner.clone(), number: all.begun };
-        let (inner, trace) = (Arc::clone(&self.inner), trace.clone());
-        let number = all.begun;
-        let wait = async move {
-            let call = AssertUnwindSafe(inner.awaited_token(place.owner.clone(), LONGEST_WAIT, &trace)).catch_unwind();
-            match timeout(LONGEST_WAIT + AFTER_WAIT, call).await {
-                Ok(Ok(result)) => result.and_then(fit).map(Arc::new),
-                Ok(Err(_)) => Err(unavailable("the wait ended without an answer: a fault of envoy-cimd itself")),
-                Err(_) => Err(unavailable("the token that was waited for took too long")),
+        let (missing, wait) = self.waits.join(owner, |missing: Arc<Mutex<Option<Missing>>>| {
+            let (inner, owner, trace) = (Arc::clone(&self.inner), owner.clone(), trace.clone());
+            async move {
+                loop {
+                    let began = tokio::time::Instant::now();
+                    let call = AssertUnwindSafe(inner.awaited_token(owner.clone(), CALL, &trace)).catch_unwind();
+                    match call.await {
+                        Ok(Err(TokenError::NotFound(found))) => {
+                            *missing.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                        }
+                        Ok(result) => return result.and_then(fit).map(Arc::new),
+                        Err(_) => return Err(unavailable("the wait ended early: a fault of envoy-cimd itself")),
+                    }
+                    // A service of an earlier version does not wait.
+                    if began.elapsed() < CALL / 2 {
+                        sleep(PAUSE).await;
+                    }
+                }
             }
+        });
+        let result = async move {
+            let late = || match *missing.lock().unwrap_or_else(PoisonError::into_inner) {
+                Some(missing) => TokenError::NotFound(missing),
+                None => unavailable("it did not show in time whether a token came"),
+            };
+            timeout(LONGEST_WAIT, wait).await.unwrap_or_else(|_| Err(late()))
         };
-        let wait = wait.boxed().shared();
-        if let Some(weak) = wait.downgrade() {
-            all.by_owner.insert(owner.clone(), (number, weak));
-        }
-        wait.boxed()
-    }
-
-    /// Notes that requests of this owner may come again, as [`UpstreamTokens::expect_again`], which see for errors.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn expect_again(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
-        UpstreamTokens::expect_again(self, owner, trace).await
+        result.boxed()
     }
 
     /// Forgets what is kept of an owner, now and again when the change that is being made is over, however it ends.
@@ -496,10 +466,7 @@ mod tests {
     use tokio::{sync::Semaphore, task::yield_now};
 
     use super::*;
-    use crate::{
-        contract::tokens::Missing,
-        model::{client::ClientId, secret::Secret, upstream::Upstream, user::User},
-    };
+    use crate::model::{client::ClientId, secret::Secret, upstream::Upstream, user::User};
 
     /// The time of day at the beginning of each test.
     const DAWN: u64 = 1_800_000_000;
@@ -528,6 +495,24 @@ mod tests {
         /// A permit for each call that may go on.
         gate: Semaphore,
         answer: Mutex<Answer>,
+        /// How many wait for a token to come.
+        waiting: Arc<AtomicUsize>,
+    }
+
+    /// One who waits, while it does.
+    struct Here(Arc<AtomicUsize>);
+
+    impl Here {
+        fn new(waiting: &Arc<AtomicUsize>) -> Self {
+            waiting.fetch_add(1, Relaxed);
+            Self(Arc::clone(waiting))
+        }
+    }
+
+    impl Drop for Here {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Relaxed);
+        }
     }
 
     type Answer = Box<dyn Fn(usize) -> Result<AccessToken, TokenError> + Send>;
@@ -540,11 +525,18 @@ mod tests {
             (self.answer.lock().unwrap_or_else(PoisonError::into_inner))(call)
         }
 
-        async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
-            self.upstream_token(of, trace).await
+        async fn awaited_token(&self, _: TokenOwner, longest: Duration, _: &Trace) -> Result<AccessToken, TokenError> {
+            let call = self.calls.fetch_add(1, Relaxed) + 1;
+            let _here = Here::new(&self.waiting);
+            match timeout(longest, self.gate.acquire()).await {
+                Ok(permit) => permit.expect("open").forget(),
+                Err(_) => return Err(LOST),
+            }
+            (self.answer.lock().unwrap_or_else(PoisonError::into_inner))(call)
         }
 
         async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
+            self.gate.acquire().await.expect("open").forget();
             Ok(())
         }
 
@@ -581,6 +573,7 @@ mod tests {
             calls: AtomicUsize::new(0),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
             answer: Mutex::new(Box::new(|call| Ok(token(call)))),
+            waiting: Arc::default(),
         });
         let known = Known {
             kept: Cache::builder().max_capacity(10).build_with_hasher(RandomState::default()),
@@ -593,7 +586,7 @@ mod tests {
             inner: fake.clone(),
             known: Arc::new(known),
             shares: Shares::new(limits),
-            waits: Arc::default(),
+            waits: Joined::default(),
             calls: TaskTracker::new(),
         };
         (Arc::new(cached), fake)
@@ -962,6 +955,121 @@ mod tests {
         fake.gate.add_permits(9);
         settle().await;
         assert_eq!(begin(of("dora", "a", "other")), Ok(()), "they came back");
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_for_a_token_share_one_wait() {
+        let (cached, fake) = cached(FIVE, MANY);
+        close(&fake);
+        let all: Vec<_> = (0..200).map(|_| tokio::spawn(cached.awaited(&owner(), &Trace::default()))).collect();
+        settle().await;
+        assert_eq!((fake.calls(), fake.waiting.load(Relaxed)), (1, 1));
+        fake.gate.add_permits(1);
+        for wait in all {
+            assert_eq!(wait.await.expect("no panic").map(|bearer| text(&bearer)), is("token-1"));
+        }
+        assert_eq!((fake.calls(), fake.waiting.load(Relaxed), cached.waits.count()), (1, 0, 0));
+        assert!(cached.cached(&owner()).is_none(), "it may have been long on its way");
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_the_last_who_leaves() {
+        let (cached, fake) = cached(FIVE, MANY);
+        close(&fake);
+        let [first, second] = [(); 2].map(|()| tokio::spawn(cached.awaited(&owner(), &Trace::default())));
+        settle().await;
+        first.abort();
+        settle().await;
+        assert_eq!(fake.waiting.load(Relaxed), 1);
+        second.abort();
+        settle().await;
+        assert_eq!((fake.calls(), fake.waiting.load(Relaxed), cached.waits.count()), (1, 0, 0));
+    }
+
+    /// However many hold a request, others get their tokens.
+    #[tokio::test]
+    async fn waits_take_nothing_from_look_ups() {
+        let (cached, fake) = cached(FIVE, ShareLimits { in_all: 1, of_user: 1, of_server: 1 });
+        close(&fake);
+        let of = |route: usize| TokenOwner { client_id: ClientId::new(route.to_string()), ..owner() };
+        let waits: Vec<_> = (0..100).map(|route| tokio::spawn(cached.awaited(&of(route), &Trace::default()))).collect();
+        settle().await;
+        assert_eq!(fake.waiting.load(Relaxed), 100, "each has one of its own");
+        let look_up = cached.look_up(&of(100), &Trace::default()).expect("a share");
+        fake.gate.add_permits(101);
+        assert!(look_up.await.is_ok());
+        for wait in waits {
+            assert!(wait.await.expect("no panic").is_ok());
+        }
+    }
+
+    /// Each has a time of its own, though one began before.
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_brings_nothing_ends() {
+        let (cached, fake) = cached(FIVE, MANY);
+        close(&fake);
+        let begin = tokio::time::Instant::now();
+        let first = tokio::spawn(cached.awaited(&owner(), &Trace::default()));
+        sleep(Duration::from_secs(13)).await;
+        let second = tokio::spawn(cached.awaited(&owner(), &Trace::default()));
+        assert_eq!(first.await.expect("no panic").err(), Some(LOST));
+        assert_eq!(begin.elapsed().as_secs(), 20);
+        assert_eq!(fake.waiting.load(Relaxed), 1, "it goes on for the other");
+        assert_eq!(second.await.expect("no panic").err(), Some(LOST));
+        assert_eq!(begin.elapsed().as_secs(), 33);
+        settle().await;
+        assert_eq!((fake.calls(), fake.waiting.load(Relaxed), cached.waits.count()), (4, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_that_does_not_wait_is_asked_once_a_second() {
+        let (cached, fake) = cached(FIVE, MANY);
+        fake.answers(|call| if call < 8 { Err(LOST) } else { Ok(token(call)) });
+        let begin = tokio::time::Instant::now();
+        assert_eq!(cached.awaited(&owner(), &Trace::default()).await.map(|bearer| text(&bearer)), is("token-8"));
+        assert_eq!(begin.elapsed().as_secs(), 7);
+        fake.answers(|_| Err(LOST));
+        assert_eq!(cached.awaited(&owner(), &Trace::default()).await.err(), Some(LOST));
+        assert!(fake.calls() <= 29, "{}", fake.calls());
+    }
+
+    #[tokio::test]
+    async fn a_wait_fails_at_once_where_nobody_can_say() {
+        let (cached, fake) = cached(FIVE, MANY);
+        fake.answers(|_| Err(DOWN));
+        assert_eq!(cached.awaited(&owner(), &Trace::default()).await.err(), Some(DOWN));
+        fake.answers(|_| panic!("a bug"));
+        let [first, second] = [(); 2].map(|()| cached.awaited(&owner(), &Trace::default()));
+        assert!(matches!(first.await, Err(TokenError::Unavailable(_))));
+        assert!(matches!(second.await, Err(TokenError::Unavailable(_))));
+        assert_eq!(cached.waits.count(), 0);
+    }
+
+    /// What is kept is without the mark, so it goes, and what was looked up meanwhile as well.
+    #[tokio::test]
+    async fn the_mark_shows_from_when_it_is_set() {
+        let (cached, fake) = cached(FIVE, MANY);
+        let marked = move |call| Ok(AccessToken { again: Some(UnixTime::from_secs(DAWN + 3)), ..token(call) });
+        assert_eq!(get(&cached, &owner()).await, is("token-1"));
+        assert!(!cached.cached(&owner()).expect("kept").again);
+        close(&fake);
+        let of = cached.clone();
+        let marking = tokio::spawn(async move { of.expect_again(owner(), &Trace::default()).await });
+        settle().await;
+        assert!(cached.cached(&owner()).is_none(), "before it is over");
+        let during = cached.look_up(&owner(), &Trace::default()).expect("a share");
+        settle().await;
+        fake.gate.add_permits(2);
+        assert_eq!(marking.await.expect("no panic"), Ok(()));
+        assert!(!during.await.expect("a token").again);
+        assert!(cached.cached(&owner()).is_none(), "it may have begun too early");
+        fake.answers(marked);
+        fake.gate.add_permits(1);
+        assert_eq!(get(&cached, &owner()).await, is("token-3"));
+        at(2999);
+        assert!(cached.cached(&owner()).expect("kept").again);
+        at(3000);
+        assert!(cached.cached(&owner()).is_none(), "it is kept no longer than the mark");
     }
 
     #[tokio::test]

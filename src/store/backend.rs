@@ -31,7 +31,12 @@ pub trait Store: Send + Sync {
     async fn put_token(&self, key: TokenKey, route: RouteKey, sealed: Vec<u8>) -> Result<Option<Kept>, StoreError>;
 
     /// The token that a route's index points at.
-    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError>;
+    async fn token(&self, route: RouteKey) -> Result<Option<Found>, StoreError>;
+
+    /// Notes until when requests of a route may come again, where its index points at a token, or at what is left of one:
+    /// so there is no more of these notes than of tokens. Each is forgotten when its time is over, whatever becomes of the
+    /// token. False where the index points at nothing.
+    async fn expect_again(&self, route: RouteKey, until: UnixTime, now: UnixTime) -> Result<bool, StoreError>;
 
     /// Stores a token in the place of `old`, as it was read. False where that is not there any more: somebody forgot
     /// it meanwhile, or connected anew.
@@ -51,6 +56,14 @@ pub trait Store: Send + Sync {
 
 /// A token as it was found: its key, and what is sealed.
 pub type Kept = (TokenKey, Vec<u8>);
+
+/// A token that a route's index points at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    pub kept: Kept,
+    /// Until when requests of the route may come again, where it was noted; it may be over.
+    pub again: Option<UnixTime>,
+}
 
 /// The random name of one attempt to refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

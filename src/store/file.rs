@@ -15,7 +15,7 @@ use redb::{
 use subtle::ConstantTimeEq;
 
 use super::{
-    backend::{Flow, FlowLimits, Holder, Kept, Store, Taken},
+    backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file::{self, KeysError},
     keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
@@ -34,11 +34,15 @@ type ByUser<'a> = (&'a [u8; 32], u64, u64, &'a [u8; 32]);
 const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens-v1");
 /// The key of a route's token.
 const ROUTES: TableDefinition<&[u8; 32], &[u8; 32]> = TableDefinition::new("routes-v1");
+/// Until when requests of a route may come again.
+const AGAIN: TableDefinition<&[u8; 32], u64> = TableDefinition::new("again-v1");
+/// The same, by that time.
+const AGAIN_EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("again-expiry-v1");
 const CHECK: TableDefinition<(), &[u8]> = TableDefinition::new("key-check-v1");
 /// How many flows were ever added, which tells the older of two apart.
 const SEQUENCE: TableDefinition<(), u64> = TableDefinition::new("sequence-v1");
 
-/// How many expired flows one call removes, at most: more than it adds, so that they become fewer.
+/// How many expired flows, or notes, one call removes, at most: more than it adds, so that they become fewer.
 const REMOVED_AT_ONCE: usize = 100;
 /// redb would take a gigabyte.
 const CACHE_BYTES: usize = 32 << 20;
@@ -118,14 +122,31 @@ impl Store for FileStore {
         .await
     }
 
-    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError> {
+    async fn token(&self, route: RouteKey) -> Result<Option<Found>, StoreError> {
         self.run(move |database| {
             let transaction = database.begin_read()?;
             let Some(key) = transaction.open_table(ROUTES)?.get(route.as_bytes())?.map(|key| *key.value()) else {
                 return Ok(None);
             };
-            let sealed = transaction.open_table(TOKENS)?.get(&key)?.map(|sealed| sealed.value().to_vec());
-            Ok::<_, redb::Error>(sealed.map(|sealed| (TokenKey::from_bytes(key), sealed)))
+            let Some(sealed) = transaction.open_table(TOKENS)?.get(&key)?.map(|sealed| sealed.value().to_vec()) else {
+                return Ok(None);
+            };
+            let again = transaction.open_table(AGAIN)?.get(route.as_bytes())?.map(|until| until.value());
+            let (kept, again) = ((TokenKey::from_bytes(key), sealed), again.map(UnixTime::from_secs));
+            Ok::<_, redb::Error>(Some(Found { kept, again }))
+        })
+        .await
+    }
+
+    async fn expect_again(&self, route: RouteKey, until: UnixTime, now: UnixTime) -> Result<bool, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            if transaction.open_table(ROUTES)?.get(route.as_bytes())?.is_none() {
+                return Ok(false);
+            }
+            note_again(&transaction, &route, until, now)?;
+            transaction.commit()?;
+            Ok::<_, redb::Error>(true)
         })
         .await
     }
@@ -357,6 +378,31 @@ impl<'t> FlowTables<'t> {
     }
 }
 
+/// Notes until when requests of a route may come again, and removes some of what is over by now.
+fn note_again(
+    transaction: &WriteTransaction,
+    route: &RouteKey,
+    until: UnixTime,
+    now: UnixTime,
+) -> Result<(), redb::Error> {
+    let (mut again, mut expiry) = (transaction.open_table(AGAIN)?, transaction.open_table(AGAIN_EXPIRY)?);
+    let mut over = Vec::new();
+    for entry in expiry.range(..=(now.secs(), &[0xff; 32]))?.take(REMOVED_AT_ONCE) {
+        let entry = entry?.0;
+        let (end, of) = entry.value();
+        over.push((end, *of));
+    }
+    for (end, of) in &over {
+        expiry.remove((*end, of))?;
+        again.remove(of)?;
+    }
+    if let Some(before) = again.insert(route.as_bytes(), until.secs())?.map(|before| before.value()) {
+        expiry.remove((before, route.as_bytes()))?;
+    }
+    expiry.insert((until.secs(), route.as_bytes()), ())?;
+    Ok(())
+}
+
 fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Sealer), OpenError> {
     let at = |path: &Path| {
         let path = path.to_owned();
@@ -383,9 +429,7 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
         Content::Checked(record) => key_file::check(&sealer, &record).map_err(at(keys_path))?,
         Content::Unchecked => return Err(at(keys_path)(KeysError::Wrong)),
     };
-    if let Some(record) = record {
-        set_up(&database, &record).map_err(failed)?;
-    }
+    set_up(&database, record.as_deref()).map_err(failed)?;
     Ok((
         FileStore(Arc::new(Inner {
             path: path.to_owned(),
@@ -444,13 +488,18 @@ fn content(database: &Database) -> Result<Content, redb::Error> {
     }
 }
 
-/// Stores the check record, and makes all tables: from here on they are there.
-fn set_up(database: &Database, record: &[u8]) -> Result<(), redb::Error> {
+/// Stores the check record, where it is another, and makes all tables that an earlier version did not: from here on they
+/// are there.
+fn set_up(database: &Database, record: Option<&[u8]>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
-    transaction.open_table(CHECK)?.insert((), record)?;
+    if let Some(record) = record {
+        transaction.open_table(CHECK)?.insert((), record)?;
+    }
     FlowTables::open(&transaction)?;
     transaction.open_table(TOKENS)?;
     transaction.open_table(ROUTES)?;
+    transaction.open_table(AGAIN)?;
+    transaction.open_table(AGAIN_EXPIRY)?;
     Ok(transaction.commit()?)
 }
 
@@ -523,6 +572,57 @@ mod tests {
         assert_eq!(rows(&store).await, [1, 1, 1]);
         store.take_flow(flow(1, NOW).id, CONTEXT, NOW + 1200).await.expect("unknown");
         assert_eq!(rows(&store).await, [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_what_was_expected_again_and_no_call_removes_many() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        let route = |number: u8| RouteKey::from_bytes([number; 32]);
+        let rows = async || {
+            let rows = store.run(|database| {
+                let transaction = database.begin_read()?;
+                Ok::<_, redb::Error>([
+                    transaction.open_table(AGAIN)?.len()?,
+                    transaction.open_table(AGAIN_EXPIRY)?.len()?,
+                ])
+            });
+            rows.await.expect("rows")
+        };
+        for number in 0..150 {
+            store.put_token(TokenKey::from_bytes([number; 32]), route(number), b"sealed".into()).await.expect("kept");
+            assert!(store.expect_again(route(number), NOW + 660, NOW).await.expect("a store"));
+        }
+        assert_eq!(rows().await, [150, 150]);
+        assert!(store.expect_again(route(0), NOW + 700, NOW + 40).await.expect("a store"));
+        assert_eq!(rows().await, [150, 150], "one of a route");
+        assert!(!store.expect_again(route(200), NOW + 2000, NOW + 1000).await.expect("a store"));
+        assert_eq!(rows().await, [150, 150], "what is refused changes nothing");
+        assert!(store.expect_again(route(1), NOW + 1360, NOW + 700).await.expect("a store"));
+        assert_eq!(rows().await, [51, 51]);
+        assert!(store.expect_again(route(1), NOW + 1361, NOW + 701).await.expect("a store"));
+        assert_eq!(rows().await, [1, 1]);
+    }
+
+    /// A version before this one made no table of these.
+    #[tokio::test]
+    async fn a_store_of_an_earlier_version_gets_what_it_lacks() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("store.redb");
+        let (store, _) = FileStore::open(&path, None).await.expect("a store");
+        store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
+        drop(store);
+        let database = builder().open(&path).expect("a database");
+        let transaction = database.begin_write().expect("a transaction");
+        transaction.delete_table(AGAIN).expect("it goes");
+        transaction.delete_table(AGAIN_EXPIRY).expect("it goes");
+        transaction.commit().expect("kept");
+        drop(database);
+        let (store, _) = FileStore::open(&path, None).await.expect("a store");
+        let found = async || store.token(ROUTE).await.expect("a store").map(|found| found.again);
+        assert_eq!(found().await, Some(None));
+        assert!(store.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"));
+        assert_eq!(found().await, Some(Some(NOW + 660)));
     }
 
     #[tokio::test]
@@ -608,6 +708,7 @@ mod tests {
         let error = store.run(|_| Err::<(), _>(redb::Error::PreviousIo)).await.expect_err("a failure").to_string();
         assert!(error.contains("store.redb: Previous I/O error"), "{error}");
         assert!(store.0.database.read().expect("no panic").is_none());
-        assert_eq!(store.token(ROUTE).await.expect("a store"), Some((TOKEN, b"sealed".into())));
+        let found = store.token(ROUTE).await.expect("a store");
+        assert_eq!(found.map(|found| found.kept), Some((TOKEN, b"sealed".into())));
     }
 }

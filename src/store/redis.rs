@@ -27,7 +27,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    backend::{Flow, FlowLimits, Holder, Kept, Store, Taken},
+    backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file,
     keys::{Context, FlowKey, RouteKey, TokenKey},
@@ -75,6 +75,7 @@ struct Scripts {
     replace_token: Script,
     claim: Script,
     release: Script,
+    expect_again: Script,
 }
 
 impl RedisStore {
@@ -243,10 +244,20 @@ impl Store for RedisStore {
         self.kept(self.run(&step).await?)
     }
 
-    async fn token(&self, route: RouteKey) -> Result<Option<Kept>, StoreError> {
+    async fn token(&self, route: RouteKey) -> Result<Option<Found>, StoreError> {
         let mut step = self.scripts.token.key(route_key(&route));
-        step.arg(token_prefix());
-        self.kept(self.run(&step).await?)
+        step.key(again_key(&route)).arg(token_prefix());
+        let found: Option<(Vec<u8>, Vec<u8>, Option<u64>)> = self.run(&step).await?;
+        let Some((name, sealed, again)) = found else { return Ok(None) };
+        let kept = self.kept(Some((name, sealed)))?;
+        Ok(kept.map(|kept| Found { kept, again: again.map(UnixTime::from_secs) }))
+    }
+
+    async fn expect_again(&self, route: RouteKey, until: UnixTime, now: UnixTime) -> Result<bool, StoreError> {
+        let mut step = self.scripts.expect_again.key(again_key(&route));
+        step.key(route_key(&route));
+        // It takes no time that is over.
+        self.run(step.arg(until.secs()).arg(until.since(now).max(1))).await
     }
 
     async fn replace_token(&self, key: TokenKey, old: Vec<u8>, sealed: Vec<u8>) -> Result<bool, StoreError> {
@@ -296,6 +307,7 @@ impl Scripts {
             replace_token: Script::new(include_str!("redis/replace_token.lua")),
             claim: Script::new(include_str!("redis/claim.lua")),
             release: Script::new(include_str!("redis/release.lua")),
+            expect_again: Script::new(include_str!("redis/expect_again.lua")),
         }
     }
 }
@@ -326,6 +338,10 @@ fn claim_key(key: &TokenKey) -> String {
 
 fn route_key(route: &RouteKey) -> String {
     format!("{NAMESPACE}:route:{}", text(route.as_bytes()))
+}
+
+fn again_key(route: &RouteKey) -> String {
+    format!("{NAMESPACE}:again:{}", text(route.as_bytes()))
 }
 
 fn text(hash: &[u8; 32]) -> String {

@@ -31,6 +31,7 @@ pub struct Metrics {
     reload_ok: Family<FileLabels, Gauge>,
     refreshes: Family<ResultLabels, Counter>,
     token_lookups: Family<ResultLabels, Counter>,
+    pub token_waits: Gauge,
     refused_tokens: Family<RefusedLabels, Counter>,
 }
 
@@ -116,6 +117,7 @@ impl Default for Metrics {
         let reload_ok = Family::default();
         let refreshes = Family::default();
         let token_lookups = Family::default();
+        let token_waits = Gauge::default();
         let refused_tokens = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
@@ -149,6 +151,11 @@ impl Default for Metrics {
         registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
         registry.register("token_lookups", "Tokens asked for where the store is, by result", token_lookups.clone());
         registry.register(
+            "token_waits",
+            "Tokens that are waited for now where the store is, each by one or more",
+            token_waits.clone(),
+        );
+        registry.register(
             "refused_tokens",
             "Reports that an upstream refused a token, by its status and what the report came to",
             refused_tokens.clone(),
@@ -172,6 +179,7 @@ impl Default for Metrics {
             reload_ok,
             refreshes,
             token_lookups,
+            token_waits,
             refused_tokens,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.

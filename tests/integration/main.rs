@@ -5,6 +5,7 @@
 mod at_the_edge;
 mod audit;
 mod authorization_server;
+mod awaited;
 mod causes;
 mod chaos;
 mod choreographer;

@@ -11,7 +11,7 @@ use std::{
 use envoy_cimd::{
     model::{clock::UnixTime, secret::generate_key_line},
     store::{
-        backend::{Flow, FlowLimits, Holder, Store, Taken},
+        backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
         error::{OpenError, StoreError},
         keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
         open::Opened,
@@ -57,6 +57,7 @@ on_both! {
     file_keeps_limits_among_many, redis_keeps_limits_among_many: keeps_limits_among_many;
     file_finds_tokens_by_route, redis_finds_tokens_by_route: finds_tokens_by_route;
     file_changes_only_what_was_read, redis_changes_only_what_was_read: changes_only_what_was_read;
+    file_notes_what_is_expected_again, redis_notes_what_is_expected_again: notes_what_is_expected_again;
     file_lets_one_at_a_time_refresh, redis_lets_one_at_a_time_refresh: lets_one_at_a_time_refresh;
     file_keeps_large_values, redis_keeps_large_values: keeps_large_values;
     file_survives_reopening, redis_survives_reopening: survives_reopening;
@@ -264,7 +265,7 @@ async fn finds_tokens_by_route(bed: &Bed) {
     let (here, there) = (first(&stores), last(&stores));
     let [key, other_key] = [1, 2].map(|byte| TokenKey::from_bytes([byte; 32]));
     let [route, other_route] = [1, 3].map(|byte| RouteKey::from_bytes([byte; 32]));
-    let found = async |route| there.token(route).await.expect("a store");
+    let found = async |route| kept(there, route).await;
     assert_eq!(found(route).await, None);
     assert!(!here.remove_token(key, route, b"one".into()).await.expect("a store"), "there is none");
 
@@ -293,21 +294,46 @@ async fn finds_tokens_by_route(bed: &Bed) {
     assert_eq!(found(other_route).await, None, "the index went with the token");
 }
 
+async fn notes_what_is_expected_again(bed: &Bed) {
+    let stores = bed.stores().await;
+    let (here, there) = (first(&stores), last(&stores));
+    let other_route = RouteKey::from_bytes([3; 32]);
+    let again = async |route| there.token(route).await.expect("a store").expect("a token").again;
+    assert!(!here.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"), "nobody was connected");
+    here.put_token(TOKEN, ROUTE, b"one".into()).await.expect("kept");
+    assert_eq!(again(ROUTE).await, None, "what was refused left nothing");
+    here.put_token(TOKEN, other_route, b"one".into()).await.expect("kept");
+    assert!(here.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"));
+    assert_eq!(again(ROUTE).await, Some(NOW + 660));
+    assert_eq!(again(other_route).await, None, "it is of one route");
+    assert!(there.expect_again(ROUTE, NOW + 700, NOW + 40).await.expect("a store"));
+    assert_eq!(again(ROUTE).await, Some(NOW + 700));
+    // Whatever becomes of the token: requests that are to come again still may.
+    assert!(here.replace_token(TOKEN, b"one".into(), b"two".into()).await.expect("a store"));
+    assert_eq!(again(ROUTE).await, Some(NOW + 700));
+    here.put_token(TokenKey::from_bytes([7; 32]), ROUTE, b"three".into()).await.expect("kept");
+    assert_eq!(again(ROUTE).await, Some(NOW + 700));
+    assert!(here.remove_token(TokenKey::from_bytes([7; 32]), ROUTE, b"three".into()).await.expect("removed"));
+    assert_eq!(there.token(ROUTE).await.expect("a store"), None);
+    here.put_token(TOKEN, ROUTE, b"four".into()).await.expect("kept");
+    assert_eq!(again(ROUTE).await, Some(NOW + 700));
+}
+
 async fn changes_only_what_was_read(bed: &Bed) {
     let stores = bed.stores().await;
     let (here, there) = (first(&stores), last(&stores));
     let (key, route) = (TOKEN, ROUTE);
     let (old, new, other) = (b"old".to_vec(), b"new".to_vec(), b"other".to_vec());
     assert!(!here.replace_token(key, old.clone(), new.clone()).await.expect("a store"), "there is none");
-    assert_eq!(there.token(route).await.expect("a store"), None);
+    assert_eq!(kept(there, route).await, None);
     here.put_token(key, route, old.clone()).await.expect("put");
     assert!(!there.replace_token(key, other.clone(), new.clone()).await.expect("a store"));
     assert!(there.replace_token(key, old.clone(), new.clone()).await.expect("a store"));
     assert!(!here.replace_token(key, old.clone(), other).await.expect("a store"), "it was read before");
     assert!(!here.remove_token(key, route, old).await.expect("a store"));
-    assert_eq!(there.token(route).await.expect("a store"), Some((key, new.clone())), "nor is another removed");
+    assert_eq!(kept(there, route).await, Some((key, new.clone())), "nor is another removed");
     assert!(here.remove_token(key, route, new).await.expect("removed"));
-    assert_eq!(there.token(route).await.expect("a store"), None);
+    assert_eq!(kept(there, route).await, None);
 }
 
 async fn lets_one_at_a_time_refresh(bed: &Bed) {
@@ -331,7 +357,7 @@ async fn keeps_large_values(bed: &Bed) {
     let store = &bed.store().await;
     let large: Vec<u8> = (0..4_000_000_u32).map(|number| number.to_le_bytes()[0]).collect();
     store.put_token(TOKEN, ROUTE, large.clone()).await.expect("kept");
-    assert!(store.token(ROUTE).await.expect("a store") == Some((TOKEN, large.clone())));
+    assert!(kept(store, ROUTE).await == Some((TOKEN, large.clone())));
     let flow = Flow { sealed: large.clone(), tombstone: large.clone(), ..flow(100, 1) };
     store.add_flow(flow, LIMITS, NOW).await.expect("added");
     assert!(take(store, 100, NOW).await == Taken::Flow(large.clone()));
@@ -343,12 +369,14 @@ async fn survives_reopening(bed: &Bed) {
     let key = TOKEN;
     let sealed = sealer.seal("token", key.as_bytes(), b"a token").expect("sealed");
     store.put_token(key, ROUTE, sealed).await.expect("kept");
+    assert!(store.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"));
     store.add_flow(flow(1, 1), LIMITS, NOW).await.expect("added");
     store.add_flow(flow(2, 1), LIMITS, NOW).await.expect("added");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Flow(_)));
     drop(store);
     let Opened { store, sealer } = bed.open().await;
-    let (found, sealed) = store.token(ROUTE).await.expect("a store").expect("a token");
+    let Found { kept: (found, sealed), again } = store.token(ROUTE).await.expect("a store").expect("a token");
+    assert_eq!(again, Some(NOW + 660));
     assert_eq!(sealer.open("token", found.as_bytes(), &sealed).expect("its key").plaintext.as_slice(), b"a token");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Used(_)));
     assert!(matches!(take(&store, 2, NOW).await, Taken::Flow(_)));
@@ -394,7 +422,7 @@ async fn redis_may_be_gone_for_a_while() {
         fails_soon(store.add_flow(flow(3, 1), LIMITS, NOW)).await;
     }
     redis.start_again().await;
-    assert_eq!(store.token(ROUTE).await.expect("the first attempt"), Some((TOKEN, b"sealed".into())));
+    assert_eq!(kept(&store, ROUTE).await, Some((TOKEN, b"sealed".into())), "the first attempt");
     assert!(matches!(take(&store, 1, NOW).await, Taken::Used(_)));
     assert!(matches!(take(&store, 2, NOW).await, Taken::Flow(_)));
     assert_eq!(take(&store, 3, NOW).await, Taken::Unknown);
@@ -420,7 +448,7 @@ async fn redis_that_still_loads_is_waited_for() {
     redis.kill().await;
     // It looks at its clients after each 1,024 commands.
     redis.start_loading(&["--key-load-delay", "300"]).await;
-    assert_eq!(store.token(ROUTE).await.expect("the first attempt"), Some((TOKEN, b"sealed".into())));
+    assert_eq!(kept(&store, ROUTE).await, Some((TOKEN, b"sealed".into())), "the first attempt");
     assert!(redis.info("errorstats").await.contains("errorstat_LOADING:"), "it was not loading");
 }
 
@@ -448,10 +476,10 @@ async fn redis_is_found_again_behind_a_connection_that_went_silent() {
     });
     let bed = Bed::new(dir, url, Some(redis));
     let store = bed.store().await;
-    assert_eq!(store.token(ROUTE).await.expect("a store"), None);
+    assert_eq!(kept(&store, ROUTE).await, None);
     silence.notify_waiters();
     assert!(fails_soon(store.token(ROUTE)).await.contains("no answer within 3 seconds"));
-    assert_eq!(store.token(ROUTE).await.expect("a store"), None);
+    assert_eq!(kept(&store, ROUTE).await, None);
 }
 
 #[tokio::test]
@@ -466,6 +494,7 @@ async fn redis_is_told_when_what_is_to_go() {
     store.add_flow(Flow { expires_at: NOW + 60, ..flow(6, 2) }, limits, NOW).await.expect("added");
     assert!(matches!(take(&store, 5, NOW).await, Taken::Flow(_)));
     store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
+    assert!(store.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"));
     let client = redis::Client::open(bed.redis.as_ref().expect("Redis").url("redis", "")).expect("a client");
     let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut connection).await.expect("keys");
@@ -486,7 +515,8 @@ async fn redis_is_told_when_what_is_to_go() {
     for kind in ["key_check", "sequence", "token", "route"] {
         within(kind, &[-1..=-1]);
     }
-    assert_eq!(kinds.len(), 6, "{kinds:?}");
+    within("again", &[601..=660]);
+    assert_eq!(kinds.len(), 7, "{kinds:?}");
 }
 
 #[tokio::test]
@@ -791,6 +821,11 @@ fn flow(number: u8, user: u8) -> Flow {
         sealed: format!("sealed {number}").into(),
         tombstone: format!("tombstone {number}").into(),
     }
+}
+
+/// What a route's index points at.
+async fn kept(store: &Arc<dyn Store>, route: RouteKey) -> Option<Kept> {
+    store.token(route).await.expect("a store").map(|found| found.kept)
 }
 
 async fn take(store: &Arc<dyn Store>, number: u8, now: UnixTime) -> Taken {

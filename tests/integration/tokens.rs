@@ -903,8 +903,8 @@ async fn moved_records(kept: Kept) {
     };
     let opened = kept.open().await;
     let store = &opened.store;
-    let (anns, sealed) = store.token(route("ann")).await.expect("a store").expect("a token");
-    let (bobs, _) = store.token(route("bob")).await.expect("a store").expect("a token");
+    let found = async |subject| store.token(route(subject)).await.expect("a store").expect("a token").kept;
+    let ((anns, sealed), (bobs, _)) = (found("ann").await, found("bob").await);
     // Ann's record where Bob's was, and Eve's index at Ann's record.
     store.put_token(bobs, route("bob"), sealed.clone()).await.expect("moved");
     store.put_token(anns, route("eve"), sealed).await.expect("moved");

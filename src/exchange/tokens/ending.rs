@@ -24,7 +24,7 @@ impl Tokens {
         can_be_audited()?;
         let open = self.opened().await?;
         loop {
-            let Stored { key, route, sealed, record } = match self.found(owner).await {
+            let Stored { key, route, sealed, record, .. } = match self.found(owner).await {
                 Ok(found) => found,
                 Err(TokenError::NotFound(_)) => return Ok(()),
                 Err(error) => return Err(error),

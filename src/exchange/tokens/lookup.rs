@@ -12,7 +12,7 @@ use crate::{
     },
     exchange::records::TokenRecord,
     model::{seal::UnsealError, secret::random},
-    store::{keys::RouteKey, vault::Place},
+    store::{backend::Found, keys::RouteKey, vault::Place},
 };
 
 impl Tokens {
@@ -48,7 +48,7 @@ impl Tokens {
         let open = self.opened().await?;
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         let found = open.store.token(route).await.map_err(|error| unavailable(&error))?;
-        let (key, sealed) = found.ok_or(NEVER)?;
+        let Found { kept: (key, sealed), again } = found.ok_or(NEVER)?;
         match open.unseal::<TokenRecord>(Place::Token(&key), &sealed) {
             Ok((mut record, stale)) if record.is_of(owner, &key) => {
                 let mut sealed = sealed;
@@ -67,7 +67,8 @@ impl Tokens {
                         Ok(false) | Err(_) => {}
                     }
                 }
-                Ok(Stored { key, route, sealed, record })
+                let again = again.filter(|until| *until > (self.clock)());
+                Ok(Stored { key, route, sealed, record, again })
             }
             Ok(_) | Err(UnsealError::DoesNotOpen) => {
                 can_be_audited()?;

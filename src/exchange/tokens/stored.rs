@@ -19,6 +19,8 @@ pub struct Stored {
     /// As it was read, so that nothing newer is changed.
     pub sealed: Vec<u8>,
     pub record: TokenRecord,
+    /// Until when its owner's requests may come again.
+    pub again: Option<UnixTime>,
 }
 
 /// Why a token is refreshed.

@@ -1,5 +1,5 @@
--- The token that a route points at: {name, sealed}, or nothing.
--- KEYS: the route. ARGV: the prefix of tokens' keys.
+-- The token that a route points at, and the mark of the route: {name, sealed, until when}, or nothing.
+-- KEYS: the route, the mark. ARGV: the prefix of tokens' keys.
 local name = redis.call('GET', KEYS[1])
 local sealed = name and redis.call('GET', ARGV[1] .. name)
-return sealed and {name, sealed} or false
+return sealed and {name, sealed, redis.call('GET', KEYS[2])} or false
