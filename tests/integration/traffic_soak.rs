@@ -1,6 +1,6 @@
 //! MCP traffic while everything dies: two hundred people at two routes call tools and hold streams, connect,
-//! disconnect, and lose what they had, while envoy-cimd, the choreographer and Redis are killed and started again in
-//! turn. Run by `make soak`.
+//! disconnect, and lose what they had, while envoy-cimd, the choreographer, Redis and Envoy are killed and started again
+//! in turn. Run by `make soak`.
 //!
 //! What is asserted holds however slow the machine is: `traffic_ledger` has what callers sent, what came to the
 //! upstream and what callers were told.
@@ -100,7 +100,7 @@ async fn soak_of_mcp() {
     let began = Instant::now();
     let mut recoveries: BTreeMap<Part, Vec<Duration>> = BTreeMap::new();
     while began.elapsed() < length || recoveries.values().map(Vec::len).min().unwrap_or_default() < DEATHS {
-        for part in [Part::EnvoyCimd, Part::Choreographer, Part::Redis] {
+        for part in [Part::EnvoyCimd, Part::Choreographer, Part::Redis, Part::Envoy] {
             sleep(Duration::from_millis(chance.below(1500))).await;
             bed.kill(part).await;
             sleep(Duration::from_millis(chance.below(400))).await;
@@ -139,6 +139,7 @@ enum Part {
     EnvoyCimd,
     Choreographer,
     Redis,
+    Envoy,
 }
 
 struct Bed {
@@ -158,6 +159,8 @@ struct Shared {
     disconnected: AtomicUsize,
     ended: AtomicUsize,
     places: Semaphore,
+    /// How often Envoy was killed and started: it is away where that is odd.
+    envoy: AtomicUsize,
 }
 
 impl Bed {
@@ -203,6 +206,7 @@ impl Bed {
             disconnected: AtomicUsize::default(),
             ended: AtomicUsize::default(),
             places: Semaphore::new(AT_ONCE),
+            envoy: AtomicUsize::default(),
         });
         let answering = Arc::clone(&shared);
         gateway.upstream.behave(move |came| answer(&answering, came));
@@ -214,6 +218,10 @@ impl Bed {
             Part::EnvoyCimd => &mut self.gateway.world.cimd.process,
             Part::Choreographer => &mut self.gateway.choreographer().process,
             Part::Redis => return self.redis.kill().await,
+            Part::Envoy => {
+                self.shared.envoy.fetch_add(1, Ordering::SeqCst);
+                &mut self.gateway.world.envoy.process
+            }
         };
         process.signal("-KILL");
         assert_eq!(process.ended().await, None, "it was killed");
@@ -227,6 +235,10 @@ impl Bed {
             Part::EnvoyCimd => self.gateway.serve_again().await,
             Part::Choreographer => self.gateway.choreograph_again().await,
             Part::Redis => self.redis.start_again().await,
+            Part::Envoy => {
+                self.gateway.world.envoy_again().await;
+                self.shared.envoy.fetch_add(1, Ordering::SeqCst);
+            }
         }
         let before = self.shared.done.load(Ordering::Relaxed);
         while self.shared.done.load(Ordering::Relaxed) == before {
@@ -361,24 +373,26 @@ struct Line {
 }
 
 impl Line {
-    async fn send(&self, ask: &Ask) -> Answered {
-        let mut sender = self.sender().await;
-        sender.ready().await.expect("Envoy is there");
-        let answer = sender.send_request(ask.request(Version::HTTP_2)).await.expect("Envoy answers");
+    async fn send(&self, ask: &Ask) -> Result<Answered, String> {
+        let text = |error: hyper::Error| format!("{error:?}");
+        let mut sender = self.sender().await?;
+        sender.ready().await.map_err(text)?;
+        let answer = sender.send_request(ask.request(Version::HTTP_2)).await.map_err(text)?;
         let (head, body) = answer.into_parts();
-        let body = body.collect().await.expect("a whole answer").to_bytes();
-        Answered { status: head.status.as_u16(), headers: head.headers, body }
+        let body = body.collect().await.map_err(text)?.to_bytes();
+        Ok(Answered { status: head.status.as_u16(), headers: head.headers, body })
     }
 
-    async fn sender(&self) -> SendRequest<Upload> {
+    async fn sender(&self) -> Result<SendRequest<Upload>, String> {
         let mut sender = self.sender.lock().await;
         if let Some(sender) = sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return sender.clone();
+            return Ok(sender.clone());
         }
-        let io = TokioIo::new(self.client.connect(Version::HTTP_2, ROUTES[0].host).await.expect("Envoy is there"));
-        let (new, connection) = handshake(TokioExecutor::new(), io).await.expect("Envoy is there");
+        let io = TokioIo::new(self.client.connect(Version::HTTP_2, ROUTES[0].host).await?);
+        let (new, connection) =
+            handshake(TokioExecutor::new(), io).await.map_err(|error: hyper::Error| format!("{error:?}"))?;
         tokio::spawn(connection);
-        sender.insert(new).clone()
+        Ok(sender.insert(new).clone())
     }
 }
 
@@ -488,9 +502,17 @@ impl Visitor {
     /// Makes a call, and holds what it came to against how this person stands.
     async fn calls(&mut self, ask: Ask) -> Told {
         let number = self.shared.ledger.sends(self.whose);
+        let envoy = self.shared.envoy.load(Ordering::SeqCst);
         let answer = timeout(PATIENCE, self.line.send(&self.numbered(ask, number))).await;
         let answer = answer.unwrap_or_else(|_| panic!("{:?}: call {number} hangs", self.whose));
-        let told = told(&answer, number, self.route());
+        let told = match &answer {
+            Ok(answer) => told(answer, number, self.route()),
+            Err(error) => {
+                let was_away = envoy % 2 == 1 || self.shared.envoy.load(Ordering::SeqCst) != envoy;
+                self.holds(was_away, &format!("call {number} broke though Envoy is there: {error}"));
+                Told::Nothing
+            }
+        };
         let ran_with = self.shared.ledger.told(number, told);
         match (told, ran_with) {
             (Told::Done, Some(code)) => {
@@ -503,16 +525,16 @@ impl Visitor {
             (Told::NotConnected, _) => {
                 // The first route's authorization server takes an old refresh token where the new one was lost.
                 let is_lost = self.whose.route == 0 && matches!(self.stands, Stands::With(_));
-                self.holds(!is_lost, &format!("lost their token: {}", answer.text()));
+                self.holds(!is_lost, &format!("lost their token: {answer:?}"));
                 self.stands(Stands::Not);
                 self.is_told = true;
             }
-            (Told::Failed, _) => {
+            (Told::Failed | Told::Nothing, _) => {
                 let pause = 100 + self.chance.below(400);
                 sleep(Duration::from_millis(pause)).await;
             }
             // The ledger has it.
-            (Told::Done | Told::Nothing, _) => {}
+            (Told::Done, None) => {}
         }
         told
     }

@@ -85,6 +85,20 @@ impl World {
         Self { _dir: dir, certificates, upstream, cimd, envoy }
     }
 
+    /// Starts Envoy anew, on the ports that it had.
+    pub async fn envoy_again(&mut self) {
+        let dir = self._dir.path();
+        let config = std::fs::read_to_string(dir.join("envoy.yaml")).expect("what it was started with");
+        let mut config: Value = serde_json::from_str(&config).expect("JSON");
+        for listener in list(&mut config["static_resources"]["listeners"]) {
+            let bound = if listener["name"] == "https" { self.envoy.https } else { self.envoy.http };
+            listener["address"]["socket_address"]["port_value"] = bound.port().into();
+        }
+        // What is read of its own address is the new one's.
+        std::fs::remove_file(dir.join("envoy-admin")).expect("it was written");
+        self.envoy = Envoy::start(dir, &config.to_string()).await;
+    }
+
     /// The document of a host, as status and `client_id`.
     pub async fn document(&self, host: &str) -> (u16, Option<String>) {
         let answer = self.https().send(http::Version::HTTP_2, Call::get(host, DOCUMENT)).await.expect("an answer");
