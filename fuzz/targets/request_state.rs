@@ -1,5 +1,5 @@
-//! What a client brings back after its person was asked: what was not sealed here does not open, and what was opens for its
-//! own call alone. The first byte says which bit is bent.
+//! What a client brings back after its person was asked: what was not sealed here does not open, and what was opens for
+//! its own call alone. The first byte says which bit is bent.
 
 #![no_main]
 

@@ -3,8 +3,8 @@
 //! It is sealed, and says for whom, on which route and for which call it was made, and until when: with another it is
 //! refused. It lets nobody do anything that they could not do without it; it only has the call wait.
 //!
-//! Layout of what is sealed, 73 bytes: expiry 8 (seconds since 1970, big-endian), whether the person accepted 1, tag of the
-//! user 16, tag of the route 16, digest of the call 32.
+//! Layout of what is sealed, 73 bytes: expiry 8 (seconds since 1970, big-endian), whether the person accepted 1, tag of
+//! the user 16, tag of the route 16, digest of the call 32.
 
 use std::fmt;
 

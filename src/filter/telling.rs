@@ -1,8 +1,8 @@
 //! What becomes of an MCP request when it is known whether there is a token: where there is none, its person is told.
 //!
-//! How they are told depends on what their client can show. One that opens addresses is asked to, and brings the call again
-//! with what we gave it (`requestState`) and with what its person said. That call is held until there is a token, and then
-//! goes on without what we added.
+//! How they are told depends on what their client can show. One that opens addresses is asked to, and brings the call
+//! again with what we gave it (`requestState`) and with what its person said. That call is held until there is a token,
+//! and then goes on without what we added.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use super::{
     browser,
     json_rpc::{
         answers::{self, Ask, Code},
+        digest::Digest,
         message::{Answered, Fault, Id, Kind, MAX_READ, Message, is_new},
     },
     mcp_routes::McpRoute,
@@ -30,15 +31,20 @@ use super::{
     waits::Waits,
 };
 use crate::{
-    contract::tokens::{Missing, TokenError, TokenOwner},
-    model::{clock::Clock, paths::Part, shares::Share, trace::Trace},
+    contract::tokens::{Missing, TokenError, TokenOwner, UpstreamTokens},
+    model::{
+        clock::{Clock, UnixTime},
+        paths::Part,
+        shares::Share,
+        trace::Trace,
+    },
     telemetry::metrics::Metrics,
 };
 
 /// How long a body is waited for.
 const BODY: Duration = Duration::from_secs(5);
-/// The same where there is a token, and only somebody who may bring a call again is looked for: a slow upload is theirs to
-/// make, and takes nothing from others but its stream.
+/// The same where there is a token, and only somebody who may bring a call again is looked for: a slow upload is theirs
+/// to make, and takes nothing from others but its stream.
 const UPLOAD: Duration = Duration::from_secs(60);
 /// How long a call is held at most, with what it takes to hand the token out: a second less than Envoy is asked for.
 const HELD: Duration = Duration::from_secs(23);
@@ -133,6 +139,14 @@ struct Caller {
     version: Option<String>,
 }
 
+/// A call that comes again.
+struct Round {
+    caller: Caller,
+    digest: Digest,
+    /// For how long its person is waited for.
+    expires_at: UnixTime,
+}
+
 impl Asked {
     pub fn verdict(self, found: Result<Arc<Bearer>, TokenError>) -> Verdict {
         match found {
@@ -142,15 +156,15 @@ impl Asked {
         }
     }
 
-    /// Lets a request go on with its token. Where its owner may bring a call again, that takes the body: members of ours
-    /// may be in it, which are not the upstream's.
+    /// Lets a request go on with its token. Where its owner may bring a call again, that takes the body: members of
+    /// ours may be in it, which are not the upstream's.
     ///
-    /// What we ask is asked of calls that are read whole, with room for what comes with them the next time. So a body that
-    /// is longer than what is read of one has nothing of ours, or is not what we asked about. Where its headers say that it
-    /// is so long, it is not even looked at, and an upload goes on as ever; where they do not, it goes on when the first
-    /// part of it has no state of ours. A state that somebody puts behind that reaches the upstream: it is sealed, and good
-    /// for nothing there. The same goes for the seconds in which another replica still has a token that it kept before its
-    /// owner was asked.
+    /// What we ask is asked of calls that are read whole, with room for what comes with them the next time. So a body
+    /// that is longer than what is read of one has nothing of ours, or is not what we asked about. Where its headers
+    /// say that it is so long, it is not even looked at, and an upload goes on as ever; where they do not, it goes on
+    /// when the first part of it has no state of ours. A state that somebody puts behind that reaches the upstream: it
+    /// is sealed, and good for nothing there. The same goes for the seconds in which another replica still has a token
+    /// that it kept before its owner was asked.
     pub fn with_token(self, bearer: Arc<Bearer>) -> Verdict {
         let Way::Message { ends: false, is_long: false } = self.way else { return self.desk.forward(&bearer) };
         if !bearer.again {
@@ -173,7 +187,7 @@ impl Asked {
         let refused = |refusal: &Refusal, id| Verdict::Reply(self.refuse_request(refusal, id));
         let (bytes, whole) = match body {
             Body::Late => return refused(&Refusal::BadBody(Fault::Late), None),
-            // Trailers may have come in its place, and then the headers cannot be changed any more.
+            // No message of MCP is empty. Trailers may have come in its place, and then the headers cannot be changed.
             Body::Came { bytes, whole: true } if bytes.is_empty() => {
                 return refused(&Refusal::BadBody(Fault::Empty), None);
             }
@@ -248,8 +262,9 @@ impl Asked {
         Verdict::Reply(self.refuse(&refusal))
     }
 
+    /// Answers a request: with a question where its client can show one, with the link as text where it cannot; or
+    /// holds it.
     fn tell_caller(self, message: &Message<'_>, caller: Caller, missing: Missing, place: Share) -> Verdict {
-        let digest = message.digest();
         let (state, asks) = match message.state() {
             Some(state) => {
                 let state = match self.opened(state, message) {
@@ -271,58 +286,75 @@ impl Asked {
             && caller.version.as_deref().is_some_and(is_new)
             && message.opens_urls
             && (state.is_some() || message.may_be_asked());
-        let Some(digest) = digest.filter(|_| can_be_asked || !asks) else {
+        let Some(digest) = message.digest().filter(|_| can_be_asked || !asks) else {
             return Verdict::Reply(self.told(&caller, Outcome::Told));
         };
         let expires_at = state.map_or_else(|| (self.desk.clock)() + LIFETIME, |state| state.expires_at);
-        let state_of = move |asked: &Self, is_accepted| {
-            let call = Call { user: &asked.owner.user, client_id: &asked.owner.client_id, digest };
-            let keys = asked.desk.state_keys.load();
-            keys.request_states.seal(RequestState { expires_at, is_accepted }, &call)
-        };
+        let round = Round { caller, digest, expires_at };
         if asks {
-            return Verdict::Later(Box::pin(async move {
-                let _place = place;
-                // First the mark: whatever comes with the state must be known for it.
-                let marked = state.is_some()
-                    || matches!(
-                        timeout(NOTED, self.desk.tokens.expect_again(self.owner.clone(), &self.trace)).await,
-                        Ok(Ok(()))
-                    );
-                let asked = marked.then(|| state_of(&self, false)).flatten().map(|state| {
-                    let ask = Ask { url: &self.route.link, message: ASKED };
-                    self.round(Outcome::AskedToConnect, answers::input_required(&caller.id, Some(ask), &state))
-                });
-                Verdict::Reply(asked.unwrap_or_else(|| self.told(&caller, Outcome::Told)))
-            }));
+            return self.ask(round, state.is_none(), place);
         }
         drop(place);
+        self.hold(round, message.without_ours())
+    }
+
+    /// Has the client ask its person to connect. The first time, it is noted that the call may come again; only then
+    /// may it.
+    fn ask(self, round: Round, is_first: bool, place: Share) -> Verdict {
+        Verdict::Later(Box::pin(async move {
+            let _place = place;
+            let noted = || timeout(NOTED, self.desk.tokens.expect_again(self.owner.clone(), &self.trace));
+            let state = match !is_first || matches!(noted().await, Ok(Ok(()))) {
+                true => self.state(&round, false),
+                false => None,
+            };
+            Verdict::Reply(match state {
+                Some(state) => {
+                    let ask = Ask { url: &self.route.link, message: ASKED };
+                    let body = answers::input_required(&round.caller.id, Some(ask), &state);
+                    self.answered(Outcome::AskedToConnect, body)
+                }
+                None => self.told(&round.caller, Outcome::Told),
+            })
+        }))
+    }
+
+    /// Holds a call until there is a token. Whoever leaves drops what waits, and with it its place.
+    fn hold(self, round: Round, body: Bytes) -> Verdict {
         let place = match self.desk.waits.for_hold(&self.owner.user) {
             Ok(place) => place,
             Err(refusal) => {
                 self.desk.refusals.note(&refusal, &self.route.route.id, self.request_id.as_deref());
-                return Verdict::Reply(self.told(&caller, refusal.outcome()));
+                return Verdict::Reply(self.told(&round.caller, refusal.outcome()));
             }
         };
-        let body = message.without_ours();
-        // Whoever leaves drops this, and with it the place and the wait.
         Verdict::Later(Box::pin(async move {
             let _place = place;
+            let caller = &round.caller;
             let awaited = self.desk.tokens.awaited(&self.owner, &self.trace);
-            let reply = match timeout(HELD, awaited).await {
+            Verdict::Reply(match timeout(HELD, awaited).await {
                 Ok(Ok(bearer)) => return self.forward_without_ours(&bearer, body),
                 // Disconnected meanwhile.
-                Ok(Err(TokenError::NotFound(Missing::Never))) => self.told(&caller, Outcome::Told),
+                Ok(Err(TokenError::NotFound(Missing::Never))) => self.told(caller, Outcome::Told),
                 Ok(Err(TokenError::Unavailable(cause))) => {
                     self.refuse_request(&Refusal::TokenUnavailable(cause), Some(&caller.id))
                 }
-                Ok(Err(TokenError::NotFound(Missing::Lost))) | Err(_) => match state_of(&self, true) {
-                    Some(state) => self.round(Outcome::StillWaits, answers::input_required(&caller.id, None, &state)),
-                    None => self.told(&caller, Outcome::Told),
+                Ok(Err(TokenError::NotFound(Missing::Lost))) | Err(_) => match self.state(&round, true) {
+                    Some(state) => {
+                        self.answered(Outcome::StillWaits, answers::input_required(&caller.id, None, &state))
+                    }
+                    None => self.told(caller, Outcome::Told),
                 },
-            };
-            Verdict::Reply(reply)
+            })
         }))
+    }
+
+    /// What the call is to come again with; none where nothing can be sealed.
+    fn state(&self, round: &Round, is_accepted: bool) -> Option<String> {
+        let TokenOwner { user, client_id, .. } = &self.owner;
+        let state = RequestState { expires_at: round.expires_at, is_accepted };
+        let call = Call { user, client_id, digest: round.digest };
+        self.desk.state_keys.load().request_states.seal(state, &call)
     }
 
     /// Who is to be answered, where it is a request.
@@ -349,10 +381,10 @@ impl Asked {
         } else {
             answers::error(Some(&caller.id), Code::Connect, &told(link))
         };
-        self.round(outcome, body)
+        self.answered(outcome, body)
     }
 
-    fn round(&self, outcome: Outcome, body: Bytes) -> Reply {
+    fn answered(&self, outcome: Outcome, body: Bytes) -> Reply {
         let (content_type, body) = match self.takes_events {
             true => ("text/event-stream", answers::event(&body)),
             false => ("application/json", body),
@@ -388,8 +420,8 @@ fn may_have_state(bytes: &[u8]) -> bool {
 }
 
 /// What a person reads who is asked to open the link.
-const ASKED: &str = "This MCP server wants you to connect again. Open this page in your browser; what you called goes on after \
-                     that.";
+const ASKED: &str = "This MCP server wants you to connect again. Open this page in your browser; what you called goes \
+                     on after that.";
 
 /// Where to get a token, for a model that called a tool.
 fn told_to_a_model(link: &str) -> String {

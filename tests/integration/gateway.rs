@@ -1,6 +1,6 @@
 //! Envoy and envoy-cimd before an MCP server that demands tokens, and people who are connected to it or not.
 
-use std::sync::Mutex;
+use std::{sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, Version};
@@ -369,12 +369,17 @@ impl Ask {
 
 /// Sends a request on a connection of its own, and reads the whole answer, which may come before the request ends.
 pub async fn send(world: &World, version: Version, ask: &Ask) -> Answered {
+    send_within(PATIENCE, world, version, ask).await
+}
+
+/// The same, where an answer may take longer than others.
+pub async fn send_within(patience: Duration, world: &World, version: Version, ask: &Ask) -> Answered {
     let answer = async {
         let (head, body) = open(world, version, ask).await?.into_parts();
         let body = body.collect().await.map_err(|error| format!("{error:?}"))?.to_bytes();
         Ok::<_, String>(Answered { status: head.status.as_u16(), headers: head.headers, body })
     };
-    let answer = timeout(PATIENCE, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let answer = timeout(patience, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
     answer.unwrap_or_else(|error| panic!("{error}: {version:?} {} {} {:?}", ask.method, ask.path, ask.headers))
 }
 

@@ -1,5 +1,5 @@
-//! How a person is told, asked of the role itself: who is asked to open the link and who reads it, what of a call that comes
-//! again is held, goes on or is refused, and what must not happen of each that is refused.
+//! How a person is told, asked of the role itself: who is asked to open the link and who reads it, what of a call that
+//! comes again is held, goes on or is refused, and what must not happen of each that is refused.
 
 use std::{
     collections::HashMap,
@@ -464,7 +464,7 @@ async fn a_hold_that_ends_without_a_token_goes_on_with_the_next_call() {
     let hold = held(bed.post("anna", &[], whole(&body)).await).await;
     bed.tokens.gives("anna", Has::Marked);
     goes_on_as(&hold.await, &call(""));
-    assert_eq!((bed.waits(), bed.marks()), (2, 1));
+    assert_eq!((bed.waiting(), bed.marks()), (0, 1));
 }
 
 #[tokio::test]
@@ -495,7 +495,8 @@ async fn what_else_a_person_says() {
     }
     assert_eq!((bed.waits(), bed.marks()), (0, 2));
     assert!(bed.metric("envoy_cimd_handed_out_total 0"));
-    // No is no, wherever else the person connected since; and what is left open does not matter to whoever is connected.
+    // No is no, wherever else the person connected since; and what is left open does not matter to whoever is
+    // connected.
     bed.tokens.gives("anna", Has::Marked);
     assert!(is_told(&bed.reply(&again(&state, "decline")).await, &json!(7), true));
     let open = call(&format!(r#","requestState":"{state}""#));

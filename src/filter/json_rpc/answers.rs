@@ -96,8 +96,8 @@ pub fn tool_error(id: &Id, text: &str, version: Option<&str>) -> Bytes {
     answer(Some(id), Outcome { result: ToolResult { result_type, content, is_error: true } })
 }
 
-/// A question to the person (MCP 2026-07-28, Multi Round-Trip Requests): to open `url`. Without one, the client is only to
-/// come again. Either way it brings `state`.
+/// A question to the person (MCP 2026-07-28, Multi Round-Trip Requests): to open `url`. Without one, the client is only
+/// to come again. Either way it brings `state`.
 pub fn input_required(id: &Id, ask: Option<Ask<'_>>, state: &str) -> Bytes {
     #[derive(Serialize)]
     struct Outcome<'a> {

@@ -1,7 +1,7 @@
 //! What a call is known by when it comes again: its method, what it is of, and its arguments.
 //!
-//! A client may write the same call in other words the second time: its members in another order, other white space, other
-//! escapes, `1.0` for `1`. What is hashed is one spelling of them all.
+//! A client may write the same call in other words the second time: its members in another order, other white space,
+//! other escapes, `1.0` for `1`. What is hashed is one spelling of them all.
 
 use std::fmt;
 

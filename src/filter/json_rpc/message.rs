@@ -1,5 +1,5 @@
-//! The message of an MCP request's body, read as far as it takes to answer in the upstream's place, and to know a call when
-//! it comes again.
+//! The message of an MCP request's body, read as far as it takes to answer in the upstream's place, and to know a call
+//! when it comes again.
 //!
 //! A body may be cut. What stood before the cut counts, and what may go on after it does not.
 
@@ -30,8 +30,8 @@ const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 /// The name of what we ask of a client.
 pub const CONNECT: &str = "connect";
 
-/// Whether a revision of the protocol has multi round-trip requests, and types of results. They are dates, so their order
-/// is that of the revisions.
+/// Whether a revision of the protocol has multi round-trip requests, and types of results. They are dates, so their
+/// order is that of the revisions.
 pub fn is_new(version: &str) -> bool {
     version >= "2026-07-28"
 }
@@ -198,8 +198,8 @@ impl<'a> Message<'a> {
         Digest::of(method, &of, self.params.arguments)
     }
 
-    /// Whether it may be answered with a question: it goes on with no other, and when it comes again with an answer, that
-    /// is read whole.
+    /// Whether it may be answered with a question: it goes on with no other, and when it comes again with an answer,
+    /// that is read whole.
     pub fn may_be_asked(&self) -> bool {
         !self.params.is_round && self.read.len() + FOR_RETRY <= MAX_READ
     }
