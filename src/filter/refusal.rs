@@ -539,7 +539,7 @@ mod tests {
         }
     }
 
-    /// An MCP client gets one form for all: a JSON-RPC error, without an id where no request is answered.
+    /// An MCP client gets one form for all: a JSON-RPC error, whose id is null where no request is answered.
     #[test]
     fn an_mcp_client_gets_a_json_rpc_error() {
         let link = "https://a.example/.pomerium/oauth/start";
@@ -593,7 +593,7 @@ mod tests {
             let reply = refusal.reply(&audience);
             let body: serde_json::Value = serde_json::from_slice(&reply.body).expect("JSON");
             let error = serde_json::json!({ "code": code, "message": message });
-            assert_eq!(body, serde_json::json!({ "jsonrpc": "2.0", "error": error }));
+            assert_eq!(body, serde_json::json!({ "jsonrpc": "2.0", "id": null, "error": error }));
             assert_eq!((reply.status, reply.label), (status, refusal.code()));
             let header = |name| reply.headers.iter().find(|(other, _)| *other == name).map(|(_, value)| &value[..]);
             assert_eq!(header("content-type"), Some(&b"application/json"[..]));

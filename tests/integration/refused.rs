@@ -234,7 +234,7 @@ fn refused(answer: &Answered) -> String {
     let body: Value = serde_json::from_slice(&answer.body).expect("JSON");
     let message = body["error"]["message"].as_str().expect("a message").to_owned();
     let code = body["error"]["code"].as_i64().expect("a code");
-    assert_eq!(body, json!({"jsonrpc": "2.0", "error": {"code": code, "message": message}}));
+    assert_eq!(body, json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}}));
     message
 }
 

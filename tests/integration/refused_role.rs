@@ -255,7 +255,7 @@ async fn what_the_caller_reads() {
             true => format!("{message} Open {LINK} in your browser, and try again after that."),
             false => message.to_owned(),
         };
-        let expected = serde_json::json!({"jsonrpc": "2.0", "error": {"code": code, "message": message}});
+        let expected = serde_json::json!({"jsonrpc": "2.0", "id": null, "error": {"code": code, "message": message}});
         assert_eq!(serde_json::from_slice::<Value>(&reply.body).expect("JSON"), expected);
         assert_eq!(header(&reply, "cache-control"), ["no-store"]);
         assert_eq!(header(&reply, "content-type"), ["application/json"]);

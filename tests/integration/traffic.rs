@@ -35,7 +35,7 @@ pub enum Answer {
     Told(Value),
     /// The result of this tool call, with the link, in the protocol's newer form or not.
     ToolTold(Value, bool),
-    /// A status and a JSON-RPC error without an id.
+    /// A status and a JSON-RPC error whose id is null.
     Refused(u16, i64),
     /// The same with the id of the request.
     RefusedRequest(u16, i64, Value),
@@ -180,7 +180,7 @@ fn check(answer: &Answered, expected: &Answer, what: &str) {
         Refused(status, code) => {
             assert_eq!(answer.status, *status, "{what}: {body}");
             let error = json!({"code": code, "message": message()});
-            assert_eq!(body, json!({"jsonrpc": "2.0", "error": error}), "{what}");
+            assert_eq!(body, json!({"jsonrpc": "2.0", "id": null, "error": error}), "{what}");
             assert_eq!(message().contains(LINK), *code == CONNECT, "{what}: {body}");
         }
         RefusedRequest(status, code, id) => {

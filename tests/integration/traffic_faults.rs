@@ -27,7 +27,7 @@ fn is_unavailable(answered: &Answered) {
     let body: serde_json::Value = serde_json::from_slice(&answered.body).expect("JSON");
     let message = &body["error"]["message"];
     assert!(message.as_str().is_some_and(|message| message.contains("Try again")), "{body}");
-    assert_eq!(body, json!({"jsonrpc": "2.0", "error": {"code": -31001, "message": message}}));
+    assert_eq!(body, json!({"jsonrpc": "2.0", "id": null, "error": {"code": -31001, "message": message}}));
 }
 
 fn is_told(answered: &Answered) -> bool {

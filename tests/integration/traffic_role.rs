@@ -254,12 +254,12 @@ pub fn json_of(reply: &Reply) -> Value {
     serde_json::from_slice(&reply.body).expect("JSON")
 }
 
-/// An error without an id.
+/// An error whose id is null.
 fn error_of(reply: &Reply) -> (i64, String) {
     let body = json_of(reply);
     let code = body["error"]["code"].as_i64().expect("a code");
     let message = body["error"]["message"].as_str().expect("a message").to_owned();
-    assert_eq!(body, json!({ "jsonrpc": "2.0", "error": { "code": code, "message": message } }));
+    assert_eq!(body, json!({ "jsonrpc": "2.0", "id": null, "error": { "code": code, "message": message } }));
     (code, message)
 }
 

@@ -52,13 +52,14 @@ impl Code {
 #[derive(Serialize)]
 struct Answer<'a, T> {
     jsonrpc: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Null where there is none (JSON-RPC 2.0, section 5). MCP's schema would leave it out, but where it is left out, the
+    /// Python SDK does not show the error.
     id: Option<&'a RawValue>,
     #[serde(flatten)]
     outcome: T,
 }
 
-/// An error; without an id where there is no request that it answers.
+/// An error; its id is null where there is no request that it answers.
 pub fn error(id: Option<&Id>, code: Code, message: &str) -> Bytes {
     #[derive(Serialize)]
     struct Outcome<'a> {
@@ -171,7 +172,7 @@ mod tests {
         }
         assert_eq!(
             &error(None, Code::Parse, "text")[..],
-            br#"{"jsonrpc":"2.0","error":{"code":-32700,"message":"text"}}"#
+            br#"{"jsonrpc":"2.0","id":null,"error":{"code":-32700,"message":"text"}}"#
         );
         let result = |version| {
             let body = tool_error(&message("7"), "text", version);
