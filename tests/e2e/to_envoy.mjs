@@ -3,7 +3,7 @@
 import { Agent, buildConnector } from 'undici';
 
 /** Speaks to the Envoy at 127.0.0.1:`port` whatever host is asked for, over HTTP/1.1 or over HTTP/2. */
-export function agent({ ca, port, version, ...options }) {
+export function agent({ ca, port, version }) {
   const connect = buildConnector({ ca, allowH2: version === 2 });
   return new Agent({
     allowH2: version === 2,
@@ -13,6 +13,5 @@ export function agent({ ca, port, version, ...options }) {
     connect: (asked, done) => connect({
       ...asked, hostname: '127.0.0.1', host: '127.0.0.1', port, servername: asked.hostname,
     }, done),
-    ...options,
   });
 }
