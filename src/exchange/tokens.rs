@@ -16,13 +16,14 @@ mod refreshing;
 mod refused;
 mod setbacks;
 mod stored;
+mod waits;
 
 use self::{
-    awaiting::Waits,
     errors::{ENDED_EARLY, NEVER, no_randomness, unavailable},
     refreshing::Refreshes,
     setbacks::Setbacks,
     stored::{Occasion, Stored},
+    waits::Waits,
 };
 use super::{deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
 use crate::{

@@ -321,6 +321,56 @@ async fn a_service_that_is_gone_or_hangs_is_unavailable() {
     assert_eq!(client.upstream_token(ann(), &trace).await.err(), Some(unavailable));
 }
 
+/// Notes how long each call may take.
+struct Timed(Arc<Mutex<Vec<String>>>);
+
+#[tonic::async_trait]
+impl upstream_tokens_server::UpstreamTokens for Timed {
+    async fn get_upstream_token(
+        &self,
+        request: Request<proto::GetUpstreamTokenRequest>,
+    ) -> Result<Response<proto::GetUpstreamTokenResponse>, Status> {
+        let deadline = request.metadata().get("grpc-timeout").expect("a deadline").to_str().expect("text").to_owned();
+        self.0.lock().expect("deadlines").push(deadline);
+        Ok(Response::new(good()))
+    }
+
+    async fn expect_again(
+        &self,
+        _: Request<proto::ExpectAgainRequest>,
+    ) -> Result<Response<proto::ExpectAgainResponse>, Status> {
+        Err(Status::internal("nobody asks"))
+    }
+
+    async fn report_refused_token(
+        &self,
+        _: Request<proto::ReportRefusedTokenRequest>,
+    ) -> Result<Response<proto::ReportRefusedTokenResponse>, Status> {
+        Err(Status::internal("nobody asks"))
+    }
+
+    async fn disconnect(
+        &self,
+        _: Request<proto::DisconnectRequest>,
+    ) -> Result<Response<proto::DisconnectResponse>, Status> {
+        Err(Status::internal("nobody asks"))
+    }
+}
+
+/// A call that waits is given up later than its wait is over, and no later than 24 seconds.
+#[tokio::test]
+async fn a_wait_has_the_time_it_needs() {
+    let deadlines = Arc::<Mutex<Vec<String>>>::default();
+    let (_dir, client) = over_grpc(Timed(Arc::clone(&deadlines))).await;
+    let trace = Trace::default();
+    client.upstream_token(ann(), &trace).await.expect("a token");
+    for seconds in [1, 10, 20, 3600] {
+        client.awaited_token(ann(), Duration::from_secs(seconds), &trace).await.expect("a token");
+    }
+    let deadlines = deadlines.lock().expect("deadlines").clone();
+    assert_eq!(deadlines, ["10000000u", "10000000u", "14000000u", "24000000u", "24000000u"]);
+}
+
 /// A `serve` whose tokens are another process's has the role traffic, and follows where that process is.
 #[tokio::test]
 async fn tokens_of_another_process_over_a_unix_socket() {

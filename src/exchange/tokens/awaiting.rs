@@ -1,42 +1,22 @@
 //! Tokens that are waited for: the store is looked at for all in this process who wait for one, and only while they do.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{Tokens, errors::unavailable, stored::Stored};
+use super::{
+    Tokens,
+    errors::unavailable,
+    stored::Stored,
+    waits::{Counted, LastSeen},
+};
 use crate::{
-    contract::tokens::{LONGEST_WAIT, Missing, TokenError, TokenOwner},
-    model::joined::Joined,
+    contract::tokens::{LONGEST_WAIT, TokenError, TokenOwner},
     store::{backend::Kept, keys::RouteKey, open::Opened},
-    telemetry::metrics::Metrics,
 };
 
 /// How often the store is looked at. A token may come by any process that shares it, and is to be seen within a second.
 const POLL: Duration = Duration::from_millis(500);
-
-/// The tokens that are waited for, each once, by all that a hand-out depends on.
-pub type Waits = Joined<TokenOwner, LastSeen, Result<Stored, TokenError>>;
-
-/// What the last look found in the place of a token; none where there was no look yet.
-#[derive(Default)]
-pub struct LastSeen(Mutex<Option<Missing>>);
-
-impl LastSeen {
-    fn set(&self, missing: Missing) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(missing);
-    }
-
-    fn error(&self) -> TokenError {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(missing) => TokenError::NotFound(missing),
-            None => TokenError::Unavailable("the store did not say in time whether there is a token".into()),
-        }
-    }
-}
 
 impl Tokens {
     /// A token that is valid now, or that comes within `longest`. Of all who wait for it, each has a time of its own, and
@@ -75,20 +55,4 @@ impl Tokens {
 async fn sealed(open: &Opened, route: RouteKey) -> Result<Option<Kept>, TokenError> {
     let found = open.store.token(route).await.map_err(|error| unavailable(&error))?;
     Ok(found.map(|found| found.kept))
-}
-
-/// A wait among those that are counted.
-struct Counted(Arc<Metrics>);
-
-impl Counted {
-    fn new(metrics: &Arc<Metrics>) -> Self {
-        metrics.token_waits.inc();
-        Self(Arc::clone(metrics))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.token_waits.dec();
-    }
 }
