@@ -4,14 +4,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use askama::Template;
-use serde_json::json;
 use url::Url;
 
 use super::{
     settings::{
         envoy_config::{EnvoyConfig, Part},
         parse::LoadedFile,
-        shared::RouteArgs,
     },
     shared_hosts::several_ports,
 };
@@ -29,11 +27,15 @@ use crate::{
     },
 };
 
+mod clusters;
 mod refused;
+mod sign_in;
 mod static_document;
 mod traffic;
 mod yaml;
 
+use clusters::{Tls, UpstreamCluster, address, is_name};
+use sign_in::{Filters as SignInFilters, McpSignIn, SignIn};
 use static_document::StaticDocument;
 use traffic::{LeftOut, Traffic};
 use yaml::quoted;
@@ -46,7 +48,14 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     let paths = options.routes.paths()?;
     let mut specs = file.map(|file| file.content.routes.clone()).unwrap_or_default();
     specs.extend(options.route.iter().cloned());
-    if specs.is_empty() && !matches!(options.part, Some(Part::Filter | Part::Cluster)) {
+    let sign_in = SignIn::new(options, &paths)?;
+    let needs_none = match options.part {
+        Some(Part::Cluster | Part::Secrets) => true,
+        // The sign-in's names the routes.
+        Some(Part::Filter) => sign_in.is_none(),
+        Some(Part::Routes) | None => false,
+    };
+    if specs.is_empty() && !needs_none {
         bail!("no route was given: --route from=https://…,to=https://…");
     }
     let table = RouteTable::new(&specs, &paths)?;
@@ -59,20 +68,31 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
     let names = Names {
         ours: quoted(&options.filter_name),
         traffic: Traffic::new(options, file.map(|file| &file.content), &processor)?,
+        sign_in,
     };
     let has_upstream = routes.iter().any(|route| route.upstream.is_some());
-    let filters = filters(&names, specs.is_empty() || has_upstream, &options.routes, &cluster)?;
+    let users = names.sign_in.as_ref().map(|_| sign_in::NAMESPACE).or(options.routes.user_namespace.as_deref());
+    let own = options.routes.dynamic_metadata.then_some(NAMESPACE);
+    let namespaces: Vec<&str> = own.into_iter().chain(users).collect();
+    let routes_alone: Vec<&Route> = routes.iter().map(|checked| &checked.route).collect();
+    let sign_in = names.sign_in.as_ref().map(|sign_in| sign_in.filters(&routes_alone, &paths)).transpose()?;
+    let filters = filters(&names, specs.is_empty() || has_upstream, &namespaces, &cluster, sign_in)?;
     let cluster = Cluster::new(cluster, &processor, options)?.render()?;
+    let mut clusters = vec![cluster];
+    let mut secrets = None;
+    if let Some(sign_in) = &names.sign_in {
+        clusters.extend(sign_in.clusters(&options.upstream_ca)?);
+        secrets = Some(sign_in.secrets()?);
+    }
     let hosts = |plain| virtual_hosts(&routes, &table, &paths, &names, plain);
-    let upstreams: Vec<String> = routes
-        .iter()
-        .filter_map(|route| route.upstream.as_ref())
-        .map(|upstream| Ok(upstream.cluster(&options.upstream_ca)?.render()?))
-        .collect::<anyhow::Result<_>>()?;
+    for upstream in routes.iter().filter_map(|route| route.upstream.as_ref()) {
+        clusters.push(upstream.cluster(&options.upstream_ca)?.render()?);
+    }
     let part = |pieces: &[String]| pieces.join("\n") + "\n";
     Ok(match options.part {
         Some(Part::Filter) => part(&filters),
-        Some(Part::Cluster) => part(&[&[cluster], &upstreams[..]].concat()),
+        Some(Part::Cluster) => part(&clusters),
+        Some(Part::Secrets) => part(&[secrets.context("only --sign-in has secrets")?]),
         Some(Part::Routes) => part(&hosts(false)?),
         None => Whole {
             admin: address(&options.envoy_admin),
@@ -82,9 +102,10 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
             key: quoted(&options.downstream_key),
             hosts: hosts(false)?,
             plain_hosts: hosts(true)?,
-            upstreams,
+            clusters,
+            secrets,
             filters,
-            cluster,
+            sign_in: names.sign_in.as_ref(),
             document: paths.of(Endpoint::Document).as_str(),
             filter_name: &names.ours,
             takes_tokens: has_upstream && names.traffic.is_ok(),
@@ -96,27 +117,42 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
 }
 
 /// What the filters are called in Envoy's chain.
-struct Names {
+struct Names<'a> {
     /// The one that answers our paths, quoted for YAML.
     ours: String,
     /// Those of MCP routes.
     traffic: Result<Traffic, LeftOut>,
+    /// Those of who signs in, where they are ours.
+    sign_in: Option<SignIn<'a>>,
 }
 
-/// The HTTP filters, in Envoy's order.
-fn filters(names: &Names, has_traffic: bool, routes: &RouteArgs, cluster: &str) -> anyhow::Result<Vec<String>> {
-    let ours = Filter::of_our_paths(&names.ours, routes, cluster).render()?;
-    Ok(match &names.traffic {
-        _ if !has_traffic => vec![ours],
+/// The HTTP filters, in Envoy's order. `namespaces`: the dynamic metadata that envoy-cimd reads.
+fn filters(
+    names: &Names<'_>,
+    has_traffic: bool,
+    namespaces: &[&str],
+    cluster: &str,
+    sign_in: Option<SignInFilters>,
+) -> anyhow::Result<Vec<String>> {
+    let ours = Filter::of_our_paths(&names.ours, namespaces, cluster).render()?;
+    let SignInFilters { challenge, people_and_clients } = sign_in.unwrap_or_default();
+    let mut filters = Vec::new();
+    match &names.traffic {
+        _ if !has_traffic => filters.extend(people_and_clients.into_iter().chain([ours])),
         Ok(traffic) => {
             let cors = traffic.origins.as_ref().map(|_| traffic::cors_filter()).transpose()?;
-            let of_traffic = Filter::of_traffic(&traffic.name, routes, cluster).render()?;
-            let of_refused = traffic.refused.as_ref().map(|name| refused::filter(name, routes, cluster)).transpose()?;
-            let before = cors.into_iter().chain([ours, traffic.trailers_filter()?]);
-            before.chain(of_refused).chain([of_traffic]).collect()
+            filters.extend(challenge.into_iter().chain(cors).chain(people_and_clients));
+            filters.extend([ours, traffic.trailers_filter()?]);
+            filters
+                .extend(traffic.refused.as_ref().map(|name| refused::filter(name, namespaces, cluster)).transpose()?);
+            filters.push(Filter::of_traffic(&traffic.name, namespaces, cluster).render()?);
         }
-        Err(why) => vec![ours, why.lines().iter().map(|line| format!("# {line}")).collect::<Vec<_>>().join("\n")],
-    })
+        Err(why) => {
+            filters.extend(challenge.into_iter().chain(people_and_clients).chain([ours]));
+            filters.push(why.lines().iter().map(|line| format!("# {line}")).collect::<Vec<_>>().join("\n"));
+        }
+    }
+    Ok(filters)
 }
 
 /// Where envoy-cimd is, and that Envoy is told how to speak to it.
@@ -185,7 +221,7 @@ fn virtual_hosts(
     routes: &[Checked],
     table: &RouteTable,
     paths: &Paths,
-    names: &Names,
+    names: &Names<'_>,
     plain: bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut by_origin: Vec<(&Origin, Vec<&Checked>)> = Vec::new();
@@ -213,6 +249,7 @@ fn virtual_hosts(
             metadata: routes.first().filter(|_| alone).map(|checked| metadata(checked)),
             filter_name: &names.ours,
             traffic: &names.traffic,
+            sign_in: names.sign_in.as_ref().filter(|_| !plain),
             plain,
             landing: !plain && routes.iter().any(|checked| checked.upstream.is_some()) && !routes.iter().any(root),
             routes: routes
@@ -221,8 +258,9 @@ fn virtual_hosts(
                     from: quoted(checked.route.from.as_str()),
                     metadata: (!alone).then(|| metadata(checked)),
                     document: checked.document.as_ref(),
-                    our_paths: our_paths(checked, paths),
+                    our_paths: our_paths(checked, paths, names.sign_in.is_some()),
                     upstream: checked.upstream.as_ref(),
+                    sign_in: names.sign_in.as_ref().and_then(|sign_in| sign_in.of_mcp(&checked.route, alone)),
                 })
                 .collect(),
         };
@@ -232,13 +270,30 @@ fn virtual_hosts(
 }
 
 /// The paths of ours that the filter answers, quoted for YAML, each with what it needs of the filters before ours.
-fn our_paths(checked: &Checked, paths: &Paths) -> Vec<(String, &'static str)> {
+fn our_paths(checked: &Checked, paths: &Paths, is_signed_in: bool) -> Vec<OurPath> {
     let document = (Endpoint::Document, "No authentication filter before this one.");
-    let for_people = "Your authentication filter before this one; let it deny, never redirect.";
+    let for_people = match is_signed_in {
+        true => "By the session of who signed in; what has none is denied, but for a GET of the connect page.",
+        false => "Your authentication filter before this one; let it deny, never redirect.",
+    };
     let others = FOR_PEOPLE.map(|endpoint| (endpoint, for_people));
     let documents = checked.document.is_none().then_some(document);
     let all = documents.into_iter().chain(others);
-    all.map(|(endpoint, filters)| (quoted(&paths.on(&checked.route.from, endpoint)), filters)).collect()
+    all.map(|(endpoint, filters)| OurPath {
+        path: quoted(&paths.on(&checked.route.from, endpoint)),
+        filters,
+        is_for_people: endpoint != Endpoint::Document,
+    })
+    .collect()
+}
+
+/// A path of ours that the filter answers.
+struct OurPath {
+    /// Quoted for YAML.
+    path: String,
+    /// What it needs of the filters before ours.
+    filters: &'static str,
+    is_for_people: bool,
 }
 
 /// What the operator said of the route, `from` in its one spelling.
@@ -284,15 +339,8 @@ impl Upstream {
         })
     }
 
-    fn cluster(&self, trusted_ca: &str) -> anyhow::Result<UpstreamCluster> {
-        let host = bare_host(self.url.host_str().unwrap_or_default()).to_owned();
-        let tls = match self.url.scheme() {
-            "https" => Some(Tls::new(&host, trusted_ca).render()?),
-            _ => None,
-        };
-        let port = self.url.port_or_known_default().unwrap_or_default();
-        let (name, is_name) = (self.cluster.clone(), is_name(&host));
-        Ok(UpstreamCluster { name, is_name, address: address(&ListenAddr::Tcp { host, port }), tls })
+    fn cluster(&self, trusted_ca: &str) -> Result<UpstreamCluster, askama::Error> {
+        UpstreamCluster::of(self.cluster.clone(), &self.url, trusted_ca)
     }
 }
 
@@ -312,8 +360,9 @@ struct Whole<'a> {
     filters: Vec<String>,
     hosts: Vec<String>,
     plain_hosts: Vec<String>,
-    cluster: String,
-    upstreams: Vec<String>,
+    clusters: Vec<String>,
+    secrets: Option<String>,
+    sign_in: Option<&'a SignIn<'a>>,
     /// For `max_direct_response_body_size_bytes`.
     largest_document: Option<usize>,
 }
@@ -332,32 +381,31 @@ struct Filter<'a> {
 }
 
 impl<'a> Filter<'a> {
-    fn of_our_paths(name: &'a str, routes: &RouteArgs, cluster: &'a str) -> Self {
+    fn of_our_paths(name: &'a str, namespaces: &[&str], cluster: &'a str) -> Self {
         let headers = Header::NAMES.map(|(name, _)| name).to_vec();
-        Self::new("endpoints", name, routes, cluster, headers, |_| true)
+        Self::new("endpoints", name, namespaces, cluster, headers, |_| true)
     }
 
-    fn of_traffic(name: &'a str, routes: &RouteArgs, cluster: &'a str) -> Self {
-        Self::new("traffic", name, routes, cluster, TRAFFIC_HEADERS.map(|(name, _)| name).to_vec(), traffic::is_needed)
+    fn of_traffic(name: &'a str, namespaces: &[&str], cluster: &'a str) -> Self {
+        let headers = TRAFFIC_HEADERS.map(|(name, _)| name).to_vec();
+        Self::new("traffic", name, namespaces, cluster, headers, traffic::is_needed)
     }
 
     fn new(
         role: &'static str,
         name: &'a str,
-        routes: &RouteArgs,
+        namespaces: &[&str],
         cluster: &'a str,
         headers: Vec<&'static str>,
         reads: fn(Key) -> bool,
     ) -> Self {
-        let own = routes.dynamic_metadata.then_some(NAMESPACE);
-        let namespaces: Vec<&str> = own.into_iter().chain(routes.user_namespace.as_deref()).collect();
         Self {
             name,
             role,
             cluster,
             headers,
             attributes: ATTRIBUTES.iter().filter(|(key, _)| reads(*key)).flat_map(|(_, names)| names).collect(),
-            forwarded: (!namespaces.is_empty()).then(|| quoted(&namespaces)),
+            forwarded: (!namespaces.is_empty()).then(|| quoted(namespaces)),
         }
     }
 }
@@ -371,6 +419,8 @@ struct Host<'a> {
     metadata: Option<String>,
     filter_name: &'a str,
     traffic: &'a Result<Traffic, LeftOut>,
+    /// None on the plain listener.
+    sign_in: Option<&'a SignIn<'a>>,
     routes: Vec<HostRoute<'a>>,
     /// Whether it is the one on the plain listener, which serves nothing.
     plain: bool,
@@ -384,9 +434,11 @@ struct HostRoute<'a> {
     /// Where the virtual host has none.
     metadata: Option<String>,
     document: Option<&'a StaticDocument>,
-    /// The filter's. Each with what it needs of the filters before ours.
-    our_paths: Vec<(String, &'static str)>,
+    /// The filter's.
+    our_paths: Vec<OurPath>,
     upstream: Option<&'a Upstream>,
+    /// How its MCP clients sign in, where Envoy sees to that.
+    sign_in: Option<McpSignIn>,
 }
 
 #[derive(Template)]
@@ -424,57 +476,5 @@ impl Cluster {
             (None, _) => None,
         };
         Ok(Self { name, discovery, is_name: host.is_some_and(is_name), address: address(processor), tls })
-    }
-}
-
-#[derive(Template)]
-#[template(path = "envoy_upstream.yaml")]
-struct UpstreamCluster {
-    name: String,
-    is_name: bool,
-    address: String,
-    tls: Option<String>,
-}
-
-/// How Envoy speaks TLS to a cluster, each text quoted for YAML.
-#[derive(Template)]
-#[template(path = "envoy_tls.yaml")]
-struct Tls {
-    /// None for an address: SNI knows names only.
-    server_name: Option<String>,
-    trusted_ca: String,
-    san_type: &'static str,
-    san: String,
-    /// Envoy's certificate chain and its key.
-    identity: Option<(String, String)>,
-    grpc: bool,
-}
-
-impl Tls {
-    fn new(host: &str, trusted_ca: &str) -> Self {
-        let is_name = is_name(host);
-        Self {
-            server_name: is_name.then(|| quoted(host)),
-            trusted_ca: quoted(trusted_ca),
-            san_type: if is_name { "DNS" } else { "IP_ADDRESS" },
-            san: quoted(host),
-            identity: None,
-            grpc: false,
-        }
-    }
-}
-
-/// Whether a host is a name and not an address.
-fn is_name(host: &str) -> bool {
-    host.parse::<IpAddr>().is_err()
-}
-
-/// Envoy's way to write an address.
-fn address(address: &ListenAddr) -> String {
-    match address {
-        ListenAddr::Tcp { host, port } => quoted(&json!({
-            "socket_address": {"address": bare_host(host), "port_value": port}
-        })),
-        ListenAddr::Unix(path) => quoted(&json!({"pipe": {"path": path}})),
     }
 }

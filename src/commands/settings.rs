@@ -16,6 +16,7 @@ pub mod parse;
 pub(crate) mod probe;
 pub(crate) mod serve;
 pub(crate) mod shared;
+pub(crate) mod sign_in;
 mod store_url;
 pub(crate) mod traffic;
 

@@ -1,4 +1,4 @@
-//! The recipes of docs/recipes.md: Envoy takes each of them, and requests get what it promises.
+//! The recipes of docs/recipes.md and docs/sign-in.md: Envoy takes each of them, and requests get what it promises.
 
 use std::{
     path::Path,
@@ -34,11 +34,16 @@ struct Recipe {
 }
 
 fn page() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/recipes.md")).expect("recipes")
+    docs("recipes.md")
+}
+
+fn docs(page: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page)).expect(page)
 }
 
 fn recipes() -> Vec<Recipe> {
-    page().split("\n## ").skip(1).filter_map(Recipe::read).collect()
+    let pages = [page(), docs("sign-in.md")];
+    pages.iter().flat_map(|page| page.split("\n## ").skip(1)).filter_map(Recipe::read).collect()
 }
 
 fn recipe(title: &str) -> Recipe {
@@ -140,6 +145,8 @@ fn envoy_takes_each() {
     let certificates = Certificates::make(dir.path(), &["mcp.example.com"]);
     let jwks = dir.path().join("jwks.json");
     std::fs::write(&jwks, keys().1).expect("the keys");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, "a secret").expect("written");
     let path = |path: &Path| path.to_str().expect("text").to_owned();
     let files = [
         ("/etc/envoy/tls.crt", path(&certificates.cert)),
@@ -149,9 +156,11 @@ fn envoy_takes_each() {
         ("/etc/envoy/ca.crt", path(&certificates.ca)),
         ("/etc/ssl/certs/ca-certificates.crt", path(&certificates.ca)),
         ("/etc/envoy/jwks.json", path(&jwks)),
+        ("/etc/envoy/sign-in.secret", path(&secret)),
+        ("/etc/envoy/sign-in.key", path(&secret)),
     ];
     let recipes = recipes();
-    assert!(recipes.len() >= 8);
+    assert!(recipes.len() >= 9);
     for recipe in recipes {
         let title = &recipe.title;
         let serve = ["envoy-cimd".to_owned()].into_iter().chain(recipe.serve.clone());
@@ -169,7 +178,11 @@ fn envoy_takes_each() {
         // What our own filters tell each other is no user.
         let of_users = text.replace(r#""forwarding_namespaces":{"untyped":["envoy_cimd_traffic"]}"#, "");
         assert_eq!(of_users.contains("forwarding_namespaces"), namespace.is_some(), "{title}");
-        assert!(namespace.is_none_or(|namespace| text.contains(&format!("\"name\":\"{namespace}\""))), "{title}");
+        let is_said = |namespace: &str| {
+            text.contains(&format!("\"name\":\"{namespace}\""))
+                || namespace == "envoy.filters.http.jwt_authn" && text.contains("jwt_authn.v3.JwtAuthentication")
+        };
+        assert!(namespace.is_none_or(is_said), "{title}");
     }
 }
 

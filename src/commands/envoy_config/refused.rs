@@ -4,23 +4,21 @@ use askama::Template;
 
 use super::{traffic, yaml::quoted};
 use crate::{
-    commands::settings::shared::RouteArgs,
     edge::{
         read::{ATTRIBUTES, CODE_DETAILS, REQUEST_ATTRIBUTES},
         tags,
     },
     filter::response::{CHALLENGE, OF_UPSTREAM, RESPONSE_HEADERS},
-    model::route::{Key, NAMESPACE},
+    model::route::Key,
 };
 
-/// The filter, as Envoy has it; `name` and `cluster` are quoted for YAML.
+/// The filter, as Envoy has it; `name` and `cluster` are quoted for YAML. `namespaces`: the dynamic metadata that says
+/// who the user is, and which route it is.
 ///
 /// # Errors
 /// Where the template fails.
-pub fn filter(name: &str, routes: &RouteArgs, cluster: &str) -> Result<String, askama::Error> {
-    let own = routes.dynamic_metadata.then_some(NAMESPACE);
-    let users = routes.user_namespace.as_deref();
-    let forwarded: Vec<&str> = own.into_iter().chain(users).chain([tags::NAMESPACE]).collect();
+pub fn filter(name: &str, namespaces: &[&str], cluster: &str) -> Result<String, askama::Error> {
+    let forwarded: Vec<&str> = namespaces.iter().copied().chain([tags::NAMESPACE]).collect();
     let of_route = ATTRIBUTES.iter().filter(|(key, _)| is_needed(*key)).flat_map(|(_, names)| names);
     let of_request = REQUEST_ATTRIBUTES.iter().map(|(attribute, _)| *attribute);
     let attributes = of_route.map(String::as_str).chain([CODE_DETAILS]).chain(of_request).collect();

@@ -99,6 +99,6 @@ fn unless(header: &str, regex: &str) -> Value {
 }
 
 /// A regular expression of this text.
-fn literally(text: &str) -> String {
+pub fn literally(text: &str) -> String {
     text.chars().flat_map(|char| (!char.is_alphanumeric()).then_some('\\').into_iter().chain([char])).collect()
 }

@@ -2,7 +2,10 @@
 
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 
-use super::shared::{FileArg, RouteArgs};
+use super::{
+    shared::{FileArg, RouteArgs},
+    sign_in::SignInArgs,
+};
 use crate::{
     model::{
         page_origin::PageOrigin,
@@ -88,6 +91,8 @@ pub struct EnvoyConfig {
     #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     pub upstream_ca: String,
     #[command(flatten)]
+    pub sign_in: SignInArgs,
+    #[command(flatten)]
     pub routes: RouteArgs,
 }
 
@@ -113,8 +118,10 @@ pub enum Part {
     Routes,
     /// The HTTP filters, each off until a route switches it on.
     Filter,
-    /// The cluster of envoy-cimd, and those of the routes' upstreams.
+    /// The cluster of envoy-cimd, those of the routes' upstreams, and with --sign-in the provider's.
     Cluster,
+    /// With --sign-in, the secrets that Envoy reads for it.
+    Secrets,
 }
 
 fn route_help() -> String {
