@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Runs a script of `tests/e2e`, all of which go beside their modules, with what it must know of the world.
-async fn node(script: &str, world: &World, variables: &[(&str, String)]) {
+pub async fn node(script: &str, world: &World, variables: &[(&str, String)]) {
     let modules = PathBuf::from(std::env::var_os("E2E_MODULES").expect("`make e2e` sets E2E_MODULES"));
     for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e")).expect("the scripts") {
         let file = file.expect("a script");
@@ -356,7 +356,7 @@ fn parameters<const N: usize>(query: &str, names: [&str; N]) -> [String; N] {
 }
 
 /// Where the authorization server of the whole flow is.
-const AS_HOST: &str = "as.localhost";
+pub const AS_HOST: &str = "as.localhost";
 
 /// Nothing is faked here: the choreographer is the one in the process, and the token is oidc-provider's.
 #[tokio::test]
@@ -429,20 +429,20 @@ async fn e2e_the_whole_flow() {
 }
 
 /// A port that a script is to serve. It takes connections from the start, which wait for the script.
-struct Handed {
-    url: String,
+pub struct Handed {
+    pub url: String,
     listener: std::net::TcpListener,
 }
 
 impl Handed {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         // The script inherits it.
         rustix::io::fcntl_setfd(&listener, FdFlags::empty()).expect("a listener to hand on");
         Self { url: format!("http://{}/mcp", listener.local_addr().expect("an address")), listener }
     }
 
-    fn fd(&self) -> String {
+    pub fn fd(&self) -> String {
         self.listener.as_raw_fd().to_string()
     }
 }

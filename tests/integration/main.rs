@@ -19,6 +19,7 @@ mod envoy_config;
 mod exchange;
 mod flow;
 mod gateway;
+mod identity_provider;
 mod isolation;
 mod lifecycle;
 mod limits;
@@ -40,6 +41,7 @@ mod rooms;
 mod route_keys;
 mod security;
 mod settings;
+mod sign_in;
 mod soak;
 mod sources;
 #[path = "../stack/mod.rs"]
