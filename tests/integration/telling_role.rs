@@ -86,7 +86,9 @@ impl Fake {
     }
 
     fn gives(&self, who: &str, has: Has) {
-        self.has.send_modify(|all| drop(all.insert(who.to_owned(), has)));
+        self.has.send_modify(|all| {
+            all.insert(who.to_owned(), has);
+        });
     }
 
     fn handed_out(&self, owner: &TokenOwner) -> Result<AccessToken, TokenError> {
