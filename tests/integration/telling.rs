@@ -1,18 +1,26 @@
 //! How a person is told, through a real Envoy: asked to open the link by a client that can, and told by every other;
 //! and the call that comes again is held until they are connected, and reaches its upstream once, as it was.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Version;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::{
     authorization_server::{Lie, Refresh},
     gateway::{ANNA, Ask, BERT, Gateway, Payload, Setup, VERSIONS, open, send, send_within},
     mcp_upstream::WAITS,
-    stack::Answered,
+    soak::number,
+    stack::{Answered, resident},
     store::Redis,
     telling_role::{NEW, OLD, URL, again, call, message},
     tokens::over,
@@ -365,6 +373,65 @@ async fn a_state_of_another_route_is_refused() {
     }
     assert_eq!(gateway.upstream.reached(), 0);
     gateway.finish().await;
+}
+
+/// A thousand calls are held while nobody connects, each of a client that comes again as it is told to. Memory stays flat, and
+/// whoever has a token is served. Then one person connects, and theirs alone go on.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a while: make soak"]
+async fn soak_of_a_thousand_held_calls() {
+    const PEOPLE: usize = 125;
+    const OF_ONE: usize = 8;
+    const HELD: usize = PEOPLE * OF_ONE;
+    // A round of all of them takes as long as a call is held.
+    let rounds = usize::try_from(number("SOAK_SECONDS").unwrap_or(600)).expect("few").div_ceil(20).max(3);
+    let gateway = Arc::new(gateway(Setup::default()).await);
+    let names: Vec<String> = (0..PEOPLE).map(|person| format!("person-{person}")).collect();
+    for who in &names {
+        gateway.connect("https://notes.localhost", "notes", Some(who)).await;
+    }
+    gateway.servers.forget_grants();
+    let code = gateway.connect_anna().await;
+    let ended = Arc::new(AtomicUsize::new(0));
+    let mut waiting = JoinSet::new();
+    for who in names.iter().cycle().take(HELD).cloned() {
+        let (gateway, ended) = (Arc::clone(&gateway), Arc::clone(&ended));
+        waiting.spawn(async move {
+            let state = asked(&gateway.send(Version::HTTP_2, &post(call("")).by(Some(&who))).await);
+            let mut body = again(&state, "accept");
+            loop {
+                let answer = held_to_the_end(&gateway, Version::HTTP_2, &post(body).by(Some(&who))).await;
+                if answer.text() == call("") {
+                    return who;
+                }
+                body = call(&format!(r#","requestState":"{}""#, still_waits(&answer)));
+                ended.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let mut served = 0;
+    let mut others_are_served_until = async |holds: usize| {
+        while ended.load(Ordering::Relaxed) < holds {
+            let answer = gateway.send(Version::HTTP_2, &post(call(""))).await;
+            assert_eq!((answer.status, answer.text()), (200, call("").as_str()), "Anna is served");
+            assert_eq!(gateway.token_of(&gateway.upstream.came_alone()), code, "and nothing else went on");
+            served += 1;
+        }
+        resident(gateway.world.cimd.process.pid())
+    };
+    let before = others_are_served_until(2 * HELD).await;
+    let after = others_are_served_until(rounds * HELD).await;
+    println!("{served} calls of others; {before} KiB, then {after} KiB");
+    assert!(after < before + 16 * 1024, "{before} KiB, then {after} KiB");
+    let code = gateway.connect("https://notes.localhost", "notes", Some(&names[0])).await;
+    for _ in 0..OF_ONE {
+        assert_eq!(waiting.join_next().await.expect("one of theirs").expect("it goes on"), names[0]);
+    }
+    let came = gateway.upstream.came();
+    assert_eq!(came.len(), OF_ONE, "each once");
+    assert!(came.iter().all(|came| gateway.token_of(came) == code));
+    waiting.shutdown().await;
+    Arc::into_inner(gateway).expect("the last").finish().await;
 }
 
 /// Two replicas on one store: the call is held by one, and the callback ends at the other. The one that holds is
