@@ -242,7 +242,7 @@ async fn a_person_and_their_client_are_one_user() {
     let mut browser = Browser::default();
     assert_eq!(company.send(Call::get(NOTES, DOCUMENT)).await.status, 200, "the document is for everybody");
     let page = browser.sign_in(&company, "anna").await;
-    assert_eq!(page.status, 200, "{page:?}");
+    assert_eq!((page.status, page.all("content-type")), (200, vec!["text/html; charset=utf-8"]), "{page:?}");
     let code = browser.connect(&company).await;
     assert_eq!(company.upstream.reached(), 0, "nothing went on until now");
 
@@ -562,7 +562,7 @@ async fn two_people_in_one_browser() {
     assert_eq!(browser.clone().send(&company, Call::get(NOTES, &callback)).await.status, 401);
     assert_eq!(browser.sign_in(&company, "bert").await.status, 200);
     let answer = browser.send(&company, Call::get(NOTES, &callback)).await;
-    assert_eq!(answer.status, 400, "{answer:?}");
+    assert_eq!((answer.status, answer.all("content-type")), (400, vec!["application/json"]), "{answer:?}");
     let name = "envoy_cimd_requests_total{endpoint=\"callback\",outcome=\"wrong_context\"}";
     assert_eq!(company.world.metric(name).await, Some(1));
     for subject in ["anna", "bert"] {
