@@ -39,8 +39,10 @@ use crate::{
     model::{
         clock::{Clock, UnixTime},
         joined::Joined,
+        resource::ResourceIndicator,
         shares::{ShareLimits, Shares, UsedUp},
         trace::Trace,
+        upstream::Upstream,
     },
 };
 
@@ -149,12 +151,30 @@ struct Begun {
 
 /// A token that is kept.
 struct Kept {
-    /// All that a hand-out depends on.
-    owner: TokenOwner,
+    beside: Beside,
     bearer: Arc<Bearer>,
     until: Instant,
     renew_at: Instant,
     is_renewing: AtomicBool,
+}
+
+/// What a hand-out depends on beside its place.
+struct Beside {
+    authorization_server: Option<String>,
+    resource: Option<ResourceIndicator>,
+}
+
+impl Beside {
+    fn of(owner: &TokenOwner) -> Self {
+        let TokenOwner { user: _, client_id: _, upstream: Upstream { url: _, authorization_server, resource } } = owner;
+        Self { authorization_server: authorization_server.clone(), resource: resource.clone() }
+    }
+
+    /// Whether this is what there is of an owner; nothing of it is copied.
+    fn is_of(&self, owner: &TokenOwner) -> bool {
+        let Self { authorization_server, resource } = self;
+        (authorization_server, resource) == (&owner.upstream.authorization_server, &owner.upstream.resource)
+    }
 }
 
 /// Where a token is kept: under its user, route and upstream, as in the store. Of owners that differ only in what the
@@ -225,7 +245,7 @@ impl Known {
         let marked = bearer.again_until.map_or(u64::MAX, |end| end.since((self.clock)()));
         let life = (began + self.longest).saturating_duration_since(now).min(Duration::from_secs(left.min(marked)));
         (!life.is_zero()).then(|| Kept {
-            owner: owner.clone(),
+            beside: Beside::of(owner),
             bearer: Arc::clone(bearer),
             until: now + life,
             renew_at: now + life / 2,
@@ -235,7 +255,7 @@ impl Known {
 
     /// What is kept of an owner and not over, at this time.
     fn fresh(&self, owner: &TokenOwner, now: Instant) -> Option<Arc<Kept>> {
-        self.kept.get(&PlaceOf(owner)).filter(|kept| kept.owner == *owner && kept.until > now)
+        self.kept.get(&PlaceOf(owner)).filter(|kept| kept.beside.is_of(owner) && kept.until > now)
     }
 }
 
