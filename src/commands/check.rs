@@ -71,6 +71,13 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     if let Some(reason) = &roles.left_out {
         writeln!(text, "  {reason}")?;
     }
+    if let Some(subject) = settings.user_subject.as_ref().filter(|subject| subject.may_change_hands()) {
+        writeln!(
+            text,
+            "warning: `user_subject` is {subject}, which another person may have one day, or may choose: whoever has it \
+             has this person's tokens. Take `sub`, or what the provider keeps for one person alone, such as `oid`"
+        )?;
+    }
     for warning in several_ports(&public_urls).into_iter().chain(several_routes(&public_urls)) {
         writeln!(text, "warning: {warning}")?;
     }

@@ -51,6 +51,14 @@ impl MetadataPath {
     pub fn keys(&self) -> &[String] {
         &self.0
     }
+
+    /// Whether it ends in a claim that another person may have one day, or may choose: OpenID Connect Core, section 5.7, has
+    /// `sub` alone, with its issuer, name a person.
+    pub fn may_change_hands(&self) -> bool {
+        const NAMES: [&str; 8] =
+            ["email", "preferred_username", "upn", "unique_name", "name", "nickname", "phone_number", "username"];
+        self.0.last().is_some_and(|key| NAMES.contains(&key.as_str()))
+    }
 }
 
 impl fmt::Display for MetadataPath {

@@ -566,6 +566,20 @@ fn the_readme_and_the_help_list_every_route_key() {
     assert!(help.contains(&format!("the keys are {}.", Key::NAMES.join(", "))), "{help}");
 }
 
+/// A claim that may be somebody else's one day is no name for whose tokens are kept.
+#[test]
+fn a_subject_that_may_change_hands_is_named() {
+    for (claim, is_warned) in [("sub", false), ("oid", false), ("email", true), ("preferred_username", true)] {
+        let lines = format!("user_namespace: n\nuser_issuer: jwt_payload.iss\nuser_subject: jwt_payload.{claim}\n");
+        let file = file(&lines);
+        let (code, stdout, stderr) = run(&["check", "--config", path_of(&file)], &[]);
+        assert_eq!(code, Some(0), "{stderr}");
+        let warning =
+            format!("\nwarning: `user_subject` is jwt_payload.{claim}, which another person may have one day");
+        assert_eq!((stdout.contains(&warning), stdout.matches("warning").count()), (is_warned, usize::from(is_warned)));
+    }
+}
+
 /// What depends on how Envoy is configured is said, and nothing where nothing does.
 #[test]
 fn hosts_that_routes_share_are_named() {
