@@ -19,8 +19,8 @@ use crate::{
 /// How many people many are.
 pub const PEOPLE: usize = 100_000;
 
-/// The longest that a token may be kept: everybody's turn comes sooner.
-const KEPT: &str = "--token-cache=60";
+/// Longer than any run: half of it must not be over when a turn comes again, since a token is then looked up anew.
+const KEPT: &str = "--token-cache=3600";
 const NEVER_KEPT: &str = "--token-cache=0";
 
 /// What stands between a listener and the upstream.
