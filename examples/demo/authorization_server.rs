@@ -2,7 +2,7 @@
 //! its metadata document, which is fetched through Envoy and checked before anybody is asked for anything. Nobody signs
 //! in, so whoever sees its page may allow; otherwise it keeps to OAuth 2.1.
 
-use std::{collections::HashMap, io, sync::Arc};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     pages::{self, Consent, Message},
+    pending::Pending,
     stack::{
         Certificates,
         tls_listener::{self, TlsListener},
@@ -25,13 +26,14 @@ use crate::{
 };
 
 mod grants;
-mod pending;
 mod request;
 
 pub use grants::Grants;
 use grants::TokenError;
-use pending::Pending;
 use request::AuthorizationRequest;
+
+/// How long a person may think.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// One that has its address, but does not answer yet.
 pub struct AuthorizationServer {
@@ -50,7 +52,7 @@ struct Shared {
     /// Where clients' documents are: the port of the demo's Envoy. Nothing else of this machine is asked.
     clients_port: u16,
     web: Web,
-    pending: Arc<Pending>,
+    pending: Arc<Pending<AuthorizationRequest>>,
     grants: Arc<Grants>,
 }
 
@@ -72,7 +74,7 @@ impl AuthorizationServer {
             resource: resource.to_owned(),
             clients_port,
             web: web.clone(),
-            pending: Arc::default(),
+            pending: Arc::new(Pending::new(PATIENCE)),
             grants: Arc::default(),
         };
         Ok(Self { listener, shared })
@@ -221,13 +223,13 @@ fn no_randomness(server: &Shared) -> Response {
     refused(server, StatusCode::INTERNAL_SERVER_ERROR, "The system gives no randomness.".into())
 }
 
-fn json_answer(status: StatusCode, body: &Value) -> Response {
+pub fn json_answer(status: StatusCode, body: &Value) -> Response {
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
     (status, headers, body.to_string()).into_response()
 }
 
 /// What a form or a query holds. Nothing of OAuth's may be there twice (RFC 6749, section 3.1).
-fn form(text: &str) -> Result<HashMap<String, String>, String> {
+pub fn form(text: &str) -> Result<HashMap<String, String>, String> {
     let mut found = HashMap::new();
     for (name, value) in url::form_urlencoded::parse(text.as_bytes()).into_owned() {
         if let Some(_twice) = found.insert(name.clone(), value) {

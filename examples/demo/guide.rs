@@ -16,16 +16,19 @@ const INITIALIZE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","param
 pub fn introduce(running: &Running) {
     let row = |what: &str, is: &str| println!("  {what:<38}  {is}");
     println!(
-        "Three MCP routes behind Envoy {}, two of them on one host. envoy-cimd makes each an OAuth client of its own.",
+        "Three MCP routes behind Envoy {}, two of them on one host. envoy-cimd makes each an OAuth client of its own.\n\
+         A fourth is a company's: people and their MCP clients sign in there, at the company's identity provider.",
         running.envoy_version
     );
     println!("\nRunning, all on this machine\n");
-    for Route { name, from, upstream, .. } in &running.routes {
+    let company = &running.company;
+    for Route { name, from, upstream, .. } in running.routes.iter().chain([&company.route]) {
         row(from.as_str(), &format!("a route of Envoy, to the {name} MCP server at {upstream}"));
     }
-    for Route { name, issuer, .. } in &running.routes {
+    for Route { name, issuer, .. } in running.routes.iter().chain([&company.route]) {
         row(issuer, &format!("the authorization server of the {name} MCP server"));
     }
+    row(&company.issuer, "the company's identity provider");
     row(&format!("http://{}", running.envoy.http), "Envoy's plain http port, which only refuses");
     row(&format!("http://{}", running.envoy.admin), "Envoy's admin interface");
     row(&running.cimd.ext_proc, "envoy-cimd, which Envoy asks (ext_proc)");
@@ -86,8 +89,14 @@ pub fn offer(running: &Running) {
         println!("\n  # {what}\n  {paste}");
     }
     println!(
-        "\n  Where it does not find {host}, this line in /etc/hosts helps:\n  127.0.0.1 {host}",
-        host = notes.from.origin().host()
+        "\n  Where it does not find {host}, this line in /etc/hosts helps:\n  127.0.0.1 {host} {company}",
+        host = notes.from.origin().host(),
+        company = running.company.route.from.origin().host(),
+    );
+    println!(
+        "\n  The company's route is {}. A client that is given this instead\n  has you sign in first, by any \
+         name; by the same name you then sign in where you connect.",
+        running.company.route.mcp()
     );
 }
 

@@ -1,4 +1,5 @@
-//! Three MCP routes behind a real Envoy on this machine, two of them on one host, each with an authorization server of its own to connect to.
+//! MCP routes behind a real Envoy on this machine, each with an authorization server of its own to connect to: three
+//! that are one person's, two of them on one host, and one of a company whose people sign in.
 
 #![forbid(unsafe_code)]
 
@@ -14,25 +15,30 @@ mod authorization_server;
 mod checks;
 mod client_document;
 mod clients;
+mod company;
 mod events;
 mod guide;
+mod identity_provider;
 mod needs;
 mod pages;
+mod pending;
 mod running;
+mod sdk_client;
 #[path = "../../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
 mod stack;
 mod upstream;
 
-/// Three MCP routes behind a real Envoy on this machine, each an OAuth client of its own.
+/// MCP routes behind a real Envoy on this machine, each an OAuth client of its own.
 ///
-/// It starts three small MCP servers, an authorization server for each, envoy-cimd and Envoy on loopback, fetches the
-/// client metadata documents through Envoy as an authorization server would, and says how to connect the routes in a
-/// browser and what else to try. When it ends, so does all that it started, and its files are removed.
+/// It starts small MCP servers, an authorization server for each, envoy-cimd and Envoy on loopback, and both once more
+/// for a company with an identity provider, where people and their MCP clients sign in. It fetches the client metadata
+/// documents through Envoy as an authorization server would, and says how to connect the routes in a browser and what
+/// else to try. When it ends, so does all that it started, and its files are removed.
 #[derive(Parser)]
 #[command(name = "demo", max_term_width = 110, after_help = AFTER_HELP)]
 struct Options {
-    /// Connect the routes as a browser would, check what came of it, and end.
+    /// Connect the routes as a person with a browser and an MCP client would, check what came of it, and end.
     #[arg(long)]
     once: bool,
     /// The port of the routes, on 127.0.0.1; 0 takes a free one.
@@ -67,6 +73,9 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
         let mut running = Running::start(options.port).await?;
         guide::introduce(&running);
         let mut checks = Checks::default();
+        if options.once {
+            sign_in(&running, &mut checks).await;
+        }
         let etag = look(&running, &mut checks).await;
         if options.once {
             connect(&mut running, &mut checks).await;
@@ -92,12 +101,13 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
         guide::invite(&running);
         guide::offer(&running);
         println!("\nAll of it runs until you press Ctrl-C. What happens on the routes:\n");
-        let log = running.cimd.process.lines();
+        let (log, company) = (running.cimd.process.lines(), running.company.cimd.process.lines());
         tokio::select! {
             biased;
             () = stop.next() => println!(),
             () = running.one_ended() => well = false,
             never = events::tell(log) => match never {},
+            never = events::tell(company) => match never {},
         }
     }
 
@@ -106,6 +116,17 @@ async fn demo(options: Options) -> anyhow::Result<bool> {
         () = stop.next() => bail!("did not wait for an orderly end; what was started is killed"),
     }
     Ok(well)
+}
+
+/// What a person and their MCP client go through, from nothing to the answer of a tool.
+async fn sign_in(running: &Running, checks: &mut Checks) {
+    println!("\nUsed by an MCP client of the official TypeScript SDK, whose person signs in and connects");
+    let Some(modules) = needs::client_modules() else {
+        checks.leave_out("the MCP client, which takes Node.js 20 or newer and npm on the PATH when `make demo` runs.");
+        return;
+    };
+    let ca = &running.certificates.ca;
+    checks::sdk_client::check(checks, &running.web, &running.company, ca, &modules).await;
 }
 
 /// A look at the routes from outside; the entity tag of a document.

@@ -30,6 +30,11 @@ pub fn executable() -> anyhow::Result<PathBuf> {
     Ok(executable)
 }
 
+/// Where the modules of MCP clients are. `make demo` sees to them, where there is a Node.js that can run them.
+pub fn client_modules() -> Option<PathBuf> {
+    std::env::var_os("DEMO_MODULES").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 /// The version of the Envoy that will be started, asked of itself.
 pub async fn envoy_version() -> anyhow::Result<String> {
     let envoy = envoy_executable();

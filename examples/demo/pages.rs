@@ -34,7 +34,19 @@ pub struct Consent<'a> {
     pub request: &'a str,
 }
 
-/// What an authorization server has to say otherwise.
+/// Who somebody is.
+#[derive(Template)]
+#[template(path = "sign_in.html", config = "examples/demo/pages/askama.toml")]
+pub struct SignIn<'a> {
+    pub host: &'a str,
+    pub client_name: &'a str,
+    /// What the client asks to use.
+    pub resource: Option<&'a str>,
+    /// What the form sends along.
+    pub request: &'a str,
+}
+
+/// What such a server has to say otherwise.
 #[derive(Template)]
 #[template(path = "message.html", config = "examples/demo/pages/askama.toml")]
 pub struct Message<'a> {

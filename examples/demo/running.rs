@@ -12,6 +12,7 @@ use tokio::{process::Command, task::JoinSet};
 
 use crate::{
     authorization_server::{self, AuthorizationServer},
+    company::{self, Company},
     needs,
     stack::{Certificates, Cimd, Envoy, Process, web::Web},
     upstream::Upstream,
@@ -32,6 +33,8 @@ pub struct Running {
     /// Where envoy-cimd hands out tokens: a socket in the folder, which is this user's alone.
     pub tokens: String,
     pub routes: [Route; 3],
+    /// A route beside these, whose people sign in.
+    pub company: Company,
     pub certificates: Certificates,
     pub web: Web,
     pub envoy_version: String,
@@ -57,7 +60,8 @@ impl Running {
         let port = needs::free_port(port)?;
 
         let folder = tempfile::Builder::new().prefix("envoy-cimd-demo-").tempdir().context("a folder for its files")?;
-        let hosts = SERVERS.iter().flat_map(|(name, host, _)| [(*host).to_owned(), authorization_server::host(name)]);
+        let servers = SERVERS.iter().chain([&company::SERVER]);
+        let hosts = servers.flat_map(|(name, host, _)| [(*host).to_owned(), authorization_server::host(name)]);
         let hosts = BTreeSet::from_iter(hosts);
         let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
         let certificates = Certificates::make(folder.path(), &hosts);
@@ -68,9 +72,11 @@ impl Running {
         let routes = [route(notes).await?, route(tickets).await?, route(wiki).await?];
         let tokens = format!("unix:{}", folder.path().join("tokens.sock").display());
         let cimd = start_cimd(&executable, &state_dir(folder.path()), &tokens, &certificates.ca).await?;
-        let config = envoy_config(&executable, port, &routes, &certificates, &cimd.ext_proc).await?;
+        let flags = ["--single-user", "--insecure-traffic"].map(str::to_owned);
+        let config = envoy_config(&executable, port, &routes, &certificates, &cimd.ext_proc, &flags).await?;
         let envoy = Envoy::start(folder.path(), &config).await;
-        Ok(Self { envoy, cimd, tokens, routes, certificates, web, envoy_version, folder, servers })
+        let company = Company::start(&executable, folder.path(), &certificates, &web, &mut servers).await?;
+        Ok(Self { envoy, cimd, tokens, routes, company, certificates, web, envoy_version, folder, servers })
     }
 
     /// What envoy-cimd keeps.
@@ -80,9 +86,12 @@ impl Running {
 
     /// Waits until a part ends, which none should, and says which.
     pub async fn one_ended(&mut self) {
+        let company = &mut self.company;
         let (name, process, code) = tokio::select! {
             code = self.envoy.process.exited() => ("Envoy", &self.envoy.process, code),
             code = self.cimd.process.exited() => ("envoy-cimd", &self.cimd.process, code),
+            code = company.envoy.process.exited() => ("the company's Envoy", &company.envoy.process, code),
+            code = company.cimd.process.exited() => ("the company's envoy-cimd", &company.cimd.process, code),
             Some(server) = self.servers.join_next() => {
                 let server = server.unwrap_or_else(|error| error.to_string());
                 eprintln!("\ndemo: {server} ended by itself");
@@ -98,12 +107,20 @@ impl Running {
     pub fn print_output_ends(&self) {
         print_output_end("Envoy", &self.envoy.process);
         print_output_end("envoy-cimd", &self.cimd.process);
+        print_output_end("the company's Envoy", &self.company.envoy.process);
+        print_output_end("the company's envoy-cimd", &self.company.cimd.process);
     }
 
     /// Ends everything, and says so.
     pub async fn stop(mut self) -> anyhow::Result<String> {
-        self.envoy.process.stop().await;
-        self.cimd.process.stop().await;
+        for process in [
+            &mut self.envoy.process,
+            &mut self.cimd.process,
+            &mut self.company.envoy.process,
+            &mut self.company.cimd.process,
+        ] {
+            process.stop().await;
+        }
         let path = self.folder.path().display().to_string();
         self.folder.close().with_context(|| format!("{path} cannot be removed"))?;
         Ok(format!("Stopped: no process is left, and {path} is removed."))
@@ -111,7 +128,7 @@ impl Running {
 }
 
 impl Route {
-    async fn start(
+    pub async fn start(
         (name, host, path): (&'static str, &str, &str),
         port: u16,
         certificates: &Certificates,
@@ -173,7 +190,6 @@ fn state_dir(folder: &Path) -> PathBuf {
 /// loopback, and their certificates are from the demo's own authority. It listens on loopback too, where every account
 /// of this machine could ask it for that person's tokens.
 async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path) -> anyhow::Result<Cimd> {
-    let text = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()));
     let (state_dir, ca) = (text(state_dir)?, text(ca)?);
     let hosts = SERVERS.map(|(name, ..)| authorization_server::host(name));
     let mut flags = vec![
@@ -192,16 +208,22 @@ async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path
     Ok(Cimd::start(executable, &flags).await)
 }
 
+/// A path as flags have it.
+pub fn text(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()))
+}
+
 /// The configuration as the program itself prints it.
-async fn envoy_config(
+pub async fn envoy_config(
     executable: &Path,
     port: u16,
     routes: &[Route],
     certificates: &Certificates,
     processor: &str,
+    flags: &[String],
 ) -> anyhow::Result<String> {
     let mut command = Command::new(executable);
-    command.args(["envoy-config", "--single-user", "--insecure-traffic", "--processor", processor]);
+    command.args(["envoy-config", "--processor", processor]).args(flags);
     command.args(["--https-listen", &format!("127.0.0.1:{port}")]);
     command.args(["--http-listen", "127.0.0.1:0", "--envoy-admin", "127.0.0.1:0"]);
     command.arg("--downstream-cert").arg(&certificates.cert).arg("--downstream-key").arg(&certificates.key);

@@ -46,9 +46,15 @@ impl Browser {
 
     /// Sends the form of a page, with what the person typed, and the name and value of the button if it has some.
     pub async fn press(&mut self, page: &Page, entered: &[(&str, &str)]) -> Result<Page, String> {
+        self.press_form(page, "", entered).await
+    }
+
+    /// The same with the first form whose address has these words.
+    pub async fn press_form(&mut self, page: &Page, words: &str, entered: &[(&str, &str)]) -> Result<Page, String> {
         let html = page.text();
-        let (_, form) = html.split_once("<form ").ok_or("it has no form")?;
-        let (form, _) = form.split_once("</form>").ok_or("its form has no end")?;
+        let mut forms = html.split("<form ").skip(1);
+        let form = forms.find(|form| attribute(form, "action").unwrap_or_default().contains(words));
+        let (form, _) = form.ok_or("it has no such form")?.split_once("</form>").ok_or("its form has no end")?;
         let mut tags = form.split('<');
         let head = tags.next().unwrap_or_default();
         if attribute(head, "method") != Some("post") {
@@ -56,11 +62,11 @@ impl Browser {
         }
         let action = attribute(head, "action").unwrap_or_default().replace("&#38;", "&");
         let action = page.url.join(&action).map_err(|error| error.to_string())?;
-        let hidden = tags.filter(|tag| tag.starts_with("input ")).filter_map(|tag| {
+        let filled_in = tags.filter(|tag| tag.starts_with("input ")).filter_map(|tag| {
             // None of these values has a character that HTML would write otherwise.
             Some((attribute(tag, "name")?, attribute(tag, "value")?))
         });
-        let body = Serializer::new(String::new()).extend_pairs(hidden).extend_pairs(entered).finish();
+        let body = Serializer::new(String::new()).extend_pairs(filled_in).extend_pairs(entered).finish();
         let origin = action.origin().ascii_serialization();
         self.send(&action, CameFrom::SameOrigin, |call| {
             call.method("POST")
@@ -111,8 +117,8 @@ impl Browser {
             return;
         }
         self.cookies.retain(|cookie| (cookie.host.as_str(), cookie.name.as_str()) != (host, name));
-        // Without a value it is one that was taken back.
-        if value.is_empty() {
+        // Without a value, or with a life that is over, it is one that was taken back.
+        if value.is_empty() || has("max-age=0") || attributes.iter().any(|part| part.contains("01 jan 1970")) {
             return;
         }
         self.cookies.push(Cookie { host: host.to_owned(), name: name.to_owned(), value: value.to_owned() });
@@ -120,6 +126,10 @@ impl Browser {
 }
 
 impl Page {
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.answer.body).into_owned()
     }

@@ -54,7 +54,7 @@ async fn connect(checks: &mut Checks, web: &Web, route: &Route, other: &Route) -
     checks.note("shows that a token was given to this client", there)
 }
 
-const ALLOW: (&str, &str) = ("decision", "allow");
+pub const ALLOW: (&str, &str) = ("decision", "allow");
 const DENY: (&str, &str) = ("decision", "deny");
 
 async fn connect_page(browser: &mut Browser, route: &Route) -> Result<Page, String> {
