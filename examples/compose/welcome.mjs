@@ -22,10 +22,18 @@ for (const origin of ROUTES) {
 }
 
 console.log(`
-Two MCP routes are served. Connect them in a browser:
+Two MCP routes are served. In another terminal, add one to an MCP client of yours:
+
+  docker compose exec -T notes cat /ca/ca.pem >demo-ca.pem
+  export NODE_EXTRA_CA_CERTS="$PWD/demo-ca.pem"
+  claude mcp add --transport http notes ${ROUTES[0]}/mcp
+  claude
+
+It says where to connect, which is here:
 
 ${ROUTES.map((origin) => `  ${origin}/.pomerium/oauth/start?return_to=/mcp`).join('\n')}
 
+Its tool whoami says whose token came along, and end_grant ends what you allowed, so that the next call asks you anew.
 Chromium and Firefox find *.localhost by themselves; they warn of the demo's certificates, once for each of the four
 hosts. At the authorization servers any name and password will do. Ctrl-C ends it all.
 `);
