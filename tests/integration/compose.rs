@@ -143,7 +143,11 @@ async fn compose_flows_and_tokens_survive_a_restart_of_redis() {
     let connected = demo.begin(TICKETS).await;
     let token = demo.complete(connected).await;
     let flow = demo.begin(NOTES).await;
-    docker(&["restart", &container("redis").await]).await;
+    let redis = container("redis").await;
+    let starts = async || logs(&redis).await.matches("Ready to accept connections").count();
+    let before = starts().await;
+    docker(&["restart", &redis]).await;
+    until("Redis is back", async || starts().await > before).await;
     demo.complete(flow).await;
     assert_eq!(demo.token(TICKETS).await, token, "what was stored is still there");
     demo.finish().await;
