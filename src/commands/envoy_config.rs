@@ -260,7 +260,7 @@ fn virtual_hosts(
                     document: checked.document.as_ref(),
                     our_paths: our_paths(checked, paths, names.sign_in.is_some()),
                     upstream: checked.upstream.as_ref(),
-                    sign_in: names.sign_in.as_ref().and_then(|sign_in| sign_in.of_mcp(&checked.route, alone)),
+                    sign_in: names.sign_in.as_ref().and_then(|sign_in| sign_in.of_mcp(&checked.route, paths, alone)),
                 })
                 .collect(),
         };

@@ -172,7 +172,8 @@ async function run(check) {
   await check('from no session through sign-in, connect, and back', ANY, async ({ openAnywhere }) => {
     const context = await openAnywhere();
     const page = await context.newPage();
-    await page.goto(start(NOTES));
+    // The address that people have is the client's: it leads them to the connect page.
+    await page.goto(MCP);
     const shown = await signIn(page, 'anna');
     assert.deepEqual([shown.status(), page.url()], [200, `${NOTES}${START}`]);
     assert.ok((await page.locator('body').innerText()).includes('anna'), 'the page says who is signed in');

@@ -241,6 +241,15 @@ async fn a_person_and_their_client_are_one_user() {
     assert!(told.status == 200 && told.text().contains(START), "{told:?}");
     let mut browser = Browser::default();
     assert_eq!(company.send(Call::get(NOTES, DOCUMENT)).await.status, 200, "the document is for everybody");
+    // A person who opens the MCP address in a browser; a page that frames it, or a client's request, is as before.
+    let opened = |dest: &str| Call::get(NOTES, "/notes/mcp?x=y").header("sec-fetch-dest", dest);
+    let led = company.send(opened("document")).await;
+    assert_eq!((led.status, led.all("location")), (303, vec!["https://notes.localhost/.pomerium/oauth/start"]));
+    for call in [opened("document").method("POST"), opened("iframe"), opened("empty"), Call::get(NOTES, "/notes/mcp")] {
+        is_challenged(&company.send(call).await, "no navigation");
+    }
+    let with_token = Call::get(NOTES, "/notes/mcp").header("authorization", format!("Bearer {anna}"));
+    assert_eq!(company.send(with_token).await.status, 405, "a client's GET is answered as ever");
     let page = browser.sign_in(&company, "anna").await;
     assert_eq!((page.status, page.all("content-type")), (200, vec!["text/html; charset=utf-8"]), "{page:?}");
     let code = browser.connect(&company).await;

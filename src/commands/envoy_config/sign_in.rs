@@ -64,6 +64,8 @@ pub struct McpSignIn {
     pub metadata_paths: Vec<String>,
     pub metadata: String,
     pub cache_control: String,
+    /// The path of the route's connect page.
+    pub start: String,
 }
 
 impl<'a> SignIn<'a> {
@@ -113,7 +115,7 @@ impl<'a> SignIn<'a> {
     }
 
     /// How a route's MCP clients sign in; none where it has no MCP address. `is_alone`: it is the only one of its host.
-    pub fn of_mcp(&self, route: &Route, is_alone: bool) -> Option<McpSignIn> {
+    pub fn of_mcp(&self, route: &Route, paths: &Paths, is_alone: bool) -> Option<McpSignIn> {
         let origin = route.from.origin().as_str();
         let path = route.mcp_path()?;
         let own = format!("{RESOURCE_METADATA}{}", path.trim_end_matches('/'));
@@ -138,6 +140,7 @@ impl<'a> SignIn<'a> {
             metadata_paths,
             metadata: quoted(&Value::Object(metadata).to_string()),
             cache_control: quoted(&String::from_utf8_lossy(&cache_control)),
+            start: quoted(&paths.on(&route.from, Endpoint::Start)),
         })
     }
 
