@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Version;
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
     authorization_server::{Lie, Refresh},
@@ -385,7 +385,7 @@ async fn soak_of_a_thousand_held_calls() {
     const HELD: usize = PEOPLE * OF_ONE;
     // A round of all of them takes as long as a call is held.
     let rounds = usize::try_from(number("SOAK_SECONDS").unwrap_or(600)).expect("few").div_ceil(20).max(3);
-    let gateway = Arc::new(gateway(Setup::default()).await);
+    let gateway = Arc::new(gateway(Setup { log: "info", ..Setup::default() }).await);
     let names: Vec<String> = (0..PEOPLE).map(|person| format!("person-{person}")).collect();
     for who in &names {
         gateway.connect("https://notes.localhost", "notes", Some(who)).await;
@@ -393,11 +393,15 @@ async fn soak_of_a_thousand_held_calls() {
     gateway.servers.forget_grants();
     let code = gateway.connect_anna().await;
     let ended = Arc::new(AtomicUsize::new(0));
+    // A thousand new connections at one moment are another test than a thousand calls that are held.
+    let askers = Arc::new(Semaphore::new(8));
     let mut waiting = JoinSet::new();
     for who in names.iter().cycle().take(HELD).cloned() {
-        let (gateway, ended) = (Arc::clone(&gateway), Arc::clone(&ended));
+        let (gateway, ended, askers) = (Arc::clone(&gateway), Arc::clone(&ended), Arc::clone(&askers));
         waiting.spawn(async move {
+            let turn = askers.acquire_owned().await.expect("open");
             let state = asked(&gateway.send(Version::HTTP_2, &post(call("")).by(Some(&who))).await);
+            drop(turn);
             let mut body = again(&state, "accept");
             loop {
                 let answer = held_to_the_end(&gateway, Version::HTTP_2, &post(body).by(Some(&who))).await;
