@@ -15,7 +15,7 @@ use crate::model::{
     client::ClientId,
     clock::UnixTime,
     seal::{Sealer, UnsealError},
-    secret::{Key, tagged_hash},
+    secret::{Key, tag, tagged_hash},
     user::User,
 };
 
@@ -152,17 +152,11 @@ fn user_tag(user: &User) -> [u8; 16] {
         text.extend(issuer.as_bytes());
         text.extend(subject.as_bytes());
     }
-    short("envoy-cimd request state user", &text)
+    tag("envoy-cimd request state user", &text)
 }
 
 fn route_tag(client_id: &ClientId) -> [u8; 16] {
-    short("envoy-cimd request state route", client_id.as_str().as_bytes())
-}
-
-fn short(purpose: &str, text: &[u8]) -> [u8; 16] {
-    let mut tag = [0; 16];
-    tag.iter_mut().zip(tagged_hash(purpose, text)).for_each(|(to, from)| *to = from);
-    tag
+    tag("envoy-cimd request state route", client_id.as_str().as_bytes())
 }
 
 #[cfg(test)]

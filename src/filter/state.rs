@@ -14,7 +14,7 @@ use crate::model::{
     client::RedirectUri,
     clock::UnixTime,
     flow::{BrowserHash, FlowId, MAX_LIFETIME},
-    secret::{Key, tagged_hash},
+    secret::{Key, tag, tagged_hash},
 };
 
 const VERSION: u8 = 1;
@@ -192,17 +192,11 @@ fn key_id(key: &Key) -> KeyId {
 }
 
 fn route_tag(redirect_uri: &RedirectUri) -> [u8; 16] {
-    short("envoy-cimd state route", redirect_uri.as_str())
+    tag("envoy-cimd state route", redirect_uri.as_str().as_bytes())
 }
 
 fn browser_tag(cookie: &BrowserCookie) -> [u8; 16] {
-    short("envoy-cimd state browser", cookie.value().expose())
-}
-
-fn short(purpose: &str, text: &str) -> [u8; 16] {
-    let mut tag = [0; 16];
-    tag.iter_mut().zip(tagged_hash(purpose, text.as_bytes())).for_each(|(to, from)| *to = from);
-    tag
+    tag("envoy-cimd state browser", cookie.value().expose().as_bytes())
 }
 
 #[cfg(test)]
