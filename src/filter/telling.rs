@@ -200,12 +200,12 @@ impl Asked {
             Err(_) => return self.desk.forward(bearer),
         };
         let Some(state) = message.state() else { return self.desk.forward(bearer) };
-        let id = match message.kind() {
-            Kind::Request { id, .. } => Some(id),
+        let caller = match message.kind() {
+            Kind::Request { id, method } => Some(self.caller(&message, id, method)),
             Kind::NotARequest | Kind::Unknown => None,
         };
-        match (self.opened(state, &message), message.connect(), self.caller(&message)) {
-            (Err(refusal), ..) => refused(&refusal, id),
+        match (self.opened(state, &message), message.connect(), caller) {
+            (Err(refusal), _, caller) => refused(&refusal, caller.as_ref().map(|caller| &caller.id)),
             // Whoever says no is not overruled by having connected elsewhere.
             (Ok(_), Some(Answered::Refused), Some(caller)) => Verdict::Reply(self.told(&caller, Outcome::Told)),
             (Ok(_), ..) => self.forward_without_ours(bearer, message.without_ours()),
@@ -254,10 +254,10 @@ impl Asked {
             _ if differ => Refusal::VersionMismatch,
             Kind::Unknown => Refusal::CutBody,
             Kind::NotARequest => Refusal::NotARequest,
-            Kind::Request { .. } => match self.caller(&message) {
-                Some(caller) => return self.tell_caller(&message, caller, missing, place),
-                None => Refusal::NotARequest,
-            },
+            Kind::Request { id, method } => {
+                let caller = self.caller(&message, id, method);
+                return self.tell_caller(&message, caller, missing, place);
+            }
         };
         Verdict::Reply(self.refuse(&refusal))
     }
@@ -357,12 +357,11 @@ impl Asked {
         self.desk.state_keys.load().request_states.seal(state, &call)
     }
 
-    /// Who is to be answered, where it is a request.
-    fn caller(&self, message: &Message<'_>) -> Option<Caller> {
-        let Kind::Request { id, method } = message.kind() else { return None };
+    /// Who is to be answered, of a request.
+    fn caller(&self, message: &Message<'_>, id: &Id, method: Option<&str>) -> Caller {
         let header = || self.version.as_deref().and_then(|version| std::str::from_utf8(version).ok());
         let version = message.version.as_deref().or_else(header).map(str::to_owned);
-        Some(Caller { id: id.clone(), is_tool: method == Some("tools/call"), version })
+        Caller { id: id.clone(), is_tool: method == Some("tools/call"), version }
     }
 
     /// What a state of ours says, where it is this user's, for this route and this call.
