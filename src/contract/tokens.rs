@@ -1,6 +1,10 @@
 //! The tokens, as whoever carries MCP traffic sees them.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -165,6 +169,24 @@ pub enum Missing {
     Never,
     /// The grant ended by itself: the authorization server ended it, or refuses to renew it for good.
     Lost,
+}
+
+/// What was last found in the place of a token that is waited for; nothing where nobody could say yet.
+#[derive(Debug, Default)]
+pub struct LastSeen(Mutex<Option<Missing>>);
+
+impl LastSeen {
+    pub fn set(&self, missing: Missing) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(missing);
+    }
+
+    /// What becomes of a wait that is over. `unknown` is why nobody could say.
+    pub fn error(&self, unknown: &'static str) -> TokenError {
+        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(missing) => TokenError::NotFound(missing),
+            None => TokenError::Unavailable(unknown.into()),
+        }
+    }
 }
 
 impl Label for TokenError {

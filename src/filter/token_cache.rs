@@ -32,7 +32,7 @@ use crate::{
     contract::{
         error::Cause,
         tokens::{
-            AccessToken, LONGEST_WAIT, Missing, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
+            AccessToken, LONGEST_WAIT, LastSeen, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
             TokenTag, UpstreamTokens,
         },
     },
@@ -119,7 +119,7 @@ pub struct Cached {
     /// upstream's, so that a slow authorization server holds up nobody but who needs it. Who waits for the look-up of
     /// another request takes nothing.
     shares: Shares,
-    waits: Joined<TokenOwner, Mutex<Option<Missing>>, Result<Arc<Bearer>, TokenError>>,
+    waits: Joined<TokenOwner, LastSeen, Result<Arc<Bearer>, TokenError>>,
     calls: TaskTracker,
 }
 
@@ -347,16 +347,14 @@ impl Cached {
     /// the last of them leaves. It takes no share of the look-ups: whoever waits holds a request, and as many wait as may be
     /// held. What it brings is not kept.
     pub fn awaited(&self, owner: &TokenOwner, trace: &Trace) -> Wait {
-        let (missing, wait) = self.waits.join(owner, |missing: Arc<Mutex<Option<Missing>>>| {
+        let (last, wait) = self.waits.join(owner, |last| {
             let (inner, owner, trace) = (Arc::clone(&self.inner), owner.clone(), trace.clone());
             async move {
                 loop {
                     let began = tokio::time::Instant::now();
                     let call = AssertUnwindSafe(inner.awaited_token(owner.clone(), CALL, &trace)).catch_unwind();
                     match call.await {
-                        Ok(Err(TokenError::NotFound(found))) => {
-                            *missing.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
-                        }
+                        Ok(Err(TokenError::NotFound(missing))) => last.set(missing),
                         Ok(result) => return result.and_then(fit).map(Arc::new),
                         Err(_) => return Err(unavailable("the wait ended early: a fault of envoy-cimd itself")),
                     }
@@ -368,10 +366,7 @@ impl Cached {
             }
         });
         let result = async move {
-            let late = || match *missing.lock().unwrap_or_else(PoisonError::into_inner) {
-                Some(missing) => TokenError::NotFound(missing),
-                None => unavailable("it did not show in time whether a token came"),
-            };
+            let late = || last.error("it did not show in time whether a token came");
             timeout(LONGEST_WAIT, wait).await.unwrap_or_else(|_| Err(late()))
         };
         result.boxed()
@@ -486,7 +481,10 @@ mod tests {
     use tokio::{sync::Semaphore, task::yield_now};
 
     use super::*;
-    use crate::model::{client::ClientId, secret::Secret, upstream::Upstream, user::User};
+    use crate::{
+        contract::tokens::Missing,
+        model::{client::ClientId, secret::Secret, upstream::Upstream, user::User},
+    };
 
     /// The time of day at the beginning of each test.
     const DAWN: u64 = 1_800_000_000;

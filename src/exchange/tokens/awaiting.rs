@@ -4,14 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::{
-    Tokens,
-    errors::unavailable,
-    stored::Stored,
-    waits::{Counted, LastSeen},
-};
+use super::{Tokens, errors::unavailable, stored::Stored, waits::Counted};
 use crate::{
-    contract::tokens::{LONGEST_WAIT, TokenError, TokenOwner},
+    contract::tokens::{LONGEST_WAIT, LastSeen, TokenError, TokenOwner},
     store::{backend::Kept, keys::RouteKey, open::Opened},
 };
 
@@ -26,7 +21,8 @@ impl Tokens {
             let (this, owner) = (self.clone(), owner.clone());
             async move { this.arrival(&owner, &last).await }
         });
-        timeout(longest.min(LONGEST_WAIT), arrival).await.unwrap_or_else(|_| Err(last.error()))
+        let late = || last.error("the store did not say in time whether there is a token");
+        timeout(longest.min(LONGEST_WAIT), arrival).await.unwrap_or_else(|_| Err(late()))
     }
 
     /// A token, as soon as there is one. What the store has is compared as it is sealed: it is opened, and said to be of
