@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use crate::{
     pages::{self, Consent, Message},
     pending::Pending,
+    serving,
     stack::{
         Certificates,
         tls_listener::{self, TlsListener},
@@ -92,18 +93,14 @@ impl AuthorizationServer {
     /// Answers until the demo ends.
     pub fn serve(self, servers: &mut JoinSet<String>) {
         let Self { listener, shared } = self;
-        let ended = format!("the authorization server {}", shared.issuer);
+        let what = format!("the authorization server {}", shared.issuer);
         let app = Router::new()
             .route("/.well-known/oauth-authorization-server", get(metadata))
             .route("/authorize", get(authorize).post(decide))
             .route("/token", post(token))
             .fallback(elsewhere)
             .with_state(shared);
-        servers.spawn(async move {
-            // It has no end, not even one with an error.
-            let _ = axum::serve(listener, app).await;
-            ended
-        });
+        serving::spawn(servers, what, listener, app);
     }
 }
 

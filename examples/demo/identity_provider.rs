@@ -30,6 +30,7 @@ use crate::{
     authorization_server::{PATIENCE, form, json_answer},
     pages::{self, Message, SignIn},
     pending::Pending,
+    serving,
 };
 
 mod signer;
@@ -109,7 +110,7 @@ impl IdentityProvider {
     /// Answers until the demo ends.
     pub fn serve(self, servers: &mut JoinSet<String>) {
         let Self { listener, shared } = self;
-        let ended = format!("the identity provider {}", shared.issuer);
+        let what = format!("the identity provider {}", shared.issuer);
         let app = Router::new()
             .route("/.well-known/openid-configuration", get(metadata))
             .route("/.well-known/oauth-authorization-server", get(metadata))
@@ -118,11 +119,7 @@ impl IdentityProvider {
             .route("/authorize", get(authorize).post(sign_in))
             .route("/token", post(token))
             .with_state(shared);
-        servers.spawn(async move {
-            // It has no end, not even one with an error.
-            let _ = axum::serve(listener, app).await;
-            ended
-        });
+        serving::spawn(servers, what, listener, app);
     }
 }
 

@@ -24,6 +24,7 @@ mod pages;
 mod pending;
 mod running;
 mod sdk_client;
+mod serving;
 #[path = "../../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
 mod stack;

@@ -17,6 +17,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use crate::{
     authorization_server::{AuthorizationServer, Grants},
     pages::{self, Endpoint},
+    serving,
 };
 
 /// The tool that it has.
@@ -56,17 +57,13 @@ impl Upstream {
     /// Answers until the demo ends, to whoever has a token of this authorization server.
     pub fn serve(self, server: &AuthorizationServer, servers: &mut JoinSet<String>) {
         let Self { name, url, metadata_url, listener } = self;
-        let ended = format!("the {name} MCP server");
+        let what = format!("the {name} MCP server");
         let shared = Shared { name, url, metadata_url, issuer: server.issuer().to_owned(), grants: server.grants() };
         let app = Router::new()
             .route("/mcp", get(stream_or_page).post(message))
             .route("/.well-known/oauth-protected-resource/mcp", get(metadata))
             .with_state(shared);
-        servers.spawn(async move {
-            // It has no end, not even one with an error.
-            let _ = axum::serve(listener, app).await;
-            ended
-        });
+        serving::spawn(servers, what, listener, app);
     }
 }
 
