@@ -1,5 +1,6 @@
 //! What a request gets: the document, the connect page, the redirect endpoint, or a refusal; of MCP traffic, a token.
 
+pub mod bearer;
 pub mod browser;
 pub(crate) mod callback;
 pub(crate) mod calls;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::{
+    bearer::Bearer,
     browser,
     json_rpc::{
         answers::{self, Ask, Code},
@@ -26,7 +27,7 @@ use super::{
     request::{Header, Request},
     request_state::{Call, LIFETIME, PREFIX, RequestState},
     state::StateKeys,
-    token_cache::{Bearer, Cached},
+    token_cache::Cached,
     verdict::{AwaitedBody, Body, Verdict},
     waits::Waits,
 };
@@ -167,7 +168,7 @@ impl Asked {
     /// that it kept before its owner was asked.
     pub fn with_token(self, bearer: Arc<Bearer>) -> Verdict {
         let Way::Message { ends: false, is_long: false } = self.way else { return self.desk.forward(&bearer) };
-        if !bearer.again {
+        if !bearer.comes_again() {
             return self.desk.forward(&bearer);
         }
         match self.desk.waits.for_token(&self.owner.user) {

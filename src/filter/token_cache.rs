@@ -16,7 +16,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use foldhash::quality::RandomState;
 use futures_util::{
     FutureExt,
@@ -25,15 +24,14 @@ use futures_util::{
 use moka::{Equivalent, sync::Cache};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
-use zeroize::Zeroizing;
 
-use super::verdict::{Edits, Said};
+use super::bearer::Bearer;
 use crate::{
     contract::{
         error::Cause,
         tokens::{
-            AccessToken, LONGEST_WAIT, LastSeen, Refused, RefusedStatus, Renewal, TOO_LATE, TokenError, TokenOwner,
-            TokenTag, UpstreamTokens,
+            AccessToken, LONGEST_WAIT, LastSeen, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag,
+            UpstreamTokens,
         },
     },
     model::{
@@ -54,56 +52,6 @@ const CALL: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 /// The longest that a token is kept, whatever was asked for: nobody means more, and the cache takes no more than this.
 const LONGEST: Duration = Duration::from_secs(86_400);
-
-const SCHEME: &str = "Bearer ";
-
-/// The caller's other credentials, which are not the upstream's.
-const NOT_FORWARDED: &[&str] = &["cookie", "proxy-authorization"];
-/// The same, and what was said of a body that is another by now.
-const NOT_FORWARDED_WITH_BODY: &[&str] = &["cookie", "proxy-authorization", "content-length"];
-
-/// A token as the header that carries it (RFC 6750, section 2.1): visible ASCII, and not empty. What servers issue is more
-/// than the RFC's `b64token` has, and all that a header may have. Zeroed when the last one who has it lets it go.
-pub struct Bearer {
-    /// What a request with it goes on with.
-    pub edits: Arc<Said<Edits>>,
-    pub tag: TokenTag,
-    /// Whether requests of its owner may come again with members of ours in their bodies.
-    pub again: bool,
-    expires_at: Option<UnixTime>,
-    again_until: Option<UnixTime>,
-}
-
-impl Bearer {
-    /// None where it has characters that no token has.
-    fn new(token: AccessToken) -> Option<Self> {
-        let AccessToken { secret, tag, expires_at, again: again_until } = token;
-        let text = secret.expose();
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return None;
-        }
-        let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
-        let edits = Said::new(Edits {
-            set: vec![("authorization", authorization)],
-            remove: NOT_FORWARDED,
-            tag: Some(tag),
-            body: None,
-        });
-        Some(Self { edits, tag, again: again_until.is_some(), expires_at, again_until })
-    }
-
-    /// What a request goes on with whose body is another by now.
-    pub fn edits_with(&self, body: Bytes) -> Arc<Said<Edits>> {
-        let Edits { set, tag, .. } = &**self.edits;
-        Said::new(Edits { set: set.clone(), remove: NOT_FORWARDED_WITH_BODY, tag: *tag, body: Some(body) })
-    }
-}
-
-impl fmt::Debug for Bearer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bearer(…)")
-    }
-}
 
 /// A look-up that is under way, or what it came to. It goes on when those who wait for it leave.
 pub type LookUp = Shared<BoxFuture<'static, Result<Arc<Bearer>, TokenError>>>;
@@ -241,9 +189,7 @@ impl Known {
     /// elsewhere, is not known here.
     fn to_keep(&self, owner: &TokenOwner, bearer: &Arc<Bearer>, began: Instant) -> Option<Kept> {
         let now = (self.now)();
-        let left = bearer.expires_at.map_or(u64::MAX, |end| end.since((self.clock)()).saturating_sub(TOO_LATE));
-        let marked = bearer.again_until.map_or(u64::MAX, |end| end.since((self.clock)()));
-        let life = (began + self.longest).saturating_duration_since(now).min(Duration::from_secs(left.min(marked)));
+        let life = (began + self.longest).saturating_duration_since(now).min(bearer.is_good_for((self.clock)()));
         (!life.is_zero()).then(|| Kept {
             beside: Beside::of(owner),
             bearer: Arc::clone(bearer),
@@ -630,7 +576,7 @@ mod tests {
     fn text(bearer: &Bearer) -> String {
         let [("authorization", value)] = &bearer.edits.set[..] else { panic!("{:?}", bearer.edits) };
         let text = String::from_utf8(value.to_vec()).expect("text");
-        text.strip_prefix(SCHEME).expect("its scheme").to_owned()
+        text.strip_prefix("Bearer ").expect("its scheme").to_owned()
     }
 
     /// What a request gets, as traffic asks for it.
@@ -1069,7 +1015,7 @@ mod tests {
         let (cached, fake) = cached(FIVE, MANY);
         let marked = move |call| Ok(AccessToken { again: Some(UnixTime::from_secs(DAWN + 3)), ..token(call) });
         assert_eq!(get(&cached, &owner()).await, is("token-1"));
-        assert!(!cached.cached(&owner()).expect("kept").again);
+        assert!(!cached.cached(&owner()).expect("kept").comes_again());
         close(&fake);
         let of = cached.clone();
         let marking = tokio::spawn(async move { of.expect_again(owner(), &Trace::default()).await });
@@ -1079,13 +1025,13 @@ mod tests {
         settle().await;
         fake.gate.add_permits(2);
         assert_eq!(marking.await.expect("no panic"), Ok(()));
-        assert!(!during.await.expect("a token").again);
+        assert!(!during.await.expect("a token").comes_again());
         assert!(cached.cached(&owner()).is_none(), "it may have begun too early");
         fake.answers(marked);
         fake.gate.add_permits(1);
         assert_eq!(get(&cached, &owner()).await, is("token-3"));
         at(2999);
-        assert!(cached.cached(&owner()).expect("kept").again);
+        assert!(cached.cached(&owner()).expect("kept").comes_again());
         at(3000);
         assert!(cached.cached(&owner()).is_none(), "it is kept no longer than the mark");
     }
@@ -1101,7 +1047,7 @@ mod tests {
         }
         let good = "azAZ09-._~+/==|:%";
         let bearer = Bearer::new(AccessToken { secret: Secret::new(good), ..token(1) }).expect("a token");
-        assert_eq!(bearer.edits.set, [("authorization", Bytes::from(format!("Bearer {good}")))]);
+        assert_eq!(bearer.edits.set, [("authorization", format!("Bearer {good}").into())]);
         assert_eq!((text(&bearer).as_str(), format!("{bearer:?}").as_str()), (good, "Bearer(…)"));
     }
 

@@ -124,7 +124,7 @@ impl Role for Traffic {
             }
         };
         let cached = self.desk.tokens.cached(&owner);
-        if let Some(bearer) = cached.as_ref().filter(|bearer| !bearer.again) {
+        if let Some(bearer) = cached.as_ref().filter(|bearer| !bearer.comes_again()) {
             return self.desk.forward(bearer);
         }
         let asked = Asked {
