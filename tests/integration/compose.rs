@@ -457,22 +457,23 @@ async fn rotate_to(keys: &[&str]) {
         *before = value(replica, KEYS_RELOADED).await;
     }
     let write = "fs.writeFileSync('/volumes/processor/state.keys', process.argv[1])";
-    set_up(ENVOY_CIMD, &[write, &keys.join("\n")]).await;
+    set_up(ENVOY_CIMD, write, &[&keys.join("\n")]).await;
     for (before, replica) in before.into_iter().zip(REPLICAS) {
         until("the keys are read again", async || value(replica, KEYS_RELOADED).await > before).await;
     }
 }
 
 async fn read_volume(user: &str, file: &str) -> String {
-    set_up(user, &[&format!("process.stdout.write(fs.readFileSync('/volumes/{file}'))")]).await
+    set_up(user, &format!("process.stdout.write(fs.readFileSync('/volumes/{file}'))"), &[]).await
 }
 
 /// Runs a line of JavaScript where all volumes are, as the user that owns the files.
-async fn set_up(user: &str, script: &[&str]) -> String {
+async fn set_up(user: &str, script: &str, args: &[&str]) -> String {
     let compose = std::env::var("COMPOSE").expect("`make compose-test` sets COMPOSE");
     let mut command = compose.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let run = ["run", "--rm", "-T", "--no-deps", "--user", user, "setup", "node", "-e"];
-    command.extend(run.iter().chain(script).map(|&arg| arg.to_owned()));
+    let run = ["run", "--rm", "-T", "--no-deps", "--user", user, "setup", "node", "-e", script, "--"];
+    // After `--`, since a key may begin with a hyphen.
+    command.extend(run.iter().chain(args).map(|&arg| arg.to_owned()));
     output(&command).await
 }
 
