@@ -169,7 +169,7 @@ fn token_hit(bencher: Bencher<'_, '_>, routes: usize) {
     let mut origins = origins(routes);
     bencher
         .with_inputs(|| owner(&origins()))
-        .bench_local_refs(|owner| cached.cached(owner).expect("it is kept").edits.clone());
+        .bench_local_refs(|owner| cached.cached(&*owner).expect("it is kept").edits.clone());
 }
 
 /// A token that is not kept, without what its store does.
@@ -179,7 +179,7 @@ fn token_miss(bencher: Bencher<'_, '_>, routes: usize) {
     let mut origins = origins(routes);
     bencher.with_inputs(|| owner(&origins())).bench_local_refs(|owner| {
         runtime.block_on(async {
-            assert!(cached.cached(owner).is_none());
+            assert!(cached.cached(&*owner).is_none());
             cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token").edits.clone()
         })
     });

@@ -71,6 +71,9 @@ struct Settings {
     rounds: usize,
     seconds: usize,
     connections: usize,
+    /// How many people many are. Each of them is greeted before they are measured, and a token that was kept for half a
+    /// minute is looked up again: where a machine greets fewer in that time, these are to be fewer.
+    people: usize,
     /// Of the variants that are measured; all where it is empty.
     letters: String,
 }
@@ -80,6 +83,7 @@ fn settings() -> Settings {
         rounds: setting("BENCH_ROUNDS", 11),
         seconds: setting("BENCH_SECONDS", 3),
         connections: setting("BENCH_CONNECTIONS", 32),
+        people: setting("BENCH_PEOPLE", 100_000),
         letters: env::var("BENCH_VARIANTS").unwrap_or_default(),
     }
 }

@@ -16,11 +16,8 @@ use crate::{
     variant::{Expected, Variant},
 };
 
-/// How many people many are.
-pub const PEOPLE: usize = 100_000;
-
-/// Longer than any run: half of it must not be over when a turn comes again, since a token is then looked up anew.
-const KEPT: &str = "--token-cache=3600";
+/// As long as may be.
+const KEPT: &str = "--token-cache=60";
 const NEVER_KEPT: &str = "--token-cache=0";
 
 /// What stands between a listener and the upstream.
@@ -45,17 +42,18 @@ struct Processors {
 pub async fn load(settings: &Settings) {
     let dir = tempfile::tempdir().expect("a folder");
     let upstream = upstream::start().await;
-    let processors = Processors::start(dir.path(), &upstream).await;
+    let many = settings.people;
+    let processors = Processors::start(dir.path(), &upstream, many).await;
     let certificates = Certificates::make(dir.path(), &[HOST]);
     let config = configuration(&certificates, &processors, &upstream);
     let has_refused = config.to_string().contains(REFUSED);
     let envoy = Envoy::start(dir.path(), &config.to_string()).await;
 
-    let variants = processors.variants(&envoy, has_refused).await;
+    let variants = processors.variants(&envoy, has_refused, many).await;
     let before = resident(processors.many[0].process.pid());
     report::compare(settings, &envoy.process, &variants).await;
     println!(
-        "\nResident at the end: envoy-cimd with one token {} KiB; with the tokens of {PEOPLE} people in its store, {before} \
+        "\nResident at the end: envoy-cimd with one token {} KiB; with the tokens of {many} people in its store, {before} \
          KiB at the start and now {} KiB where it keeps what it handed out, {} KiB where it does not; the floor {} KiB.",
         resident(processors.few[1].process.pid()),
         resident(processors.many[0].process.pid()),
@@ -65,13 +63,13 @@ pub async fn load(settings: &Settings) {
 }
 
 impl Processors {
-    async fn start(dir: &Path, upstream: &str) -> Self {
+    async fn start(dir: &Path, upstream: &str, many: usize) -> Self {
         let socket = |name: &str| format!("unix:{}", dir.join(name).display());
         let keys = format!("--state-keys={}", key_file(dir).display());
-        eprintln!("putting {PEOPLE} tokens into a store, which takes a while");
+        eprintln!("putting {many} tokens into a store, which takes a while");
         let [one, all] = [dir.join("one"), dir.join("all")];
         people::fill(&one, 1, upstream).await;
-        people::fill(&all, PEOPLE, upstream).await;
+        people::fill(&all, many, upstream).await;
         // Each process has a store of its own.
         let start = async |name: &str, like: &Path, flags: &[&str]| {
             let store = dir.join(name);
@@ -95,7 +93,9 @@ impl Processors {
         }
     }
 
-    async fn variants(&self, envoy: &Envoy, has_refused: bool) -> Vec<Variant<'_>> {
+    async fn variants(&self, envoy: &Envoy, has_refused: bool, people: usize) -> Vec<Variant<'_>> {
+        let (turns, looked_up) =
+            (format!("as (m), {people} people in turn"), format!("as (m), none kept, {people} people"));
         let Self { floor: [floor_tcp, floor], few: [tcp, unix], many: [kept, never] } = self;
         let one = || People::new(1);
         let mut variants = Vec::new();
@@ -106,9 +106,9 @@ impl Processors {
             ("l", "the floor, Unix socket", "floor", one(), Some(&floor.process)),
             ("m", "envoy-cimd, Unix socket", "unix", one(), Some(&unix.process)),
             ("n", "as (m), and who learns of refusals", "refused", one(), Some(&unix.process)),
-            ("o", "as (m), 100,000 people in turn", "kept", People::greeted(PEOPLE), Some(&kept.process)),
+            ("o", &turns, "kept", People::greeted(people), Some(&kept.process)),
             ("p", "as (m), none kept, one person", "never", one(), Some(&never.process)),
-            ("p many", "as (m), none kept, 100,000 people", "never", People::new(PEOPLE), Some(&never.process)),
+            ("p many", &looked_up, "never", People::new(people), Some(&never.process)),
             ("q", "`ext_authz`, always the same token", "authz", one(), Some(&floor.process)),
         ] {
             if listener == "refused" && !has_refused {

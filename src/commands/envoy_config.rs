@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     edge::{read::ATTRIBUTES, tags},
-    filter::request::{Header, TRAFFIC_HEADERS},
+    filter::request::Header,
     model::{
         origin::Origin,
         paths::{Endpoint, Paths},
@@ -382,12 +382,12 @@ struct Filter<'a> {
 
 impl<'a> Filter<'a> {
     fn of_our_paths(name: &'a str, namespaces: &[&str], cluster: &'a str) -> Self {
-        let headers = Header::NAMES.map(|(name, _)| name).to_vec();
+        let headers = Header::OF_ENDPOINTS.map(Header::name).to_vec();
         Self::new("endpoints", name, namespaces, cluster, headers, |_| true)
     }
 
     fn of_traffic(name: &'a str, namespaces: &[&str], cluster: &'a str) -> Self {
-        let headers = TRAFFIC_HEADERS.map(|(name, _)| name).to_vec();
+        let headers = Header::OF_TRAFFIC.map(Header::name).to_vec();
         Self::new("traffic", name, namespaces, cluster, headers, traffic::is_needed)
     }
 

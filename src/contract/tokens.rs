@@ -11,7 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Cause, Label};
 use crate::model::{
-    client::ClientId, clock::UnixTime, scope::Scope, secret::Secret, trace::Trace, upstream::Upstream, user::User,
+    client::ClientId,
+    clock::UnixTime,
+    scope::Scope,
+    secret::Secret,
+    trace::Trace,
+    upstream::Upstream,
+    user::{User, UserRef},
 };
 
 /// Hands out tokens. One trait for the exchange in this process and the one that is called. Whoever may call it may have
@@ -69,6 +75,28 @@ pub struct TokenOwner {
     /// The route.
     pub client_id: ClientId,
     pub upstream: Upstream,
+}
+
+/// A [`TokenOwner`] that is borrowed: most requests find their token by it, and need none of their own.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnerRef<'a> {
+    pub user: UserRef<'a>,
+    pub client_id: &'a ClientId,
+    pub upstream: &'a Upstream,
+}
+
+impl OwnerRef<'_> {
+    pub fn to_owner(self) -> TokenOwner {
+        let Self { user, client_id, upstream } = self;
+        TokenOwner { user: user.to_user(), client_id: client_id.clone(), upstream: upstream.clone() }
+    }
+}
+
+impl<'a> From<&'a TokenOwner> for OwnerRef<'a> {
+    fn from(owner: &'a TokenOwner) -> Self {
+        let TokenOwner { user, client_id, upstream } = owner;
+        Self { user: user.into(), client_id, upstream }
+    }
 }
 
 /// What a token is called where its own text must not be. Random, and stored with the token: no hash of it.

@@ -43,7 +43,7 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
     let state = state.verify(&redirect_uri, (tools.clock)()).map_err(Refusal::State)?;
     let cookie = BrowserCookie::of(request, &state.flow_id);
     let browser_hash = state.check_browser(cookie.as_ref()).map_err(Refusal::State)?;
-    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?.to_user();
     let upstream = route.upstream().unwrap_or(route.from.as_str());
     let share = tools.calls.callbacks.take(Some(&user), upstream).map_err(calls::refusal)?;
     let choreographer = Arc::clone(&tools.choreographer);

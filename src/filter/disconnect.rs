@@ -28,7 +28,7 @@ pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal>
         return Err(Refusal::CrossSite);
     }
     let [] = query::parameters(query.unwrap_or_default(), tools.max_query_bytes, []).map_err(Refusal::BadRequest)?;
-    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?.to_user();
     let share = tools.calls.presses.take(Some(&user), &upstream.url).map_err(calls::refusal)?;
     let owner = TokenOwner { user, client_id: tools.paths.client_id(&route.from), upstream };
     let choreographer = Arc::clone(&tools.choreographer);

@@ -11,13 +11,13 @@ use super::{
     start,
 };
 use crate::{
-    contract::tokens::TokenOwner,
+    contract::tokens::OwnerRef,
     model::{
         client::ClientId,
         paths::{Endpoint, Paths},
         route::{Route, RouteError},
         upstream::Upstream,
-        user::{Claims, Users},
+        user::{Claims, UserRef, Users},
     },
 };
 
@@ -28,6 +28,13 @@ pub struct McpRoute {
     upstream: Upstream,
     /// Where to connect.
     pub link: String,
+}
+
+impl McpRoute {
+    /// Whose token a request of this user takes.
+    pub fn owner<'a>(&'a self, user: UserRef<'a>) -> OwnerRef<'a> {
+        OwnerRef { user, client_id: &self.client_id, upstream: &self.upstream }
+    }
 }
 
 /// The routes of every MCP server, and who may use them.
@@ -58,20 +65,22 @@ impl McpRoutes {
         self.routes.of_mcp(request, sources)
     }
 
-    /// Whose token a request of the route takes.
+    /// The route with what traffic needs of it, and who is there.
     ///
     /// # Errors
     /// Where the route has no upstream, or nobody trusted says who is there.
-    pub fn owner(&self, route: &Arc<Route>, user: Option<Claims<'_>>) -> Result<(Arc<McpRoute>, TokenOwner), Refusal> {
+    pub fn with_user<'a>(
+        &self,
+        route: &Arc<Route>,
+        user: Option<Claims<'a>>,
+    ) -> Result<(Arc<McpRoute>, UserRef<'a>), Refusal> {
         let route = self.recent.get(
             // The one that is kept keeps its route alive, so no other route can have its address.
             Arc::as_ptr(route) as usize,
             |kept| Arc::ptr_eq(&kept.route, route),
             || self.with_all(route),
         )?;
-        let user = self.users.user(user).map_err(Refusal::UserUnknown)?;
-        let owner = TokenOwner { user, client_id: route.client_id.clone(), upstream: route.upstream.clone() };
-        Ok((route, owner))
+        Ok((route, self.users.user(user).map_err(Refusal::UserUnknown)?))
     }
 
     fn with_all(&self, route: &Arc<Route>) -> Result<McpRoute, Refusal> {

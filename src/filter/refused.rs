@@ -93,8 +93,8 @@ impl Refused {
             ));
         };
         let route_scope = route.scope().map_err(|error| unreported(error.to_string().into()))?;
-        let (mcp_route, owner) =
-            self.routes.owner(&route, sources.user).map_err(|refusal| unreported(refusal.reason()))?;
+        let (mcp_route, user) =
+            self.routes.with_user(&route, sources.user).map_err(|refusal| unreported(refusal.reason()))?;
         let short = |text: Option<String>, longest| text.filter(|text| text.len() <= longest);
         let refused = tokens::Refused {
             tag,
@@ -103,6 +103,7 @@ impl Refused {
             resource_metadata: short(challenge.resource_metadata().map(str::to_owned), MAX_URL),
             route_scope,
         };
+        let owner = mcp_route.owner(user).to_owner();
         Ok((mcp_route, owner, refused))
     }
 }

@@ -2,74 +2,95 @@
 
 use crate::model::{origin::Origin, route::RouteMetadata, trace::Trace, user::Claims};
 
-/// A header or pseudo-header that is read of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Header {
-    Authority,
-    Method,
-    Path,
-    Scheme,
-    Accept,
-    ContentLength,
-    Cookie,
-    IfNoneMatch,
-    McpProtocolVersion,
-    Origin,
-    Purpose,
-    SecFetchDest,
-    SecFetchMode,
-    SecFetchSite,
-    SecPurpose,
-    TraceParent,
-    TraceState,
-    XForwardedProto,
-    XRequestId,
+macro_rules! headers {
+    ($($header:ident = $name:literal)*) => {
+        /// A header or pseudo-header that is read of a request.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Header {
+            $($header,)*
+        }
+
+        impl Header {
+            /// In lower case, as Envoy sends it.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$header => $name,)*
+                }
+            }
+
+            #[allow(non_upper_case_globals, reason = "a constant for each variant")]
+            fn named(name: &[u8]) -> Option<Self> {
+                $(const $header: &[u8] = $name.as_bytes();)*
+                match name {
+                    $($header => Some(Self::$header),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+headers! {
+    Authority = ":authority"
+    Method = ":method"
+    Path = ":path"
+    Scheme = ":scheme"
+    Accept = "accept"
+    ContentLength = "content-length"
+    Cookie = "cookie"
+    IfNoneMatch = "if-none-match"
+    McpProtocolVersion = "mcp-protocol-version"
+    Origin = "origin"
+    Purpose = "purpose"
+    SecFetchDest = "sec-fetch-dest"
+    SecFetchMode = "sec-fetch-mode"
+    SecFetchSite = "sec-fetch-site"
+    SecPurpose = "sec-purpose"
+    TraceParent = "traceparent"
+    TraceState = "tracestate"
+    XForwardedProto = "x-forwarded-proto"
+    XRequestId = "x-request-id"
 }
 
 impl Header {
     /// All that the endpoints read, so that Envoy forwards no more; never `authorization`.
-    pub const NAMES: [(&str, Self); 16] = [
-        (":authority", Self::Authority),
-        (":method", Self::Method),
-        (":path", Self::Path),
-        (":scheme", Self::Scheme),
-        ("accept", Self::Accept),
-        ("cookie", Self::Cookie),
-        ("if-none-match", Self::IfNoneMatch),
-        ("origin", Self::Origin),
-        ("purpose", Self::Purpose),
-        ("sec-fetch-dest", Self::SecFetchDest),
-        ("sec-fetch-site", Self::SecFetchSite),
-        ("sec-purpose", Self::SecPurpose),
-        ("traceparent", Self::TraceParent),
-        ("tracestate", Self::TraceState),
-        ("x-forwarded-proto", Self::XForwardedProto),
-        ("x-request-id", Self::XRequestId),
+    pub const OF_ENDPOINTS: [Self; 16] = [
+        Self::Authority,
+        Self::Method,
+        Self::Path,
+        Self::Scheme,
+        Self::Accept,
+        Self::Cookie,
+        Self::IfNoneMatch,
+        Self::Origin,
+        Self::Purpose,
+        Self::SecFetchDest,
+        Self::SecFetchSite,
+        Self::SecPurpose,
+        Self::TraceParent,
+        Self::TraceState,
+        Self::XForwardedProto,
+        Self::XRequestId,
     ];
 
-    fn named(name: &[u8]) -> Option<Self> {
-        let known = Self::NAMES.iter().chain(&TRAFFIC_HEADERS);
-        known.into_iter().find_map(|(known, header)| (known.as_bytes() == name).then_some(*header))
-    }
+    /// All that is read of MCP traffic, so that Envoy forwards no more: neither `authorization` nor `cookie`.
+    pub const OF_TRAFFIC: [Self; 14] = [
+        Self::Authority,
+        Self::Method,
+        Self::Path,
+        Self::Scheme,
+        Self::Accept,
+        Self::ContentLength,
+        Self::McpProtocolVersion,
+        Self::Origin,
+        Self::SecFetchDest,
+        Self::SecFetchMode,
+        Self::TraceParent,
+        Self::TraceState,
+        Self::XForwardedProto,
+        Self::XRequestId,
+    ];
 }
-
-/// All that is read of MCP traffic, so that Envoy forwards no more: neither `authorization` nor `cookie`.
-pub const TRAFFIC_HEADERS: [(&str, Header); 14] = [
-    (":authority", Header::Authority),
-    (":method", Header::Method),
-    (":path", Header::Path),
-    (":scheme", Header::Scheme),
-    ("accept", Header::Accept),
-    ("content-length", Header::ContentLength),
-    ("mcp-protocol-version", Header::McpProtocolVersion),
-    ("origin", Header::Origin),
-    ("sec-fetch-dest", Header::SecFetchDest),
-    ("sec-fetch-mode", Header::SecFetchMode),
-    ("traceparent", Header::TraceParent),
-    ("tracestate", Header::TraceState),
-    ("x-forwarded-proto", Header::XForwardedProto),
-    ("x-request-id", Header::XRequestId),
-];
 
 /// The longest name of a request, in bytes.
 const MAX_ID: usize = 128;

@@ -85,7 +85,7 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
                 .ok_or(Refusal::BadRequest("`return_to` is not a path on the route's origin"))
         })
         .transpose()?;
-    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?;
+    let user = tools.users.user(user).map_err(Refusal::UserUnknown)?.to_user();
     let trace = request.trace();
     let choreographer = Arc::clone(&tools.choreographer);
     let ends_at = return_to.clone().unwrap_or_else(|| home(tools, route));

@@ -30,8 +30,8 @@ use crate::{
     contract::{
         error::Cause,
         tokens::{
-            AccessToken, LONGEST_WAIT, LastSeen, Refused, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag,
-            UpstreamTokens,
+            AccessToken, LONGEST_WAIT, LastSeen, OwnerRef, Refused, RefusedStatus, Renewal, TokenError, TokenOwner,
+            TokenTag, UpstreamTokens,
         },
     },
     model::{
@@ -113,13 +113,13 @@ struct Beside {
 }
 
 impl Beside {
-    fn of(owner: &TokenOwner) -> Self {
-        let TokenOwner { user: _, client_id: _, upstream: Upstream { url: _, authorization_server, resource } } = owner;
+    fn of(owner: OwnerRef<'_>) -> Self {
+        let OwnerRef { user: _, client_id: _, upstream: Upstream { url: _, authorization_server, resource } } = owner;
         Self { authorization_server: authorization_server.clone(), resource: resource.clone() }
     }
 
     /// Whether this is what there is of an owner; nothing of it is copied.
-    fn is_of(&self, owner: &TokenOwner) -> bool {
+    fn is_of(&self, owner: OwnerRef<'_>) -> bool {
         let Self { authorization_server, resource } = self;
         (authorization_server, resource) == (&owner.upstream.authorization_server, &owner.upstream.resource)
     }
@@ -131,23 +131,23 @@ impl Beside {
 struct Place(TokenOwner);
 
 /// The same, borrowed, to look for one.
-struct PlaceOf<'a>(&'a TokenOwner);
+struct PlaceOf<'a>(OwnerRef<'a>);
 
 impl Hash for Place {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        PlaceOf(&self.0).hash(state);
+        PlaceOf((&self.0).into()).hash(state);
     }
 }
 
 impl Hash for PlaceOf<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.0.user, &self.0.client_id, &self.0.upstream.url).hash(state);
+        (self.0.user, self.0.client_id, &self.0.upstream.url).hash(state);
     }
 }
 
 impl PartialEq for Place {
     fn eq(&self, other: &Self) -> bool {
-        PlaceOf(&self.0).equivalent(other)
+        PlaceOf((&self.0).into()).equivalent(other)
     }
 }
 
@@ -155,8 +155,8 @@ impl Eq for Place {}
 
 impl Equivalent<Place> for PlaceOf<'_> {
     fn equivalent(&self, Place(other): &Place) -> bool {
-        let Self(owner) = self;
-        (&owner.user, &owner.client_id, &owner.upstream.url) == (&other.user, &other.client_id, &other.upstream.url)
+        let (Self(owner), other) = (self, OwnerRef::from(other));
+        (owner.user, owner.client_id, &owner.upstream.url) == (other.user, other.client_id, &other.upstream.url)
     }
 }
 
@@ -180,7 +180,7 @@ impl Known {
                 }
             }
             // Somewhere else it was ended.
-            Err(TokenError::NotFound(_)) => self.kept.invalidate(&PlaceOf(&place.0)),
+            Err(TokenError::NotFound(_)) => self.kept.invalidate(&PlaceOf((&place.0).into())),
             Ok(_) | Err(TokenError::Unavailable(_)) => {}
         }
     }
@@ -191,7 +191,7 @@ impl Known {
         let now = (self.now)();
         let life = (began + self.longest).saturating_duration_since(now).min(bearer.is_good_for((self.clock)()));
         (!life.is_zero()).then(|| Kept {
-            beside: Beside::of(owner),
+            beside: Beside::of(owner.into()),
             bearer: Arc::clone(bearer),
             until: now + life,
             renew_at: now + life / 2,
@@ -200,7 +200,7 @@ impl Known {
     }
 
     /// What is kept of an owner and not over, at this time.
-    fn fresh(&self, owner: &TokenOwner, now: Instant) -> Option<Arc<Kept>> {
+    fn fresh(&self, owner: OwnerRef<'_>, now: Instant) -> Option<Arc<Kept>> {
         self.kept.get(&PlaceOf(owner)).filter(|kept| kept.beside.is_of(owner) && kept.until > now)
     }
 }
@@ -229,12 +229,13 @@ impl Cached {
 
     /// The owner's token, if it is here. One that is no longer young is looked up again behind the caller's back; where
     /// that fails, it stays to its end.
-    pub fn cached(&self, owner: &TokenOwner) -> Option<Arc<Bearer>> {
+    pub fn cached<'a>(&self, owner: impl Into<OwnerRef<'a>>) -> Option<Arc<Bearer>> {
+        let owner = owner.into();
         let now = (self.known.now)();
         let kept = self.known.fresh(owner, now)?;
         if kept.renew_at <= now && !kept.is_renewing.swap(true, Relaxed) {
             // It is no request's own call, and so of no request's trace.
-            let begun = self.begin(self.known.lock(), owner, &Trace::default());
+            let begun = self.begin(self.known.lock(), &owner.to_owner(), &Trace::default());
             kept.is_renewing.store(begun.is_ok(), Relaxed);
         }
         Some(Arc::clone(&kept.bearer))
@@ -247,7 +248,7 @@ impl Cached {
     pub fn look_up(&self, owner: &TokenOwner, trace: &Trace) -> Result<LookUp, UsedUp> {
         let under_way = self.known.lock();
         // One that ended since the caller saw that there is no token.
-        if let Some(kept) = self.known.fresh(owner, (self.known.now)()) {
+        if let Some(kept) = self.known.fresh(owner.into(), (self.known.now)()) {
             return Ok(ready(Ok(Arc::clone(&kept.bearer))).boxed().shared());
         }
         self.begin(under_way, owner, trace)
@@ -326,7 +327,7 @@ impl Cached {
     fn forget(&self, owner: &TokenOwner) {
         let mut under_way = self.known.lock();
         under_way.by_place.remove(&Place(owner.clone()));
-        self.known.kept.invalidate(&PlaceOf(owner));
+        self.known.kept.invalidate(&PlaceOf(owner.into()));
     }
 
     /// Forgets a token that the upstream refused; a newer one stays. What is looked up now may bring it again, and is not
@@ -336,8 +337,9 @@ impl Cached {
         if let Some(begun) = under_way.by_place.get_mut(&Place(owner.clone())) {
             begun.keeps = false;
         }
-        if self.known.kept.get(&PlaceOf(owner)).is_some_and(|kept| kept.bearer.tag == tag) {
-            self.known.kept.invalidate(&PlaceOf(owner));
+        let place = PlaceOf(owner.into());
+        if self.known.kept.get(&place).is_some_and(|kept| kept.bearer.tag == tag) {
+            self.known.kept.invalidate(&place);
         }
     }
 

@@ -20,8 +20,8 @@ use super::{
     waits::Waits,
 };
 use crate::{
-    contract::tokens::{TokenOwner, UpstreamTokens},
-    model::{page_origin::PageOrigin, route::Route, shares::ShareLimits},
+    contract::tokens::UpstreamTokens,
+    model::{page_origin::PageOrigin, route::Route, shares::ShareLimits, user::UserRef},
 };
 
 /// What MCP's transport takes. All else would show a token to its caller (TRACE), or is nobody's to answer with one.
@@ -86,17 +86,17 @@ impl Traffic {
         }
     }
 
-    /// Whose token a request takes, once it passed every check.
-    fn owner(
+    /// Whose token a request takes, and of which route, once it passed every check.
+    fn owner<'a>(
         &self,
         request: &Request<'_>,
-        sources: &Sources<'_>,
+        sources: &Sources<'a>,
         route: &Arc<Route>,
-    ) -> Result<(Arc<McpRoute>, TokenOwner), Refusal> {
+    ) -> Result<(Arc<McpRoute>, UserRef<'a>), Refusal> {
         checks::addressed(request, route)?;
         self.check_origin(request, route)?;
         checks::method(request, METHODS)?;
-        self.routes.owner(route, sources.user)
+        self.routes.with_user(route, sources.user)
     }
 
     /// A page may send a request only where it is the route's own, or the operator allows it: a credential goes along
@@ -116,14 +116,14 @@ impl Role for Traffic {
             Err(error) => Err(Refusal::MisconfiguredRoute(error.clone())),
             Ok(route) => self.owner(request, sources, route),
         };
-        let (route, owner) = match found {
+        let (route, user) = match found {
             Ok(found) => found,
             Err(refusal) => {
                 let name = route.as_ref().map_or(request.authority(), |route| &route.id);
                 return Verdict::Reply(self.desk.refuse(&refusal, name, request.id(), None, None));
             }
         };
-        let cached = self.desk.tokens.cached(&owner);
+        let cached = self.desk.tokens.cached(route.owner(user));
         if let Some(bearer) = cached.as_ref().filter(|bearer| !bearer.comes_again()) {
             return self.desk.forward(bearer);
         }
@@ -132,8 +132,8 @@ impl Role for Traffic {
             version: request.sole(Header::McpProtocolVersion).map(<[u8]>::to_owned),
             way: Way::of(request, ends),
             takes_events: takes_events_alone(request),
+            owner: route.owner(user).to_owner(),
             route,
-            owner,
             trace: request.trace(),
             desk: Arc::clone(&self.desk),
         };

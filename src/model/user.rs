@@ -13,6 +13,33 @@ pub enum User {
     Single,
 }
 
+/// A [`User`] who is borrowed, from a message most of the time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UserRef<'a> {
+    Subject { issuer: &'a str, subject: &'a str },
+    Single,
+}
+
+impl UserRef<'_> {
+    pub fn to_user(self) -> User {
+        match self {
+            Self::Subject { issuer, subject } => {
+                User::Subject { issuer: issuer.to_owned(), subject: subject.to_owned() }
+            }
+            Self::Single => User::Single,
+        }
+    }
+}
+
+impl<'a> From<&'a User> for UserRef<'a> {
+    fn from(user: &'a User) -> Self {
+        match user {
+            User::Subject { issuer, subject } => Self::Subject { issuer, subject },
+            User::Single => Self::Single,
+        }
+    }
+}
+
 /// How many people [`User::Single`] stands for.
 const PEOPLE: usize = 50;
 
@@ -94,9 +121,9 @@ impl Users {
     ///
     /// # Errors
     /// Why there is nobody, for operators.
-    pub fn user(&self, claims: Option<Claims<'_>>) -> Result<User, Cow<'static, str>> {
+    pub fn user<'a>(&self, claims: Option<Claims<'a>>) -> Result<UserRef<'a>, Cow<'static, str>> {
         let source = match self {
-            Self::Single => return Ok(User::Single),
+            Self::Single => return Ok(UserRef::Single),
             Self::Unknown => return Err("neither --user-namespace nor --single-user is set".into()),
             Self::From(source) => source,
         };
@@ -108,12 +135,12 @@ impl Users {
             )
             .into());
         };
-        let text = |path: &MetadataPath, claim: Option<&str>| match claim {
+        let text = |path: &MetadataPath, claim: Option<&'a str>| match claim {
             Some("") => Err(format!("the dynamic metadata of `{namespace}` has an empty text at `{path}`")),
-            Some(text) => Ok(text.to_owned()),
+            Some(text) => Ok(text),
             None => Err(format!("the dynamic metadata of `{namespace}` has no text at `{path}`")),
         };
-        Ok(User::Subject { issuer: text(issuer, claims.issuer)?, subject: text(subject, claims.subject)? })
+        Ok(UserRef::Subject { issuer: text(issuer, claims.issuer)?, subject: text(subject, claims.subject)? })
     }
 
     pub fn source(&self) -> Option<&UserSource> {
@@ -155,7 +182,7 @@ mod tests {
             (&Users::Single, None, Ok(User::Single)),
             (&Users::Single, claims(Some("i"), Some("s")), Ok(User::Single)),
         ] {
-            assert_eq!(users.user(claims), user.map_err(Cow::Borrowed));
+            assert_eq!(users.user(claims).map(UserRef::to_user), user.map_err(Cow::Borrowed));
         }
         assert_ne!(pair, User::Single);
         for bad in ["", ".", "a.", ".a", "a..b"] {

@@ -390,7 +390,7 @@ fn what_envoy_is_asked_for() {
             .as_array()
             .expect("headers")
             .len(),
-        Header::NAMES.len()
+        Header::OF_ENDPOINTS.len()
     );
     let trailers = &filter(config, "envoy-cimd-traffic-trailers")["typed_config"]["mutations"];
     assert_eq!(

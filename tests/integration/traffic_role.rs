@@ -18,7 +18,7 @@ use envoy_cimd::{
         browser::BrowserCookie,
         endpoint::{self, Endpoints},
         reply::Reply,
-        request::{Request, Sources, TRAFFIC_HEADERS},
+        request::{Header, Request, Sources},
         state::StateKeys,
         traffic::{self, Traffic},
         verdict::{AwaitedBody, Body, Role, Verdict},
@@ -355,7 +355,7 @@ async fn the_token_takes_the_place_of_the_callers_credentials() {
 /// None of the caller's credentials is even asked for.
 #[test]
 fn envoy_is_asked_for_no_credentials() {
-    let names = TRAFFIC_HEADERS.map(|(name, _)| name);
+    let names = Header::OF_TRAFFIC.map(Header::name);
     for credential in ["authorization", "cookie", "proxy-authorization"] {
         assert!(!names.contains(&credential));
     }
