@@ -12,3 +12,4 @@ pub(crate) mod running;
 pub(crate) mod serve;
 pub mod settings;
 mod shared_hosts;
+mod watching;

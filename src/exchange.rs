@@ -1,5 +1,6 @@
 //! The choreographer: discovery, flows, tokens, OAuth.
 
+pub mod clients;
 pub mod deadlines;
 pub mod discovery;
 pub mod embedded;

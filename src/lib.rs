@@ -62,7 +62,7 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
         settings::Task::Choreographer(settings) => {
             let (log, _written_at_the_end) = LogFilter::start(settings.process.log.clone())?;
             let threads = settings.process.threads;
-            block_on(threads, choreographer::run(*settings, log))
+            block_on(threads, choreographer::run(*settings, file, log))
         }
         settings::Task::Check(options) => print(&check::check(&options)?),
         settings::Task::Completions { shell } => print(&settings::completions(shell)),

@@ -152,6 +152,7 @@ pub async fn put(open: &Opened, people: std::ops::Range<usize>, upstream: &str) 
             refused: None,
             ended: false,
             step_up: Default::default(),
+            acts_as: Default::default(),
         };
         let sealed = open.seal(Place::Token(&key), &record).expect("a key");
         open.store.put_token(key, route, sealed).await.expect("it is kept");

@@ -1,19 +1,20 @@
 //! `envoy-cimd check`: what a config file would serve.
 
-use std::fmt::Write as _;
+use std::{collections::HashMap, fmt::Write as _};
 
 use anyhow::Context;
 
 use super::{
     listeners::main_tls,
     roles::roles,
-    serve,
+    serve::{self, Side},
     settings::{Check, Task, parse},
     shared_hosts::{several_ports, several_routes},
 };
 use crate::{
+    exchange::clients::configured::PreRegistered,
     filter::document::{Document, LONGEST_SAFE_CLIENT_ID},
-    model::route::Key,
+    model::{issuer::is_same, paths::Paths, public_url::PublicUrl, route::Key},
     telemetry::exposure,
 };
 
@@ -30,11 +31,12 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let roles = runtime.block_on(roles(&settings))?;
-    let exchange = runtime.block_on(serve::exchange(&settings))?;
+    let exchange = runtime.block_on(serve::exchange(&settings, parsed.file.as_ref()))?;
     let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.0.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();
     let mut public_urls = Vec::new();
+    let mut pins = HashMap::new();
     for exposure in serve::secret_files(&settings, &exchange).iter().flat_map(|path| exposure::exposures(path)) {
         writeln!(text, "warning: {exposure}")?;
     }
@@ -58,6 +60,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         if spec.get(Key::To).is_none() {
             writeln!(text, "  warning: without `to`, nobody can connect; the document alone is served")?;
         }
+        pins.insert(route.from.clone(), route.pinned_issuer()?.map(str::to_owned));
         public_urls.push(route.from);
     }
     if file.routes.is_empty() {
@@ -66,6 +69,11 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
             "no routes in the file: they come from Envoy's metadata, all keys of a route from the level that sets `from` \
              (the route, or its virtual host)"
         )?;
+    }
+    if let Side::Here(embedded, _) = &exchange.side {
+        for client in &embedded.tokens.clients.configured().all {
+            write_client(&mut text, client, &paths, &pins)?;
+        }
     }
     writeln!(text, "serves {roles}")?;
     if let Some(reason) = &roles.left_out {
@@ -82,4 +90,31 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         writeln!(text, "warning: {warning}")?;
     }
     Ok(text)
+}
+
+/// A client of the file, with what its operator enters where they register it. `pins` are the issuers of the file's routes.
+fn write_client(
+    text: &mut String,
+    client: &PreRegistered,
+    paths: &Paths,
+    pins: &HashMap<PublicUrl, Option<String>>,
+) -> std::fmt::Result {
+    let PreRegistered { issuer, client_id, method, routes, .. } = client;
+    writeln!(text, "client {client_id} at {issuer} ({}), where these redirect URIs are to be entered:", method.name())?;
+    for from in routes {
+        writeln!(text, "  {}", paths.redirect_uri(from))?;
+        match pins.get(from) {
+            Some(Some(pin)) if is_same(pin, issuer) => {}
+            Some(_) => writeln!(
+                text,
+                "  warning: the route {from} is not this client, since its `authorization_server` does not pin {issuer}"
+            )?,
+            None => writeln!(
+                text,
+                "  the route {from} is not in this file: wherever it comes from, it must pin this issuer with \
+                 `authorization_server`"
+            )?,
+        }
+    }
+    Ok(())
 }

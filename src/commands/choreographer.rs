@@ -9,15 +9,15 @@ use tonic::service::Routes;
 use super::{
     listeners::{TokensListener, main_tls},
     running::Process,
-    serve::{traced, traced_tokens},
-    settings::ChoreographerCommand,
+    serve::{embedded, kept_files, traced, traced_tokens},
+    settings::{ChoreographerCommand, parse::LoadedFile},
+    watching::Takers,
 };
 use crate::{
     contract::{
         proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
         service::Service,
     },
-    exchange::embedded::Embedded,
     filter::outcome::Outcome,
     model::paths::Paths,
     net::grpc::GrpcListener,
@@ -29,18 +29,20 @@ use crate::{
 ///
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Result<()> {
+pub async fn run(settings: ChoreographerCommand, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let paths = Paths::default().with_document(settings.document_path);
-    let embedded = Embedded::new(settings.exchange.config(paths))?;
+    let embedded = embedded(&settings.exchange, paths, file.as_ref())?;
     let tokens = TokensListener::new(&settings.exchange, &settings.process)?;
     settings.process.warn_of_short_drain(&settings.exchange);
     embedded.check().await?;
-    let secret_files = settings.process.tls.tls_key.iter().cloned().chain(embedded.tokens.vault.files());
+    let secret_files = settings.process.tls.tls_key.iter().cloned().chain(kept_files(&embedded));
     secret_files.for_each(|path| exposure::warn(&path));
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
+    let mut tasks = Tasks::default();
+    Takers { endpoints: None, clients: Some(embedded.tokens.clients.clone()) }.watch(file, &metrics, &mut tasks);
     let handed_out = || traced_tokens(&traces, SpanKind::Server, Arc::new(embedded.tokens.clone()));
     let tokens = tokens.map(|listener| listener.serving(handed_out()));
     let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
@@ -63,7 +65,7 @@ pub async fn run(settings: ChoreographerCommand, log: LogFilter) -> anyhow::Resu
         calls: vec![served, calls],
         tokens,
     };
-    let result = process.run(Tasks::default()).await;
+    let result = process.run(tasks).await;
     traces.end().await;
     result
 }

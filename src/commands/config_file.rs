@@ -1,4 +1,4 @@
-//! The YAML file of `--config`: settings under their snake_case keys, and the `routes:` list.
+//! The YAML file of `--config`: settings under their snake_case keys, and the `routes:` and `clients:` lists.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -7,16 +7,21 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_saphyr::Budget;
 
-use crate::model::{
-    paths::Paths,
-    route::{RouteSpec, RouteTable},
+use crate::{
+    exchange::clients::configured::ClientSpec,
+    model::{
+        paths::Paths,
+        route::{RouteSpec, RouteTable},
+    },
 };
 
-/// What a file says. Only `routes` is read again while the program runs.
+/// What a file says. Only the lists are read again while the program runs.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 pub struct ConfigFile {
     #[serde(default)]
     pub routes: Vec<RouteSpec>,
+    #[serde(default)]
+    pub clients: Vec<ClientSpec>,
     #[serde(flatten)]
     pub settings: BTreeMap<String, Value>,
 }
@@ -42,7 +47,7 @@ impl ConfigFile {
         let file: Self = serde_saphyr::from_str_with_options(text, options)
             .map_err(|error| anyhow::anyhow!("{}", error.without_snippet()))?;
         if let Some(unknown) = file.settings.keys().find(|key| !keys.contains(key)) {
-            bail!("there is no setting `{unknown}`; there are: routes, {}", keys.join(", "));
+            bail!("there is no setting `{unknown}`; there are: routes, clients, {}", keys.join(", "));
         }
         Ok(file)
     }

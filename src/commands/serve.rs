@@ -14,14 +14,11 @@ use tonic::{server::NamedService, service::Routes};
 use zeroize::Zeroizing;
 
 use super::{
-    config_file::ConfigFile,
     listeners::{TokensListener, main_tls},
     roles::{Served, roles},
     running::Process,
-    settings::{
-        parse::{LoadedFile, setting_keys},
-        serve::Serve,
-    },
+    settings::{parse::LoadedFile, serve::Serve, shared::ExchangeArgs},
+    watching::{CLIENTS_ELSEWHERE, Takers, watch_state_keys},
 };
 use crate::{
     contract::{
@@ -33,9 +30,10 @@ use crate::{
         roles::Roles,
         server::Server,
     },
-    exchange::embedded::Embedded,
+    exchange::{clients::configured::ClientError, embedded::Embedded},
     filter::{endpoint::Endpoints, refused::Refused, state::StateKeys, traffic::Traffic},
     model::{
+        paths::Paths,
         route::RouteTable,
         secret::{Key, parse_keys, random},
     },
@@ -48,13 +46,7 @@ use crate::{
     },
     process::tasks::Tasks,
     store::url::StoreUrl,
-    telemetry::{
-        exposure,
-        log::LogFilter,
-        metrics::Metrics,
-        reload::{Watched, fingerprint, watch},
-        traces::Exporter,
-    },
+    telemetry::{exposure, log::LogFilter, metrics::Metrics, reload::fingerprint, traces::Exporter},
 };
 
 /// The choreographer that the settings ask for, and what goes with it.
@@ -89,7 +81,7 @@ impl Side {
 ///
 /// # Errors
 /// Where a setting is wrong.
-pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
+pub async fn exchange(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<Exchange> {
     let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
     if shared && settings.state_keys.is_none() {
         bail!(
@@ -105,7 +97,7 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         if tokens.is_some() {
             bail!("--tokens is for --choreographer: without it, this process has the tokens");
         }
-        let embedded = Embedded::new(settings.exchange.config(settings.routes.paths()?))?;
+        let embedded = embedded(&settings.exchange, settings.routes.paths()?, file)?;
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
             tokens: Some(Arc::new(embedded.tokens.clone())),
@@ -116,6 +108,9 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
     if settings.exchange.tokens_listen.is_some() {
         bail!("--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one");
     }
+    if let Some(file) = file.filter(|file| !file.content.clients.is_empty()) {
+        bail!("{}: {CLIENTS_ELSEWHERE}", file.path.display());
+    }
     let tls = [Some(&choreographer), tokens.as_ref()].into_iter().flatten();
     let side = Side::There(tls.filter_map(|connection| connection.tls.clone()).collect());
     Ok(Exchange {
@@ -124,6 +119,20 @@ pub async fn exchange(settings: &Serve) -> anyhow::Result<Exchange> {
         metrics: Arc::default(),
         side,
     })
+}
+
+/// The choreographer in this process, with the clients of the file.
+///
+/// # Errors
+/// Where a setting is wrong, or a client.
+pub fn embedded(settings: &ExchangeArgs, paths: Paths, file: Option<&LoadedFile>) -> anyhow::Result<Embedded> {
+    let mut config = settings.config(paths);
+    config.clients.listed = file.map(|file| file.content.clients.clone()).unwrap_or_default();
+    let named = |error: anyhow::Error| match file {
+        Some(file) if error.is::<ClientError>() => error.context(file.path.display().to_string()),
+        _ => error,
+    };
+    Embedded::new(config).map_err(named)
 }
 
 /// Where there is a collector, tokens whose calls are traced; else the same.
@@ -160,10 +169,17 @@ pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
     let (choreographer, tokens) = (&settings.choreographer_key, &settings.traffic.tokens_key);
     let named = [&settings.state_keys, choreographer, tokens, &settings.process.tls.tls_key];
     let kept = match &exchange.side {
-        Side::Here(embedded, _) => embedded.tokens.vault.files(),
+        Side::Here(embedded, _) => kept_files(embedded),
         Side::There(_) => Vec::new(),
     };
     named.into_iter().flatten().cloned().chain(kept).collect()
+}
+
+/// The files of the exchange that hold secrets: the store's, and those of clients.
+pub fn kept_files(embedded: &Embedded) -> Vec<PathBuf> {
+    let clients = embedded.tokens.clients.configured();
+    let of_clients = clients.secret_files().map(|file| file.path.clone());
+    embedded.tokens.vault.files().into_iter().chain(of_clients).collect()
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -173,7 +189,7 @@ pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let roles = roles(&settings).await?;
-    let mut exchange = exchange(&settings).await?;
+    let mut exchange = exchange(&settings, file.as_ref()).await?;
     if let Side::Here(embedded, _) = &exchange.side {
         settings.process.warn_of_short_drain(&settings.exchange);
         embedded.check().await?;
@@ -198,9 +214,11 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     if let Some(kept) = kept.clone() {
         tasks.spawn("the tokens that are over", each_second(move || kept.tidy()));
     }
-    if let Some(file) = file {
-        tasks.spawn("the watch over the config file", watch_routes(file, Arc::clone(&endpoints)));
-    }
+    let clients = match &exchange.side {
+        Side::Here(embedded, _) => Some(embedded.tokens.clients.clone()),
+        Side::There(_) => None,
+    };
+    Takers { endpoints: Some(Arc::clone(&endpoints)), clients }.watch(file, &endpoints.metrics, &mut tasks);
     if let Some(path) = settings.state_keys.clone() {
         tasks.spawn("the watch over the state keys", watch_state_keys(path, state_keys, Arc::clone(&endpoints)));
     }
@@ -300,34 +318,6 @@ async fn each_second(work: impl Fn()) -> anyhow::Result<()> {
         ticks.tick().await;
         work();
     }
-}
-
-async fn watch_routes(file: LoadedFile, endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
-    let keys = setting_keys();
-    let started_with = file.content.settings;
-    let watched = Watched { name: "config", paths: vec![file.path], seen: fingerprint(&[&file.text]) };
-    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
-        let file = ConfigFile::parse(&contents.concat(), &keys)?;
-        endpoints.routes.table.store(Arc::new(file.route_table(&endpoints.tools.paths)?));
-        if file.settings != started_with {
-            tracing::warn!(
-                "only `routes` is read again: the other settings that changed take effect at the next start"
-            );
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// `seen` is what was read at the start.
-async fn watch_state_keys(path: PathBuf, seen: [u8; 32], endpoints: Arc<Endpoints>) -> anyhow::Result<()> {
-    let watched = Watched { name: "state_keys", paths: vec![path.clone()], seen };
-    watch(watched, Arc::clone(&endpoints.metrics), move |contents| {
-        exposure::warn(&path);
-        endpoints.tools.state_keys.store(Arc::new(StateKeys::new(parse_keys(&Zeroizing::new(contents.concat()))?)));
-        Ok(())
-    })
-    .await
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeV
 use tokio::time::timeout;
 
 use super::{
+    clients::{self, Clients},
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
     oauth::{OAuthClient, failure, registered},
@@ -64,6 +65,7 @@ pub struct Config {
     pub deadlines: Deadlines,
     /// Refuse an authorization server that does not announce `iss`: it closes the mix-up that MCP leaves open.
     pub require_iss: bool,
+    pub clients: clients::Config,
 }
 
 impl Default for Config {
@@ -75,6 +77,7 @@ impl Default for Config {
             limits: FlowLimits { of_user: 20, in_all: 100_000 },
             deadlines: Deadlines::default(),
             require_iss: false,
+            clients: clients::Config::default(),
         }
     }
 }
@@ -185,8 +188,9 @@ impl Embedded {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.deadlines.check()?;
         let outgoing = Outgoing::new(&config.outgoing)?;
+        let clients = Clients::new(&config.clients, config.outgoing.paths)?;
         let discovery = Discovery::new(outgoing.clone(), config.lookups);
-        let tokens = Tokens::new(discovery, outgoing, Vault::new(config.store)?, config.deadlines);
+        let tokens = Tokens::new(discovery, outgoing, clients, Vault::new(config.store)?, config.deadlines);
         Ok(Self { tokens, require_iss: config.require_iss, limits: config.limits })
     }
 
@@ -222,6 +226,10 @@ impl Embedded {
         if !begin.shown_issuer.as_ref().is_some_and(|shown| is_same(shown, &server.issuer)) {
             return Err(BeginError::IssuerChanged(server.issuer.clone()));
         }
+        let clients = &self.tokens.clients;
+        let pin = begin.upstream.authorization_server.as_deref();
+        let unusable = |cause: String| BeginError::AuthorizationServerUnusable(cause.into());
+        let acts_as = clients.choose(&begin.client_id, pin, &server).map_err(unusable)?;
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let wanted = match begin.scope.clone() {
@@ -236,8 +244,9 @@ impl Embedded {
             }
         };
         let scope = wanted.asked_of(server.offline_access);
-        let authorization_url = authorization_url(&server, &begin, &scope, challenge)
-            .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
+        let authorization_url =
+            authorization_url(&server, acts_as.client_id(&begin.client_id), &begin, &scope, challenge)
+                .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
         let now = self.now();
         let expires_at = now + MAX_LIFETIME;
         let context = Context::of(&begin.redirect_uri, &begin.user, &begin.browser_hash);
@@ -256,6 +265,7 @@ impl Embedded {
             redirect_uri: begin.redirect_uri,
             user: begin.user,
             binding: Some(binding),
+            acts_as,
         };
         let key = FlowKey::of(&flow_id);
         let open = self.open().await?;
@@ -314,7 +324,10 @@ impl Embedded {
             tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
             CompleteError::ExchangeFailed(reason.into())
         };
-        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string()))
+        let credentials = self.tokens.clients.credentials(&record.acts_as, &record.client_id, &record.issuer);
+        let client = credentials
+            .map_err(|gone| failed(gone.to_string()))?
+            .oauth_client()
             .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
             .set_redirect_uri(
                 RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
@@ -346,6 +359,7 @@ impl Embedded {
             refused: None,
             ended: false,
             step_up: StepUp::default(),
+            acts_as: record.acts_as.clone(),
         })
     }
 }
@@ -367,11 +381,12 @@ fn wanted(server: &AuthorizationServer, missing: Scope) -> Scope {
 /// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
 fn authorization_url(
     server: &AuthorizationServer,
+    client_id: &str,
     begin: &Begin,
     scope: &Scope,
     challenge: PkceCodeChallenge,
 ) -> Option<String> {
-    let client = OAuthClient::new(oauth2::ClientId::new(begin.client_id.to_string()))
+    let client = OAuthClient::new(oauth2::ClientId::new(client_id.to_owned()))
         .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
         .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.to_string()).ok()?);
     let mut request = client

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 use http::{
     HeaderMap, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER},
 };
 use oauth2::{
     AsyncHttpClient, Client, EndpointNotSet, RequestTokenError, StandardRevocableToken,
@@ -73,7 +73,11 @@ impl<'c> AsyncHttpClient<'c> for OAuthHttp {
     type Error = HttpError;
     type Future = BoxFuture<'c, Result<oauth2::HttpResponse, HttpError>>;
 
-    fn call(&'c self, request: oauth2::HttpRequest) -> Self::Future {
+    fn call(&'c self, mut request: oauth2::HttpRequest) -> Self::Future {
+        // It has a client secret, and what lies below logs headers that are not said to be secret.
+        if let Some(authorization) = request.headers_mut().get_mut(AUTHORIZATION) {
+            authorization.set_sensitive(true);
+        }
         Box::pin(async move {
             let answer = self.outgoing.send_within(self.deadline, request, None).await?;
             mended(answer)

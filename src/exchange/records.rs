@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::step_up::StepUp;
+use super::{clients::credentials::ActsAs, step_up::StepUp};
 use crate::{
     contract::tokens::TokenTag,
     model::{
@@ -33,6 +33,8 @@ pub struct FlowRecord {
     /// None in what a version before it stored.
     #[serde(default)]
     pub binding: Option<Binding>,
+    #[serde(default)]
+    pub acts_as: ActsAs,
 }
 
 /// What is left of a flow that was taken.
@@ -124,12 +126,19 @@ pub struct TokenRecord {
     /// What the upstream found missing in it.
     #[serde(default)]
     pub step_up: StepUp,
+    #[serde(default)]
+    pub acts_as: ActsAs,
 }
 
 impl TokenRecord {
     /// What it may do, as far as the server says.
     pub fn granted(&self) -> Scope {
         Scope::of(self.scope.as_deref())
+    }
+
+    /// Which client it is at its authorization server.
+    pub fn oauth_client_id(&self) -> &str {
+        self.acts_as.client_id(&self.client_id)
     }
 
     /// What is left when the grant ends. A version that knows nothing of this finds a token that is over, with nothing to
@@ -151,6 +160,7 @@ mod tests {
             "token_endpoint":"t","revocation_endpoint":null,"resource":"u","client_id":"c"}"#;
         let record: TokenRecord = serde_json::from_str(before).expect("a record of the first version");
         assert!(!record.ended && record.step_up == StepUp::default() && record.since.is_none());
+        assert_eq!(record.acts_as, ActsAs::Document);
         let ended = record.ended(now);
         let mut left = serde_json::to_value(&ended).expect("JSON");
         assert!(serde_json::from_value::<TokenRecord>(left.clone()).expect("a record").ended);

@@ -25,7 +25,7 @@ use self::{
     stored::{Occasion, Stored},
     waits::Waits,
 };
-use super::{deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
+use super::{clients::Clients, deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
 use crate::{
     contract::{
         error::Label,
@@ -47,6 +47,7 @@ use crate::{
 pub struct Tokens {
     pub discovery: Discovery,
     pub outgoing: Outgoing,
+    pub clients: Clients,
     pub vault: Arc<Vault>,
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
@@ -89,10 +90,11 @@ impl UpstreamTokens for Tokens {
 }
 
 impl Tokens {
-    pub fn new(discovery: Discovery, outgoing: Outgoing, vault: Vault, deadlines: Deadlines) -> Self {
+    pub fn new(discovery: Discovery, outgoing: Outgoing, clients: Clients, vault: Vault, deadlines: Deadlines) -> Self {
         Self {
             discovery,
             outgoing,
+            clients,
             vault: Arc::new(vault),
             clock: UnixTime::now,
             metrics: Arc::default(),

@@ -1,9 +1,14 @@
 //! Files that are read again when they change.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use sha2::{Digest, Sha256};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 use zeroize::Zeroizing;
 
 use super::metrics::Metrics;
@@ -43,22 +48,70 @@ pub async fn watch(
     mut apply: impl FnMut(&[&str]) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let Watched { name, paths, seen } = files;
-    let mut seen = Ok(seen);
-    let mut ticks = interval(PERIOD);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut state = State { paths, seen: Ok(seen) };
+    let mut ticks = ticks();
     loop {
         ticks.tick().await;
-        let found = read(&paths).await;
+        state.look(name, &metrics, &mut apply).await;
+    }
+}
+
+/// The same of files that each make a value of their own, and of which there are others from time to time: `files` says
+/// which they are, each with the hash of what was read of it when it came. One that is bad keeps no other from being taken.
+pub async fn watch_each(
+    name: &'static str,
+    metrics: Arc<Metrics>,
+    files: impl Fn() -> Vec<(PathBuf, [u8; 32])>,
+    mut apply: impl FnMut(&Path, &str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut states: HashMap<PathBuf, State> = HashMap::new();
+    let mut ticks = ticks();
+    loop {
+        ticks.tick().await;
+        let files: HashMap<_, _> = files().into_iter().collect();
+        states.retain(|path, _| files.contains_key(path));
+        for (path, seen) in files {
+            let state =
+                states.entry(path.clone()).or_insert_with(|| State { paths: vec![path.clone()], seen: Ok(seen) });
+            state
+                .look(name, &metrics, &mut |contents| apply(&path, contents.first().copied().unwrap_or_default()))
+                .await;
+        }
+    }
+}
+
+fn ticks() -> Interval {
+    let mut ticks = interval(PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// What was seen last of the files of one value.
+struct State {
+    paths: Vec<PathBuf>,
+    seen: Result<[u8; 32], String>,
+}
+
+impl State {
+    /// Has what the files have by now applied, where that is not what was seen last.
+    async fn look(
+        &mut self,
+        name: &'static str,
+        metrics: &Metrics,
+        apply: &mut impl FnMut(&[&str]) -> anyhow::Result<()>,
+    ) {
+        let Self { paths, seen } = self;
+        let found = read(paths).await;
         let now = state_of(&found);
-        if now == seen {
-            continue;
+        if now == *seen {
+            return;
         }
         sleep(SETTLED).await;
-        if state_of(&read(&paths).await) != now {
+        if state_of(&read(paths).await) != now {
             // It is still being written; the next look sees what it came to.
-            continue;
+            return;
         }
-        seen = now;
+        *seen = now;
         let outcome = match found {
             Ok(contents) => apply(&contents.iter().map(|content| content.as_str()).collect::<Vec<_>>()),
             Err(error) => Err(anyhow::anyhow!(error)),

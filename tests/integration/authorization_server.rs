@@ -20,7 +20,10 @@ use axum::{
     routing::{get, post},
     serve::Listener,
 };
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, future::BoxFuture, stream};
 use serde_json::{Value, json};
@@ -46,6 +49,45 @@ pub struct Lie {
     pub late: bool,
     pub token: Token,
     pub refresh: Refresh,
+    pub knows: Knows,
+}
+
+/// Which clients it knows. One that it does not, or that does not authenticate as it should, gets `invalid_client`, where
+/// it redeems a code, refreshes a token and revokes one.
+#[expect(dead_code, reason = "for the tests of dynamic registration")]
+#[derive(Clone, Copy)]
+pub enum Knows {
+    /// Those that have a document.
+    Documents,
+    /// This one, which somebody registered by hand.
+    ByHand(&'static str, Auth, &'static str),
+    /// Those that register themselves, at an endpoint that answers so.
+    Registered(Registers),
+}
+
+/// How a client authenticates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Auth {
+    None,
+    Basic,
+    Post,
+}
+
+/// What a registration endpoint answers with to a request that is right in every way (RFC 7591, section 3.2).
+#[expect(dead_code, reason = "for the tests of dynamic registration")]
+#[derive(Clone, Copy)]
+pub enum Registers {
+    /// A client of its own each time, which authenticates so.
+    Honestly(Auth),
+    /// The same, changed.
+    Json(Auth, fn(&mut Value)),
+    Status(u16, &'static str),
+    Html,
+    Hangs,
+    Huge,
+    Redirects,
+    /// Honestly, when [`Servers::answer`] says so.
+    Late(Auth),
 }
 
 /// What its token endpoint answers with to a refresh token.
@@ -102,6 +144,7 @@ impl Lie {
             late: false,
             token: Token::Honest,
             refresh: Refresh::Rotates,
+            knows: Knows::Documents,
         }
     }
 }
@@ -131,6 +174,10 @@ struct Shared {
     predecessors: Mutex<HashMap<String, String>>,
     revoked: Mutex<Vec<String>>,
     challenges: Mutex<Vec<String>>,
+    /// The clients of each server but those that have documents: how each authenticates, and its secret.
+    clients: Mutex<HashMap<(String, String), (Auth, String)>>,
+    /// The requests for a registration, with the server that each came to.
+    registrations: Mutex<Vec<(String, Value)>>,
     fetches: Mutex<Vec<String>>,
     calls: AtomicUsize,
     /// The server that an upstream names instead of its own, by its name.
@@ -158,7 +205,13 @@ impl Servers {
     }
 
     pub async fn start(certificates: &Certificates, lies: Vec<Lie>) -> Self {
+        let by_hand = lies.iter().filter_map(|lie| match lie.knows {
+            Knows::ByHand(id, auth, secret) => Some(((lie.name.to_owned(), id.to_owned()), (auth, secret.to_owned()))),
+            Knows::Documents | Knows::Registered(_) => None,
+        });
         let shared = Arc::new(Shared {
+            clients: Mutex::new(by_hand.collect()),
+            registrations: Mutex::default(),
             lies: lies.into_iter().map(|lie| (lie.name, lie)).collect(),
             issuer: Mutex::default(),
             upstream: Mutex::default(),
@@ -182,6 +235,7 @@ impl Servers {
             .route("/{name}/token", post(token))
             .route("/{name}/stolen", post(stolen))
             .route("/{name}/revoke", post(revoke))
+            .route("/{name}/register", post(register))
             .with_state(Arc::clone(&shared));
         let listener = tls_listener::bind(certificates).await.expect("a port");
         let issuer = format!("https://{HOST}:{}", listener.local_addr().expect("an address").port());
@@ -264,6 +318,25 @@ impl Servers {
     /// How often an upstream was asked without a token.
     pub fn challenges(&self, name: &str) -> usize {
         self.shared.challenges.lock().expect("challenges").iter().filter(|asked| *asked == name).count()
+    }
+
+    /// A server's client authenticates with this from now on.
+    pub fn set_secret(&self, name: &str, client_id: &str, secret: &str) {
+        let mut clients = self.shared.clients.lock().expect("clients");
+        clients.get_mut(&(name.to_owned(), client_id.to_owned())).expect("a client").1 = secret.to_owned();
+    }
+
+    /// A server knows none of its clients any more, as one that kept them in memory and was started anew.
+    #[expect(dead_code, reason = "for the tests of dynamic registration")]
+    pub fn forget_clients(&self, name: &str) {
+        self.shared.clients.lock().expect("clients").retain(|(of, _), _| of != name);
+    }
+
+    /// What was sent to a server's registration endpoint, in order.
+    #[expect(dead_code, reason = "for the tests of dynamic registration")]
+    pub fn registrations(&self, name: &str) -> Vec<Value> {
+        let all = self.shared.registrations.lock().expect("registrations");
+        all.iter().filter(|(of, _)| of == name).map(|(_, sent)| sent.clone()).collect()
     }
 
     /// From now on, an upstream names another's authorization server.
@@ -361,6 +434,13 @@ async fn metadata(State(shared): State<Arc<Shared>>, UrlPath(name): UrlPath<Stri
     shared.fetches.lock().expect("fetches").push(format!("server {name}"));
     let issuer = format!("{}/{name}", shared.issuer.lock().expect("issuer"));
     let mut document = metadata_of(&issuer);
+    let members = document.as_object_mut().expect("an object");
+    if !matches!(shared.lies[name.as_str()].knows, Knows::Documents) {
+        members.remove("client_id_metadata_document_supported");
+    }
+    if matches!(shared.lies[name.as_str()].knows, Knows::Registered(_)) {
+        members.insert("registration_endpoint".to_owned(), json!(format!("{issuer}/register")));
+    }
     (shared.lies[name.as_str()].metadata)(&mut document);
     axum_json(&document)
 }
@@ -392,6 +472,11 @@ async fn token(
     body: String,
 ) -> Response {
     let sent: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    if !is_known(&shared, &name, &headers, &sent) {
+        shared.exchanges.lock().expect("exchanges").extend(sent.get("code").cloned());
+        shared.refreshes.lock().expect("refreshes").extend(sent.get("refresh_token").cloned());
+        return (StatusCode::UNAUTHORIZED, axum_json(&json!({"error": "invalid_client"}))).into_response();
+    }
     if let Some(token) = sent.get("refresh_token") {
         return refresh(&shared, shared.lies[name.as_str()].refresh, token).await;
     }
@@ -400,12 +485,12 @@ async fn token(
     let asked = shared.codes.lock().expect("codes").remove(&code);
     let challenge = BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(&sent["code_verifier"]));
     let right = asked.as_ref().is_some_and(|asked| {
-        ["client_id", "redirect_uri", "resource"].iter().all(|name| asked.get(*name) == sent.get(*name))
+        let client = presented(&headers, &sent).map(|(client_id, ..)| client_id);
+        asked.get("client_id") == client.as_ref()
+            && ["redirect_uri", "resource"].iter().all(|name| asked.get(*name) == sent.get(*name))
             && asked["code_challenge"] == challenge
             && sent["grant_type"] == "authorization_code"
             && headers.get(header::ACCEPT).is_some_and(|accept| accept == "application/json")
-            && !sent.contains_key("client_secret")
-            && !headers.contains_key(header::AUTHORIZATION)
     });
     if !right {
         return (StatusCode::BAD_REQUEST, axum_json(&json!({"error": "invalid_grant"}))).into_response();
@@ -536,10 +621,112 @@ fn rotated(shared: &Shared, how: Refresh, token: &str, number: usize, mut answer
     axum_json(&answer)
 }
 
-async fn revoke(State(shared): State<Arc<Shared>>, body: String) {
+async fn revoke(
+    State(shared): State<Arc<Shared>>,
+    UrlPath(name): UrlPath<String>,
+    headers: HeaderMap,
+    body: String,
+) -> StatusCode {
     let sent: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
+    if !is_known(&shared, &name, &headers, &sent) {
+        return StatusCode::UNAUTHORIZED;
+    }
     shared.good.lock().expect("grants").remove(&sent["token"]);
     shared.revoked.lock().expect("revoked").push(sent["token"].clone());
+    StatusCode::OK
+}
+
+/// Whether a request is of a client that a server knows, which authenticates as it should.
+fn is_known(shared: &Shared, name: &str, headers: &HeaderMap, sent: &HashMap<String, String>) -> bool {
+    let Some((client_id, auth, secret)) = presented(headers, sent) else { return false };
+    match shared.lies[name].knows {
+        Knows::Documents => client_id.starts_with("https://") && auth == Auth::None,
+        Knows::ByHand(..) | Knows::Registered(_) => {
+            let clients = shared.clients.lock().expect("clients");
+            clients.get(&(name.to_owned(), client_id)) == Some(&(auth, secret))
+        }
+    }
+}
+
+/// Who a client says that it is, how, and with which secret (RFC 6749, section 2.3.1). None where it says it in two ways.
+fn presented(headers: &HeaderMap, sent: &HashMap<String, String>) -> Option<(String, Auth, String)> {
+    let in_body = |auth, secret: &str| Some((sent.get("client_id")?.clone(), auth, secret.to_owned()));
+    let Some(basic) = headers.get(header::AUTHORIZATION) else {
+        return match sent.get("client_secret") {
+            Some(secret) => in_body(Auth::Post, secret),
+            None => in_body(Auth::None, ""),
+        };
+    };
+    let pair = BASE64_STANDARD.decode(basic.to_str().ok()?.strip_prefix("Basic ")?).ok()?;
+    let (client_id, secret) = str::from_utf8(&pair).ok()?.split_once(':')?;
+    let decoded = |part: &str| {
+        let (value, rest) = url::form_urlencoded::parse(part.as_bytes()).next().unwrap_or_default();
+        assert!(rest.is_empty(), "an equals sign is to be encoded");
+        value.into_owned()
+    };
+    let alone = !sent.contains_key("client_id") && !sent.contains_key("client_secret");
+    alone.then(|| (decoded(client_id), Auth::Basic, decoded(secret)))
+}
+
+async fn register(
+    State(shared): State<Arc<Shared>>,
+    UrlPath(name): UrlPath<String>,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
+    assert_eq!(headers[header::CONTENT_TYPE], "application/json");
+    assert!(!headers.contains_key(header::AUTHORIZATION));
+    let sent: Value = serde_json::from_str(&body).expect("JSON");
+    let number = {
+        let mut registrations = shared.registrations.lock().expect("registrations");
+        registrations.push((name.clone(), sent.clone()));
+        registrations.len()
+    };
+    let Knows::Registered(how) = shared.lies[name.as_str()].knows else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let (auth, change): (Auth, fn(&mut Value)) = match how {
+        Registers::Honestly(auth) => (auth, |_| {}),
+        Registers::Json(auth, change) => (auth, change),
+        Registers::Late(auth) => {
+            shared.released().await;
+            (auth, |_| {})
+        }
+        Registers::Status(status, body) => {
+            let status = StatusCode::from_u16(status).expect("a status");
+            return (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        }
+        Registers::Html => return ([(header::CONTENT_TYPE, "text/html")], "<h1>SECRET</h1>").into_response(),
+        Registers::Hangs => return std::future::pending().await,
+        Registers::Redirects => {
+            return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "stolen")]).into_response();
+        }
+        Registers::Huge => {
+            let chunk = Bytes::from_static(&[b' '; 1 << 20]);
+            return begins(stream::iter((0..200).map(move |_| Ok(chunk.clone()))));
+        }
+    };
+    let mut answer = sent;
+    answer["client_id"] = json!(format!("client-{number}"));
+    answer["registration_client_uri"] = json!("https://elsewhere.example/SECRET-management");
+    answer["registration_access_token"] = json!("SECRET-registration-token");
+    let secret = match auth {
+        Auth::None => String::new(),
+        Auth::Basic | Auth::Post => format!("SECRET of+client%{number}:"),
+    };
+    answer["token_endpoint_auth_method"] = match auth {
+        Auth::None => json!("none"),
+        Auth::Basic => json!("client_secret_basic"),
+        Auth::Post => json!("client_secret_post"),
+    };
+    if auth != Auth::None {
+        answer["client_secret"] = json!(secret);
+        answer["client_secret_expires_at"] = json!(0);
+    }
+    change(&mut answer);
+    let client_id = answer["client_id"].as_str().unwrap_or_default().to_owned();
+    shared.clients.lock().expect("clients").insert((name, client_id), (auth, secret));
+    (StatusCode::CREATED, axum_json(&answer)).into_response()
 }
 
 /// Where a token endpoint redirects to: nobody may come here, and one more exchange shows that somebody did.

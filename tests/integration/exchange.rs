@@ -1,7 +1,7 @@
 //! The choreographer against an authorization server that may lie: what is refused, with which words for an operator,
 //! and that a token that cannot be used is never stored.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use envoy_cimd::{
@@ -37,6 +37,7 @@ use crate::{
 };
 
 pub const CLIENT: &str = "https://notes.localhost/.well-known/mcp-client-metadata.json";
+const CONFIG: &str = "config.yaml";
 const LATE: &str = "the token endpoint did not answer within 5 s";
 pub const CALLBACK: &str = "https://notes.localhost/.pomerium/oauth/callback";
 
@@ -51,6 +52,12 @@ pub struct Party {
 
 impl Party {
     pub async fn start(lies: Vec<Lie>, flags: &[&str]) -> Self {
+        Self::with_clients(lies, flags, |_, _| String::new()).await
+    }
+
+    /// The same with a config file of `clients:`, which [`Self::configure`] can change. They are of these servers, and may
+    /// have their secrets in this folder.
+    pub async fn with_clients(lies: Vec<Lie>, flags: &[&str], clients: impl FnOnce(&Servers, &Path) -> String) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let certificates = Certificates::make(dir.path(), &[HOST]);
         let servers = Servers::start(&certificates, lies).await;
@@ -64,11 +71,19 @@ impl Party {
         if !flags.iter().any(|flag| flag.starts_with("--log=")) {
             all.push("--log=trace");
         }
+        let config = dir.path().join(CONFIG);
+        std::fs::write(&config, clients(&servers, dir.path())).expect("written");
+        all.extend(["--config", config.to_str().expect("text")]);
         all.extend(flags);
         let process = Choreographer::start(&executable(), &all).await;
         let endpoint = Endpoint::from_shared(format!("http://{}", process.address)).expect("an address");
         let client = AuthorizationChoreographerClient::new(endpoint.connect().await.expect("a connection"));
         Self { servers, process, client, ca, dir }
+    }
+
+    /// Writes the config file anew.
+    pub fn configure(&self, content: &str) {
+        std::fs::write(self.dir.path().join(CONFIG), content).expect("written");
     }
 
     async fn begin(&self, name: &str) -> begin_authorization_response::Outcome {
@@ -168,7 +183,7 @@ pub fn single() -> proto::User {
     proto::User { kind: Some(proto::user::Kind::SingleUser(proto::SingleUser {})) }
 }
 
-fn refused(outcome: &begin_authorization_response::Outcome) -> (begin_refusal::Reason, &str) {
+pub fn refused(outcome: &begin_authorization_response::Outcome) -> (begin_refusal::Reason, &str) {
     match outcome {
         begin_authorization_response::Outcome::Refusal(refusal) => (refusal.reason(), &refusal.message),
         begin_authorization_response::Outcome::Begun(_) => panic!("it began"),

@@ -9,6 +9,7 @@ mod awaited;
 mod causes;
 mod chaos;
 mod choreographer;
+mod clients;
 mod compose;
 mod connection;
 mod contract;

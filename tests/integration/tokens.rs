@@ -54,7 +54,7 @@ pub async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClie
     (party, client(&address).await)
 }
 
-async fn client(address: &str) -> UpstreamTokensClient<Channel> {
+pub async fn client(address: &str) -> UpstreamTokensClient<Channel> {
     let endpoint = Endpoint::from_shared(address.to_owned()).expect("an address");
     UpstreamTokensClient::new(endpoint.connect().await.expect("a connection"))
 }

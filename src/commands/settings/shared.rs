@@ -25,7 +25,7 @@ use crate::{
 /// The file of `--config`.
 #[derive(Args, Debug)]
 pub struct FileArg {
-    /// A YAML file of settings and routes; while `serve` runs, its `routes:` are read again when it changes.
+    /// A YAML file of settings, routes and clients; its `routes:` and `clients:` are read again when it changes.
     #[arg(long, env = "ENVOY_CIMD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -155,6 +155,7 @@ impl ExchangeArgs {
                 claim: Duration::from_secs(self.refresh_claim.into()),
             },
             require_iss: self.require_iss,
+            clients: exchange::clients::Config::default(),
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct AuthorizationServer {
     pub revocation_endpoint: Option<Url>,
     /// Whether it announces `iss` in its answers (RFC 9207, section 3).
     pub sends_iss: bool,
+    /// Whether it takes metadata documents for clients.
+    pub takes_documents: bool,
     /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
     pub resource: String,
     /// What to ask for; empty where nobody says.
@@ -241,11 +243,6 @@ impl ServerMetadata {
         if self.response_types.is_some_and(|list| !has(&list, "code")) {
             return Err(Problem::Unsupported("the response type `code` (`response_types_supported`)"));
         }
-        if !self.takes_documents {
-            return Err(Problem::Unsupported(
-                "client ID metadata documents (`client_id_metadata_document_supported`); this client registers in no other way",
-            ));
-        }
         if self.wants_pushed_requests {
             return Err(Problem::Demands("pushed authorization requests (`require_pushed_authorization_requests`)"));
         }
@@ -269,6 +266,7 @@ impl ServerMetadata {
             revocation_endpoint: revocation
                 .and_then(|url| spare(endpoint("revocation_endpoint", Some(url)).map(Some), &self.issuer)),
             sends_iss: self.sends_iss,
+            takes_documents: self.takes_documents,
             offline_access: self.lists_offline_access,
             issuer: self.issuer,
             resource,

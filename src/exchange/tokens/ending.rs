@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     contract::tokens::{TokenError, TokenOwner},
-    exchange::{oauth::OAuthClient, records::TokenRecord},
+    exchange::records::TokenRecord,
     telemetry::audit,
 };
 
@@ -53,7 +53,15 @@ impl Tokens {
     /// Whether the authorization server took it; none where it does not offer that.
     async fn revoke(&self, record: &TokenRecord) -> Option<bool> {
         let url = RevocationUrl::new(record.revocation_endpoint.clone()?).ok()?;
-        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_revocation_url(url);
+        let credentials = self.clients.credentials(&record.acts_as, &record.client_id, &record.issuer);
+        let credentials = match credentials {
+            Ok(credentials) => credentials,
+            Err(gone) => {
+                tracing::warn!(issuer = record.issuer, client_id = %record.client_id, %gone, "it is not revoked");
+                return Some(false);
+            }
+        };
+        let client = credentials.oauth_client().set_revocation_url(url);
         // With the refresh token, the access tokens end too (RFC 7009, section 2.1).
         let token = match &record.refresh_token {
             Some(token) => StandardRevocableToken::RefreshToken(RefreshToken::new(token.expose().to_owned())),

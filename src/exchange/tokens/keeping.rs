@@ -26,7 +26,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 impl Tokens {
     /// Stores what a flow brought. What this user had of this route before is forgotten; it is revoked only where it is
-    /// another authorization server's, since revoking may end the whole grant (RFC 7009, section 2.1).
+    /// another authorization server's, or was given to another client, since revoking may end the whole grant (RFC 7009,
+    /// section 2.1).
     ///
     /// # Errors
     /// Where it cannot be stored.
@@ -36,16 +37,23 @@ impl Tokens {
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         // Where it cannot be read, the token comes first.
-        if let Ok(Some(before)) = self.found_if_any(owner).await {
+        let before = self.found_if_any(owner).await.unwrap_or_default();
+        if let Some(before) = &before {
             record.step_up = before.record.step_up.connected((self.clock)());
         }
         let sealed = open.seal(Place::Token(&key), &record).ok_or_else(|| failed("the token cannot be sealed"))?;
         let replaced = persistently(|| open.store.put_token(key, route, sealed.clone())).await?;
         self.setbacks.forget(&key).await;
-        let Some((old_key, sealed)) = replaced else { return Ok(()) };
+        let Some((old_key, sealed)) = replaced else {
+            let others = before.filter(|before| before.key == key && before.record.is_anothers(&record));
+            if let Some(before) = others {
+                self.end_grant(owner, &before.record).await;
+            }
+            return Ok(());
+        };
         match open.unseal::<TokenRecord>(Place::Token(&old_key), &sealed) {
             Ok((old, _)) if !old.is_of(owner, &old_key) => isolation_violation(owner).await,
-            Ok((old, _)) if !is_same(&old.issuer, &record.issuer) && !old.ended => self.end_grant(owner, &old).await,
+            Ok((old, _)) if old.is_anothers(&record) => self.end_grant(owner, &old).await,
             Ok(_) => {}
             Err(UnsealError::DoesNotOpen) => isolation_violation(owner).await,
             Err(error) => tracing::warn!(%error, "a token that was replaced cannot be opened, and is not revoked"),
@@ -109,6 +117,15 @@ impl Tokens {
         }
         // A try that failed may have done it.
         open.store.replace_token(key, sealed.clone(), sealed).await
+    }
+}
+
+impl TokenRecord {
+    /// Whether its grant goes on when this one is stored in its place: that is of another server, or was given to another
+    /// client there.
+    fn is_anothers(&self, fresh: &Self) -> bool {
+        let is_its_own = is_same(&self.issuer, &fresh.issuer) && self.oauth_client_id() == fresh.oauth_client_id();
+        !self.ended && !is_its_own
     }
 }
 

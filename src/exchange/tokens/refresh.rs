@@ -13,11 +13,12 @@ use super::{
 use crate::{
     contract::tokens::{TokenError, TokenOwner, TokenTag},
     exchange::{
-        oauth::{OAuthClient, Verdict, failure},
+        clients::Gone,
+        oauth::{Verdict, failure},
         records::TokenRecord,
         token_answer::{GrantedToken, TokenAnswer},
     },
-    model::secret::random,
+    model::secret::{Secret, random},
     store::backend::Holder,
     telemetry::audit,
 };
@@ -91,17 +92,7 @@ impl Tokens {
         };
         let token_url = TokenUrl::new(record.token_endpoint.clone()).map_err(|_| LOST)?;
         let tag = TokenTag(random().map_err(no_randomness)?);
-        let client = OAuthClient::new(oauth2::ClientId::new(record.client_id.to_string())).set_token_uri(token_url);
-        let http = self.http(&record.client_id, self.deadlines.token_endpoint);
-        let answer: Result<TokenAnswer, _> = client
-            .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
-            .add_extra_param("resource", &record.resource)
-            .request_async(&http)
-            .await;
-        let granted = answer
-            .map_err(|error| (Verdict::of_failure(&error), failure(&error)))
-            .and_then(|answer| answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned())));
-        let granted = match granted {
+        let granted = match self.ask(record, token_url, &refresh_token).await {
             Ok(granted) => granted,
             Err((verdict, reason)) => {
                 tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the refresh failed");
@@ -150,6 +141,36 @@ impl Tokens {
                 Err(unavailable(&error))
             }
         }
+    }
+
+    /// Asks the token endpoint, as the client that the grant was given to.
+    ///
+    /// # Errors
+    /// Why there is no token, and what that says of the grant.
+    async fn ask(
+        &self,
+        record: &TokenRecord,
+        token_url: TokenUrl,
+        refresh_token: &Secret,
+    ) -> Result<GrantedToken, (Verdict, String)> {
+        let TokenRecord { acts_as, client_id, issuer, resource, .. } = record;
+        let credentials = self.clients.credentials(acts_as, client_id, issuer).map_err(|gone| {
+            let verdict = match gone {
+                Gone::Removed(_) => Verdict::Unknown(None),
+                Gone::Replaced(_) => Verdict::Refused,
+            };
+            (verdict, gone.to_string())
+        })?;
+        let http = self.http(client_id, self.deadlines.token_endpoint);
+        let answer: Result<TokenAnswer, _> = credentials
+            .oauth_client()
+            .set_token_uri(token_url)
+            .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
+            .add_extra_param("resource", resource)
+            .request_async(&http)
+            .await;
+        let answer = answer.map_err(|error| (Verdict::of_failure(&error), failure(&error)))?;
+        answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned()))
     }
 
     /// Remembers that a grant ended, in the place of its token; until this user connects anew or disconnects. Where

@@ -91,7 +91,7 @@ impl TokenRecord {
 mod tests {
     use super::*;
     use crate::{
-        exchange::step_up::StepUp,
+        exchange::{clients::credentials::ActsAs, step_up::StepUp},
         model::{client::ClientId, secret::Secret, upstream::Upstream, user::User},
     };
 
@@ -119,6 +119,7 @@ mod tests {
             refused: None,
             ended: false,
             step_up: StepUp::default(),
+            acts_as: ActsAs::Document,
         };
         let (issuer, resource) = ("https://as.example/", "https://u.example/mcp");
         let made = |of: fn(&_, &_, Issuer<'_>, Resource<'_>) -> TokenKey, issuer, resource| {

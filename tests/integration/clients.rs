@@ -1,0 +1,462 @@
+//! Which client a route is at an authorization server: one that its operator registered there, its document, or one that
+//! is registered when it is first needed.
+
+use std::path::Path;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use envoy_cimd::contract::proto::{
+    self, BeginAuthorizationRequest, DisconnectRequest, GetUpstreamTokenRequest, User,
+    begin_authorization_response::Outcome, begin_refusal, complete_refusal::Reason,
+    upstream_tokens_client::UpstreamTokensClient,
+};
+use tonic::{Code, transport::Channel};
+
+use crate::{
+    authorization_server::{Auth, Knows, Lie, Refresh, Servers},
+    exchange::{CALLBACK, CLIENT, Party, refused, single},
+    stack::{Cimd, get, metric, set_mode},
+    tokens::{self, audited, over, person},
+    world::{executable, run},
+};
+
+const NOTES: &str = "https://notes.localhost";
+const OTHER: &str = "https://tickets.localhost/.well-known/mcp-client-metadata.json";
+/// With all that is to be encoded, or is not.
+const SECRET: &str = "SECRET of+an%operator:&=/~";
+
+/// A server that knows one client, whose tokens are over when they come, so that whoever wants one has to refresh it.
+pub fn by_hand(name: &'static str, auth: Auth) -> Lie {
+    Lie {
+        knows: Knows::ByHand("by-hand:1", auth, if auth == Auth::None { "" } else { SECRET }),
+        ..over(name, Refresh::Rotates)
+    }
+}
+
+/// The entry of that client in `clients:`, with its secret in a file of this folder.
+pub fn entry(servers: &Servers, dir: &Path, lie: &Lie, routes: &[&str]) -> String {
+    let Knows::ByHand(id, auth, secret) = lie.knows else { panic!("{} knows no client by hand", lie.name) };
+    let mut entry =
+        format!("- issuer: {}/{}\n  client_id: '{id}'\n  routes: [{}]\n", servers.issuer, lie.name, routes.join(", "));
+    if auth != Auth::None {
+        let file = dir.join(format!("{}.secret", lie.name));
+        std::fs::write(&file, format!("{secret}\n")).expect("written");
+        set_mode(&file, 0o600);
+        entry += &format!("  client_secret_file: {}\n", file.display());
+    }
+    if auth == Auth::Post {
+        entry += "  token_endpoint_auth_method: client_secret_post\n";
+    }
+    entry
+}
+
+/// A choreographer with these clients for one route, which hands out tokens on a Unix socket.
+async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClient<Channel>) {
+    let folder = tempfile::tempdir().expect("a folder").keep();
+    let address = format!("unix:{}", folder.join("tokens.sock").display());
+    let known = lies.clone();
+    let listed = move |servers: &Servers, dir: &Path| clients(servers, dir, &known);
+    let party = Party::with_clients(lies, &[&["--tokens-listen", &address], flags].concat(), listed).await;
+    (party, tokens::client(&address).await)
+}
+
+fn clients(servers: &Servers, dir: &Path, lies: &[Lie]) -> String {
+    let of_hand = lies.iter().filter(|lie| matches!(lie.knows, Knows::ByHand(..)));
+    format!("clients:\n{}", of_hand.map(|lie| entry(servers, dir, lie, &[NOTES])).collect::<String>())
+}
+
+/// What begins a flow of a route that pins its issuer.
+fn pinned(party: &Party, name: &str) -> BeginAuthorizationRequest {
+    let issuer = format!("{}/{name}", party.servers.issuer);
+    BeginAuthorizationRequest { authorization_server: issuer, ..party.request(name) }
+}
+
+async fn begun(party: &Party, request: BeginAuthorizationRequest) -> proto::Begun {
+    match party.begin_with(request).await {
+        Outcome::Begun(begun) => begun,
+        Outcome::Refusal(refusal) => panic!("{refusal:?}"),
+    }
+}
+
+/// Takes a user through a flow of a route that pins its issuer.
+async fn connect(party: &Party, name: &str, user: User) {
+    let request = BeginAuthorizationRequest { user: Some(user.clone()), ..pinned(party, name) };
+    let mut answer = party.answer(name, &begun(party, request).await);
+    answer.user = Some(user);
+    party.complete(answer).await.expect("completed");
+}
+
+async fn token(
+    client: &UpstreamTokensClient<Channel>,
+    party: &Party,
+    name: &str,
+    user: User,
+) -> Result<String, (Code, String)> {
+    let request = GetUpstreamTokenRequest {
+        user: Some(user),
+        client_id: CLIENT.to_owned(),
+        upstream: party.servers.upstream_of(name),
+        authorization_server: format!("{}/{name}", party.servers.issuer),
+        ..GetUpstreamTokenRequest::default()
+    };
+    let answer = client.clone().get_upstream_token(request).await;
+    answer.map(|token| token.into_inner().access_token).map_err(|status| (status.code(), status.message().to_owned()))
+}
+
+async fn disconnect(party: &Party, name: &str, user: User) {
+    let request = DisconnectRequest {
+        user: Some(user),
+        client_id: CLIENT.to_owned(),
+        upstream: party.servers.upstream_of(name),
+        ..DisconnectRequest::default()
+    };
+    party.disconnect(request).await;
+}
+
+fn client_id(authorization_url: &str) -> String {
+    let url = url::Url::parse(authorization_url).expect("a URL");
+    url.query_pairs().find(|(name, _)| name == "client_id").expect("a client").1.into_owned()
+}
+
+/// What of these secrets shows anywhere: in the log, which has all that libraries say, in the metrics, or in a file of the
+/// state directory; each as it is, and in the forms in which it is sent.
+pub async fn assert_hidden(party: &Party, client_id: &str, secrets: &[&str]) {
+    let encoded = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let mut forms = Vec::new();
+    for secret in secrets {
+        let basic = BASE64_STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(secret)));
+        forms.extend([(*secret).to_owned(), encoded(secret), BASE64_STANDARD.encode(secret), basic]);
+    }
+    let (_, metrics) = get(party.process.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
+    let mut places = vec![
+        ("the log".to_owned(), party.process.process.output().into_bytes()),
+        ("the metrics".to_owned(), metrics.to_vec()),
+    ];
+    for file in std::fs::read_dir(party.dir.path().join("state")).expect("the state directory") {
+        let path = file.expect("a file").path();
+        places.push((path.display().to_string(), std::fs::read(&path).expect("readable")));
+    }
+    assert!(places.len() > 2 && places.iter().all(|(_, content)| !content.is_empty()));
+    for (place, content) in &places {
+        for form in &forms {
+            let shows = content.windows(form.len()).any(|part| part == form.as_bytes());
+            assert!(!shows, "{form} is in {place}");
+        }
+    }
+}
+
+/// A client of the config file is who the route is, from the authorization request to the revocation; what is kept is kept
+/// under the route's document all the same.
+#[tokio::test]
+async fn a_client_by_hand_connects_refreshes_and_is_revoked() {
+    let lies = [("public", Auth::None), ("basic", Auth::Basic), ("post", Auth::Post)];
+    let lies: Vec<Lie> = lies.map(|(name, auth)| by_hand(name, auth)).into();
+    let names: Vec<&str> = lies.iter().map(|lie| lie.name).collect();
+    let (mut party, client) = party(lies, &[]).await;
+    for name in &names {
+        let begun = begun(&party, pinned(&party, name)).await;
+        assert_eq!(client_id(&begun.authorization_url), "by-hand:1", "{name}");
+        party.complete(party.answer(name, &begun)).await.expect(name);
+        let before = party.servers.refreshes().len();
+        let token = token(&client, &party, name, single()).await.expect(name);
+        assert!(party.servers.origin(&token).is_some(), "{name}");
+        assert_eq!(party.servers.refreshes().len(), before + 1, "{name}");
+    }
+    for (index, name) in names.iter().enumerate() {
+        disconnect(&party, name, single()).await;
+        assert_eq!(party.servers.revoked().len(), index + 1, "{name}: the server took it");
+        connect(&party, name, single()).await;
+    }
+    assert_eq!(audited(&party, "revoked"), ["ok"; 3]);
+    assert_hidden(&party, "by-hand:1", &[SECRET]).await;
+    assert!(party.stored(&names).await.iter().all(Option::is_some));
+}
+
+/// What an upstream names selects no client of the config file: who names an honest server is not handed its tokens. Nor
+/// does one that the operator pins select the client of another route.
+#[tokio::test]
+async fn an_upstream_does_not_select_a_client_by_hand() {
+    let takes_documents = Lie {
+        metadata: |document| document["client_id_metadata_document_supported"] = true.into(),
+        ..by_hand("both", Auth::Basic)
+    };
+    let lies = vec![by_hand("honest", Auth::Basic), takes_documents, Lie::none("evil"), Lie::none("sly")];
+    let (party, _) = party(lies, &[]).await;
+    party.servers.moves("evil", "honest");
+    party.servers.moves("sly", "both");
+    let shown = |name: &str| format!("{}/{name}", party.servers.issuer);
+    let at = |name: &str| BeginAuthorizationRequest { shown_issuer: shown("honest"), ..party.request(name) };
+    let not_pinned = "the client of `clients:` is not used, since the route does not pin this `authorization_server`";
+    let not_listed = "`clients:` has no client for this route and issuer";
+    let elsewhere = BeginAuthorizationRequest { client_id: OTHER.to_owned(), ..pinned(&party, "honest") };
+    for (request, why) in [(at("evil"), not_pinned), (at("honest"), not_pinned), (elsewhere, not_listed)] {
+        let outcome = party.begin_with(request).await;
+        let (reason, message) = refused(&outcome);
+        assert_eq!(reason, begin_refusal::Reason::AuthorizationServerUnusable);
+        let documents = "it does not support client ID metadata documents (`client_id_metadata_document_supported`)";
+        assert!(message.contains(why) && message.contains(documents), "{message}");
+    }
+    // Where the server takes documents, that is who everybody is who is not listed.
+    let begun = begun(&party, BeginAuthorizationRequest { shown_issuer: shown("both"), ..at("sly") }).await;
+    assert_eq!(client_id(&begun.authorization_url), CLIENT);
+    let answer = party.answer("both", &begun);
+    let (reason, cause) = party.complete(answer).await.expect_err("it is not that client");
+    assert_eq!(reason, Reason::ExchangeFailed);
+    assert!(cause.ends_with("401 with the error `invalid_client`"), "{cause}");
+    assert_hidden(&party, "by-hand:1", &[SECRET]).await;
+}
+
+/// A listed client comes before the document; an earlier issuer's slash makes no difference.
+#[tokio::test]
+async fn a_client_by_hand_comes_first() {
+    let both = Lie {
+        metadata: |document| document["client_id_metadata_document_supported"] = true.into(),
+        ..by_hand("both", Auth::Post)
+    };
+    let (party, _) = party(vec![both], &[]).await;
+    let begun = begun(&party, pinned(&party, "both")).await;
+    assert_eq!(client_id(&begun.authorization_url), "by-hand:1");
+    party.complete(party.answer("both", &begun)).await.expect("completed");
+}
+
+/// Two routes that are one client have their own flows and tokens.
+#[tokio::test]
+async fn two_routes_that_are_one_client_share_nothing() {
+    let lie = by_hand("shared", Auth::Basic);
+    let routes = [NOTES, "https://tickets.localhost"];
+    let party =
+        Party::with_clients(vec![lie], &[], |servers, dir| format!("clients:\n{}", entry(servers, dir, &lie, &routes)))
+            .await;
+    let others = BeginAuthorizationRequest {
+        client_id: OTHER.to_owned(),
+        redirect_uri: "https://tickets.localhost/.pomerium/oauth/callback".to_owned(),
+        ..pinned(&party, "shared")
+    };
+    let (mine, theirs) = (begun(&party, pinned(&party, "shared")).await, begun(&party, others.clone()).await);
+    assert_eq!(client_id(&mine.authorization_url), client_id(&theirs.authorization_url));
+    // A flow of one is nothing to the other's redirect URI, and is not consumed by it.
+    let mut crossed = party.answer("shared", &theirs);
+    assert_eq!(crossed.redirect_uri, CALLBACK);
+    assert_eq!(party.complete(crossed.clone()).await, Err((Reason::WrongContext, String::new())));
+    assert_eq!(party.servers.asked(), 0);
+    crossed.redirect_uri = others.redirect_uri;
+    party.complete(crossed).await.expect("completed");
+    party.complete(party.answer("shared", &mine)).await.expect("completed");
+    disconnect(&party, "shared", single()).await;
+    let mut party = party;
+    assert_eq!(party.servers.revoked().len(), 1);
+    assert_eq!(party.stored(&["shared"]).await, [None]);
+}
+
+/// A secret that changes at the server, and then in the file: what the server says meanwhile ends no grant. A bad file
+/// keeps the last secret, and says so.
+#[tokio::test]
+async fn a_secret_is_read_again_when_it_changes() {
+    let lie = by_hand("rotates", Auth::Basic);
+    let (mut party, client) = party(vec![lie], &[]).await;
+    connect(&party, "rotates", person("i", "ann")).await;
+    connect(&party, "rotates", person("i", "bob")).await;
+    let file = party.dir.path().join("rotates.secret");
+    let not_taken = async |party: &mut Party, content: &str, words: &str| {
+        std::fs::write(&file, content).expect("written");
+        let said =
+            |line: &str| (line.contains("not taken, the last good one stays") && line.contains(words)).then_some(());
+        party.process.process.line(said).await;
+    };
+    not_taken(&mut party, "", "is empty").await;
+    not_taken(&mut party, &"SECRET".repeat(2_000), "has more than 4096 bytes").await;
+    not_taken(&mut party, "SECRET\nSECRET\n", "is not one line of printable ASCII").await;
+    let failed = "envoy_cimd_reloads_total{file=\"client_secrets\",result=\"failed\"}";
+    assert_eq!(metric(&party.process.admin, failed).await, Some(3));
+    token(&client, &party, "rotates", person("i", "ann")).await.expect("with the last good one");
+
+    const NEXT: &str = "SECRET-the-next";
+    party.servers.set_secret("rotates", "by-hand:1", NEXT);
+    let (code, cause) = token(&client, &party, "rotates", person("i", "bob")).await.expect_err("it is over");
+    assert_eq!(code, Code::Unavailable, "{cause}");
+    assert!(cause.contains("401 with the error `invalid_client`"), "{cause}");
+    std::fs::write(&file, NEXT).expect("written");
+    let taken = |line: &str| (line.contains("\"client_secrets\"") && line.contains("read again")).then_some(());
+    party.process.process.line(taken).await;
+    // Once what was just heard is a second old.
+    let deadline = std::time::Instant::now() + crate::stack::PATIENCE;
+    while let Err((code, cause)) = token(&client, &party, "rotates", person("i", "bob")).await {
+        assert!(code == Code::Unavailable && std::time::Instant::now() < deadline, "{code:?} {cause}");
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_hidden(&party, "by-hand:1", &[SECRET, NEXT]).await;
+}
+
+/// `clients:` is read again as `routes:` are: what is wrong with it is said, and the last good ones stay. A grant of a
+/// client that is not there any more says so.
+#[tokio::test]
+async fn clients_are_read_again_when_the_file_changes() {
+    let lies = vec![by_hand("stays", Auth::Basic), by_hand("goes", Auth::Basic), by_hand("changes", Auth::None)];
+    let (mut party, client) = party(lies.clone(), &[]).await;
+    for lie in &lies {
+        connect(&party, lie.name, single()).await;
+    }
+    let content = clients(&party.servers, party.dir.path(), &lies);
+    let twice = format!("{content}{}", entry(&party.servers, party.dir.path(), &lies[0], &[NOTES]));
+    party.configure(&twice);
+    let said = |line: &str| {
+        line.contains("clients[0] is for this issuer and the route https://notes.localhost too").then_some(())
+    };
+    party.process.process.line(said).await;
+    assert_eq!(metric(&party.process.admin, "envoy_cimd_reload_ok{file=\"config\"}").await, Some(0));
+
+    let mut changed = clients(&party.servers, party.dir.path(), &[lies[0], lies[2]]);
+    let place = changed.rfind("by-hand:1").expect("the last");
+    changed.replace_range(place.., &changed[place..].replace("by-hand:1", "by-hand:2"));
+    party.configure(&changed);
+    let taken = |line: &str| (line.contains("\"config\"") && line.contains("read again")).then_some(());
+    party.process.process.line(taken).await;
+    let before = party.servers.asked();
+    token(&client, &party, "stays", single()).await.expect("it is still there");
+    for (name, words) in [
+        ("goes", "is not in the config file's `clients:` any more for this route and issuer"),
+        ("changes", "has another client for this route and issuer than by-hand:1"),
+    ] {
+        let (code, cause) = token(&client, &party, name, single()).await.expect_err(name);
+        assert_eq!(code, Code::Unavailable, "{name}");
+        assert!(cause.contains(words), "{name}: {cause}");
+        let outcome = party.begin_with(pinned(&party, name)).await;
+        assert_eq!(matches!(outcome, Outcome::Begun(_)), name == "changes", "{outcome:?}");
+    }
+    assert_eq!(party.servers.asked(), before + 1, "nobody else was asked");
+    assert!(party.stored(&["goes", "changes"]).await.iter().all(Option::is_some), "nothing is lost");
+}
+
+/// What a file may say of clients, at start and in `check`.
+#[test]
+fn clients_that_cannot_be() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    for (name, content) in
+        [("empty", "\n"), ("long", &"SECRET".repeat(2_000)), ("lines", "SECRET\nSECRET"), ("good", "SECRET\n")]
+    {
+        std::fs::write(path(name), content).expect("written");
+        set_mode(Path::new(&path(name)), 0o600);
+    }
+    let client = |more: &str| {
+        format!("clients:\n- issuer: https://as.example\n  client_id: c\n  routes: [https://a.example]\n{more}")
+    };
+    let of_file = |name: &str| client(&format!("  client_secret_file: {}\n", path(name)));
+    let at = |words: &str| format!("clients[0] (https://as.example): {words}");
+    let cases = [
+        (client("  client_secret: SECRET\n"), "unknown field `client_secret`".to_owned()),
+        (client("  token_endpoint_auth_method: private_key_jwt\n"), "unknown variant `private_key_jwt`".to_owned()),
+        (
+            client("  token_endpoint_auth_method: client_secret_basic\n"),
+            at("`token_endpoint_auth_method` is client_secret_basic, which needs a `client_secret_file`"),
+        ),
+        (
+            of_file("good") + "  token_endpoint_auth_method: none\n",
+            at("`token_endpoint_auth_method` is none, which takes no `client_secret_file`"),
+        ),
+        (of_file("empty"), at(&format!("`client_secret_file` {} is empty", path("empty")))),
+        (of_file("long"), at(&format!("`client_secret_file` {} has more than 4096 bytes", path("long")))),
+        (of_file("lines"), at(&format!("`client_secret_file` {} is not one line", path("lines")))),
+        (of_file("missing"), at(&format!("`client_secret_file` {} cannot be read: No such file", path("missing")))),
+        (of_file("."), at(&format!("`client_secret_file` {} cannot be read: Is a directory", path(".")))),
+        (
+            client("- issuer: https://as.example/\n  client_id: d\n  routes: [https://a.example]\n"),
+            "clients[1] (https://as.example/): clients[0] is for this issuer and the route https://a.example too"
+                .to_owned(),
+        ),
+        ("clients:\n- issuer: https://as.example\n  routes: []\n".to_owned(), "missing field `client_id`".to_owned()),
+        ("clients: x\n".to_owned(), "expected sequence start at line 1, column 10".to_owned()),
+        (
+            client("choreographer: 'http://127.0.0.1:1'\nstate_keys: /dev/null\n"),
+            "`clients` is for the process that has the tokens: with --choreographer, that is the other one".to_owned(),
+        ),
+    ];
+    for (content, words) in cases {
+        std::fs::write(path("config.yaml"), &content).expect("written");
+        for command in ["serve", "check", "choreographer"] {
+            if command == "choreographer" && content.contains("choreographer:") {
+                continue;
+            }
+            let (code, stdout, stderr) = run(&[command, "--config", &path("config.yaml")], &[]);
+            assert_eq!((code, stdout.as_str()), (Some(1), ""), "{command} {content}{stderr}");
+            assert!(stderr.contains(&words) && stderr.contains(&path("config.yaml")), "{command} {content}{stderr}");
+            assert!(!stderr.contains("SECRET"), "{stderr}");
+        }
+    }
+}
+
+/// What an operator enters at the server; and a client that nothing uses.
+#[test]
+fn check_says_what_to_enter_at_the_server() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, SECRET).expect("written");
+    set_mode(&secret, 0o644);
+    let config = dir.path().join("config.yaml");
+    let content = format!(
+        "callback_path: /oauth/callback\nroutes:\n- from: https://a.example\n  to: https://u.example/mcp\n  \
+         authorization_server: https://as.example/\n- from: https://b.example/mcp\n  to: https://u.example/mcp\nclients:\n- \
+         issuer: https://as.example\n  client_id: abc\n  client_secret_file: {}\n  routes: [https://a.example, \
+         https://B.example:443/mcp, https://c.example]\n",
+        secret.display()
+    );
+    std::fs::write(&config, content).expect("written");
+    let (code, stdout, stderr) = run(&["check", "--config", config.to_str().expect("text")], &[]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let exposed = format!("warning: {} holds secrets, and its mode 0644 lets everybody read it", secret.display());
+    assert!(stdout.contains(&exposed), "{stdout}");
+    let expected = "client abc at https://as.example (client_secret_basic), where these redirect URIs are to be entered:
+  https://a.example/oauth/callback
+  https://b.example/mcp/oauth/callback
+  warning: the route https://b.example/mcp is not this client, since its `authorization_server` does not pin https://as.example
+  https://c.example/oauth/callback
+  the route https://c.example is not in this file: wherever it comes from, it must pin this issuer with `authorization_server`
+";
+    assert!(stdout.contains(expected), "{stdout}");
+    assert!(!stdout.contains("SECRET"), "{stdout}");
+}
+
+/// `serve` with the exchange in it reads clients again, too, all of a file or nothing.
+#[tokio::test]
+async fn serve_reads_clients_again() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("secret"), SECRET).expect("written");
+    set_mode(&path("secret"), 0o600);
+    let client = "clients:\n- issuer: https://as.example\n  client_id: c\n  routes: [https://a.example]\n";
+    let with_secret = format!("{client}  client_secret_file: {}\n", path("secret").display());
+    std::fs::write(path("config.yaml"), client).expect("written");
+    let config = path("config.yaml");
+    let mut cimd = Cimd::start(&executable(), &["--config", config.to_str().expect("text")]).await;
+    let taken = |line: &str| (line.contains("\"config\"") && line.contains("read again")).then_some(());
+    std::fs::write(&config, &with_secret).expect("written");
+    cimd.process.line(taken).await;
+    set_mode(&path("secret"), 0o640);
+    std::fs::write(path("secret"), "SECRET-2").expect("written");
+    cimd.process.line(|line| line.contains("its mode 0640 lets its group read it").then_some(())).await;
+    let secret_taken = |line: &str| (line.contains("\"client_secrets\"") && line.contains("read again")).then_some(());
+    cimd.process.line(secret_taken).await;
+    std::fs::write(&config, with_secret.replace("client_id: c", "client_id: ''")).expect("written");
+    let not_taken =
+        "not taken, the last good one stays: clients[0] (https://as.example): `client_id` must be printable";
+    cimd.process.line(|line| line.contains(not_taken).then_some(())).await;
+    assert!(!cimd.process.output().contains("SECRET"));
+}
+
+/// The file that the page shows is a good one.
+#[test]
+fn the_pages_example_is_a_good_one() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/authorization-servers.md");
+    let page = std::fs::read_to_string(page).expect("the page");
+    let example = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let dir = tempfile::tempdir().expect("a folder");
+    let [secret, config] = ["secret", "config.yaml"].map(|name| dir.path().join(name));
+    std::fs::write(&secret, SECRET).expect("written");
+    set_mode(&secret, 0o600);
+    let named = "/run/secrets/github";
+    assert!(example.contains(named));
+    std::fs::write(&config, example.replace(named, secret.to_str().expect("text"))).expect("written");
+    let (code, stdout, stderr) = run(&["check", "--config", config.to_str().expect("text")], &[]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert!(stdout.contains("  https://mcp.example.com/github/.pomerium/oauth/callback\n"), "{stdout}");
+    assert!(!stdout.contains("warning"), "{stdout}");
+}
