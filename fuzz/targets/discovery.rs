@@ -104,7 +104,9 @@ fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: S
         Ok(server) => {
             assert!(is_same(&server.issuer, issuer) && server.resource == resource && server.scope == scope);
             let endpoints = [Some(&server.authorization_endpoint), Some(&server.token_endpoint)];
-            for endpoint in endpoints.into_iter().chain([server.revocation_endpoint.as_ref()]).flatten() {
+            let registration = server.registration_endpoint.as_ref().inspect_err(|why| is_short(why)).ok();
+            let optional = [server.revocation_endpoint.as_ref(), registration.and_then(Option::as_ref)];
+            for endpoint in endpoints.into_iter().chain(optional).flatten() {
                 assert!(is_public(endpoint) && endpoint.as_str().len() <= MAX_URL, "{endpoint}");
             }
             assert!(!server.authorization_endpoint.query_pairs().any(|(name, _)| OURS.contains(&name.as_ref())));

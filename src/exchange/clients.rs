@@ -4,14 +4,17 @@
 use std::{path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
+use url::Url;
 
 pub mod configured;
 pub mod credentials;
+pub mod registration;
+pub mod registrations;
 pub mod secret_file;
 
 use self::{
     configured::{ClientSpec, Configured},
-    credentials::{ActsAs, Credentials},
+    credentials::{ActsAs, AuthMethod, Credentials},
     secret_file::SecretFileError,
 };
 use super::discovery::documents::AuthorizationServer;
@@ -25,13 +28,25 @@ use crate::{
 pub struct Config {
     /// The `clients:` of the config file.
     pub listed: Vec<ClientSpec>,
+    /// Register clients where nothing else is open.
+    pub dynamic_registration: bool,
 }
 
 /// The ways that are open.
 #[derive(Clone, Debug)]
 pub struct Clients {
     configured: Arc<ArcSwap<Configured>>,
+    dynamic_registration: bool,
     paths: Paths,
+}
+
+/// Which way is open.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Way {
+    Is(ActsAs),
+    /// A client is to be registered at this endpoint, unless it was; and this is the way to authenticate that it is asked
+    /// for.
+    Registers(Url, AuthMethod),
 }
 
 /// Why a record's client is not there any more.
@@ -56,7 +71,8 @@ impl Clients {
     /// The first entry of `clients:` that is wrong.
     pub fn new(config: &Config, paths: Paths) -> anyhow::Result<Self> {
         let configured = Configured::new(&config.listed, &paths)?;
-        Ok(Self { configured: Arc::new(ArcSwap::from_pointee(configured)), paths })
+        let Config { dynamic_registration, .. } = *config;
+        Ok(Self { configured: Arc::new(ArcSwap::from_pointee(configured)), dynamic_registration, paths })
     }
 
     /// The config file's, as they are by now.
@@ -90,28 +106,29 @@ impl Clients {
     ///
     /// # Errors
     /// What each of the ways lacks, for operators.
-    pub fn choose(
-        &self,
-        document: &ClientId,
-        pin: Option<&str>,
-        server: &AuthorizationServer,
-    ) -> Result<ActsAs, String> {
+    pub fn choose(&self, document: &ClientId, pin: Option<&str>, server: &AuthorizationServer) -> Result<Way, String> {
         let configured = self.configured.load();
         let listed = configured.of(&server.issuer, document);
         let is_pinned = pin.is_some_and(|pin| is_same(pin, &server.issuer));
         if let Some(client) = listed.filter(|_| is_pinned) {
-            return Ok(ActsAs::PreRegistered { client_id: client.client_id.clone() });
+            return Ok(Way::Is(ActsAs::PreRegistered { client_id: client.client_id.clone() }));
         }
         if server.takes_documents {
-            return Ok(ActsAs::Document);
+            return Ok(Way::Is(ActsAs::Document));
         }
+        let registration = match (&server.registration_endpoint, self.dynamic_registration) {
+            (Ok(Some(endpoint)), true) => return Ok(Way::Registers(endpoint.clone(), asked(server))),
+            (Ok(Some(_)), false) => "it would register a client, which needs --dynamic-registration".to_owned(),
+            (Ok(None), _) => "it does not register clients (`registration_endpoint`)".to_owned(),
+            (Err(problem), _) => format!("it does not register clients where we may ask it to: {problem}"),
+        };
         let configured = match listed {
             Some(_) => "the client of `clients:` is not used, since the route does not pin this `authorization_server`",
             None => "`clients:` has no client for this route and issuer",
         };
         Err(format!(
             "the authorization server {} knows us in no way: {configured}; it does not support client ID metadata documents \
-             (`client_id_metadata_document_supported`)",
+             (`client_id_metadata_document_supported`); {registration}",
             truncate(server.issuer.clone()),
         ))
     }
@@ -131,4 +148,15 @@ impl Clients {
             },
         }
     }
+}
+
+/// The way to authenticate that a registration asks for: the document's, unless the server says that it takes another
+/// alone.
+fn asked(server: &AuthorizationServer) -> AuthMethod {
+    use AuthMethod::{ClientSecretBasic, ClientSecretPost, None as Public};
+    let takes = |method: &AuthMethod| match &server.auth_methods {
+        Some(methods) => methods.iter().any(|name| name == method.name()),
+        None => true,
+    };
+    [Public, ClientSecretBasic, ClientSecretPost].into_iter().find(takes).unwrap_or(Public)
 }

@@ -10,11 +10,12 @@ use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeV
 use tokio::time::timeout;
 
 use super::{
-    clients::{self, Clients},
+    clients::{self, Clients, Way, credentials::ActsAs, registration::Wanted},
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
-    oauth::{OAuthClient, failure, registered},
+    oauth::{OAuthClient, failure, refuses_client, registered},
     records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
+    registering::Registering,
     step_up::StepUp,
     token_answer::TokenAnswer,
     tokens::Tokens,
@@ -31,6 +32,7 @@ use crate::{
         clock::UnixTime,
         flow::{FlowId, MAX_LIFETIME},
         issuer::is_same,
+        paths::{Endpoint, Paths},
         scope::Scope,
         seal::UnsealError,
         secret::{Secret, random},
@@ -87,6 +89,8 @@ impl Default for Config {
 pub struct Embedded {
     /// The tokens that come of it.
     pub tokens: Tokens,
+    pub(super) registering: Registering,
+    paths: Paths,
     require_iss: bool,
     limits: FlowLimits,
 }
@@ -188,10 +192,17 @@ impl Embedded {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         config.deadlines.check()?;
         let outgoing = Outgoing::new(&config.outgoing)?;
-        let clients = Clients::new(&config.clients, config.outgoing.paths)?;
+        let clients = Clients::new(&config.clients, config.outgoing.paths.clone())?;
         let discovery = Discovery::new(outgoing.clone(), config.lookups);
         let tokens = Tokens::new(discovery, outgoing, clients, Vault::new(config.store)?, config.deadlines);
-        Ok(Self { tokens, require_iss: config.require_iss, limits: config.limits })
+        let paths = config.outgoing.paths;
+        Ok(Self {
+            tokens,
+            registering: Registering::default(),
+            paths,
+            require_iss: config.require_iss,
+            limits: config.limits,
+        })
     }
 
     /// What shows at start rather than at the first flow.
@@ -229,7 +240,21 @@ impl Embedded {
         let clients = &self.tokens.clients;
         let pin = begin.upstream.authorization_server.as_deref();
         let unusable = |cause: String| BeginError::AuthorizationServerUnusable(cause.into());
-        let acts_as = clients.choose(&begin.client_id, pin, &server).map_err(unusable)?;
+        let acts_as = match clients.choose(&begin.client_id, pin, &server).map_err(unusable)? {
+            Way::Is(acts_as) => acts_as,
+            Way::Registers(endpoint, method) => {
+                let wanted = Wanted {
+                    client_uri: self.client_uri(&begin.client_id),
+                    document: begin.client_id.clone(),
+                    redirect_uri: begin.redirect_uri.clone(),
+                    client_name: begin.client_name.clone(),
+                    issuer: server.issuer.clone(),
+                    endpoint,
+                    method,
+                };
+                ActsAs::Registered(self.registered(wanted).await?)
+            }
+        };
         let flow_id = FlowId(random().map_err(call_failed)?);
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let wanted = match begin.scope.clone() {
@@ -280,6 +305,12 @@ impl Embedded {
             error @ StoreError::Failed(_) => store_failed(&error).into(),
         })?;
         Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
+    }
+
+    /// The public URL of a route, by its document.
+    fn client_uri(&self, document: &ClientId) -> String {
+        let path = self.paths.of(Endpoint::Document).as_str();
+        document.as_str().strip_suffix(path).unwrap_or(document.as_str()).to_owned()
     }
 
     /// Takes the flow: after this, nobody else can complete it.
@@ -333,13 +364,16 @@ impl Embedded {
                 RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
             );
         let http = self.tokens.http(&record.client_id, self.tokens.deadlines.token_endpoint);
-        let answer: TokenAnswer = client
+        let answer: Result<TokenAnswer, _> = client
             .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
             .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.expose().to_owned()))
             .add_extra_param("resource", &record.resource)
             .request_async(&http)
-            .await
-            .map_err(|error| failed(failure(&error)))?;
+            .await;
+        if answer.as_ref().is_err_and(refuses_client) {
+            self.tokens.client_refused(&record.acts_as, &record.client_id, &record.issuer).await;
+        }
+        let answer = answer.map_err(|error| failed(failure(&error)))?;
         let granted = answer.granted().map_err(|reason| failed(reason.to_owned()))?;
         granted.note_unread(&record.issuer);
         let now = self.now();

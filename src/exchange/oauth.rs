@@ -164,6 +164,16 @@ impl Verdict {
     }
 }
 
+/// Whether a token endpoint says that it does not know the client, or not so. What comes with 429 or 5xx says nothing.
+pub fn refuses_client(error: &RequestTokenError<HttpError, BasicErrorResponse>) -> bool {
+    match error {
+        RequestTokenError::Request(HttpError::Refused(TokenRefusal { status, code, .. })) => {
+            *code == Some("invalid_client") && *status != 429 && *status < 500
+        }
+        _ => false,
+    }
+}
+
 /// Error codes by which servers say "later".
 const TEMPORARY: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
 

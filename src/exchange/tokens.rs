@@ -25,7 +25,13 @@ use self::{
     stored::{Occasion, Stored},
     waits::Waits,
 };
-use super::{clients::Clients, deadlines::Deadlines, discovery::Discovery, oauth::OAuthHttp, records::TokenRecord};
+use super::{
+    clients::{Clients, credentials::ActsAs, registrations},
+    deadlines::Deadlines,
+    discovery::Discovery,
+    oauth::OAuthHttp,
+    records::TokenRecord,
+};
 use crate::{
     contract::{
         error::Label,
@@ -150,6 +156,26 @@ impl Tokens {
     pub async fn record(&self, owner: &TokenOwner) -> Result<Option<TokenRecord>, TokenError> {
         let record = self.found_record(owner).await.map_err(TokenError::Unavailable)?;
         Ok(record.filter(|record| !record.ended))
+    }
+
+    /// What follows where a token endpoint says that it does not know the client: one that was registered is forgotten, so
+    /// that the next flow registers another. True where it is that, and what was given to it is over: nobody else's word
+    /// than the server's makes such a client good.
+    pub(super) async fn client_refused(&self, acts_as: &ActsAs, document: &ClientId, issuer: &str) -> bool {
+        let ActsAs::Registered(credentials) = acts_as else { return false };
+        let forgotten = match self.open().await {
+            Ok(open) => registrations::forget(open, document, issuer, &credentials.client_id).await,
+            // It is in the log, and the next flow hears the same.
+            Err(_) => return true,
+        };
+        match forgotten {
+            Ok(true) => {
+                tracing::warn!(client_id = %document, issuer, "its server forgot the client that was registered")
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the store failed, and a client that is over stays"),
+        }
+        true
     }
 
     pub(super) fn http(&self, client_id: &ClientId, deadline: Duration) -> OAuthHttp {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::{
     error::StoreError,
-    keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+    keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey, UserKey},
 };
 use crate::model::clock::UnixTime;
 
@@ -52,6 +52,18 @@ pub trait Store: Send + Sync {
     /// Forgets a token, as it was read, and the route's index where it points at that token. False where `old` is not there
     /// any more: somebody forgot or changed it meanwhile.
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError>;
+
+    /// The clients that were registered for a route.
+    async fn registrations(&self, key: RegistrationsKey) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Stores a route's registrations in the place of `old`, as they were read; of nothing, where there were none. False
+    /// where that is not what is there any more.
+    async fn replace_registrations(
+        &self,
+        key: RegistrationsKey,
+        old: Option<Vec<u8>>,
+        sealed: Vec<u8>,
+    ) -> Result<bool, StoreError>;
 }
 
 /// A token as it was found: its key, and what is sealed.

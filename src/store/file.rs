@@ -18,7 +18,7 @@ use super::{
     backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file::{self, KeysError},
-    keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+    keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey, UserKey},
     whole_file,
 };
 use crate::model::{clock::UnixTime, seal::Sealer};
@@ -38,6 +38,8 @@ const ROUTES: TableDefinition<&[u8; 32], &[u8; 32]> = TableDefinition::new("rout
 const AGAIN: TableDefinition<&[u8; 32], u64> = TableDefinition::new("again-v1");
 /// The same, by that time.
 const AGAIN_EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("again-expiry-v1");
+/// The clients that were registered for a route.
+const REGISTRATIONS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("registrations-v1");
 const CHECK: TableDefinition<(), &[u8]> = TableDefinition::new("key-check-v1");
 /// How many flows were ever added, which tells the older of two apart.
 const SEQUENCE: TableDefinition<(), u64> = TableDefinition::new("sequence-v1");
@@ -202,6 +204,35 @@ impl Store for FileStore {
                 if routes.get(route.as_bytes())?.is_some_and(|pointed_at| pointed_at.value() == key.as_bytes()) {
                     routes.remove(route.as_bytes())?;
                 }
+            }
+            transaction.commit()?;
+            Ok::<_, redb::Error>(true)
+        })
+        .await
+    }
+
+    async fn registrations(&self, key: RegistrationsKey) -> Result<Option<Vec<u8>>, StoreError> {
+        self.run(move |database| {
+            let table = database.begin_read()?.open_table(REGISTRATIONS)?;
+            Ok::<_, redb::Error>(table.get(key.as_bytes())?.map(|sealed| sealed.value().to_vec()))
+        })
+        .await
+    }
+
+    async fn replace_registrations(
+        &self,
+        key: RegistrationsKey,
+        old: Option<Vec<u8>>,
+        sealed: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            {
+                let mut table = transaction.open_table(REGISTRATIONS)?;
+                if table.get(key.as_bytes())?.map(|there| there.value().to_vec()) != old {
+                    return Ok(false);
+                }
+                table.insert(key.as_bytes(), sealed.as_slice())?;
             }
             transaction.commit()?;
             Ok::<_, redb::Error>(true)
@@ -500,6 +531,7 @@ fn set_up(database: &Database, record: Option<&[u8]>) -> Result<(), redb::Error>
     transaction.open_table(ROUTES)?;
     transaction.open_table(AGAIN)?;
     transaction.open_table(AGAIN_EXPIRY)?;
+    transaction.open_table(REGISTRATIONS)?;
     Ok(transaction.commit()?)
 }
 

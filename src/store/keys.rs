@@ -42,6 +42,8 @@ keys! {
     TokenKey
     /// The hash of (user, client_id, upstream).
     RouteKey
+    /// The hash of a route's document.
+    RegistrationsKey
 }
 
 impl FlowKey {
@@ -88,6 +90,12 @@ impl RouteKey {
     /// `upstream` is the upstream's URL, as the operator wrote it.
     pub fn of(user: &User, client_id: &ClientId, upstream: &str) -> Self {
         Self(hash("envoy-cimd route", &(user, client_id, upstream)))
+    }
+}
+
+impl RegistrationsKey {
+    pub fn of(document: &ClientId) -> Self {
+        Self(hash("envoy-cimd registrations", document))
     }
 }
 

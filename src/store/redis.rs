@@ -30,7 +30,7 @@ use super::{
     backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
     key_file,
-    keys::{Context, FlowKey, RouteKey, TokenKey},
+    keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey},
     url::RedisUrl,
 };
 use crate::{
@@ -76,6 +76,8 @@ struct Scripts {
     claim: Script,
     release: Script,
     expect_again: Script,
+    registrations: Script,
+    replace_registrations: Script,
 }
 
 impl RedisStore {
@@ -279,6 +281,20 @@ impl Store for RedisStore {
         let mut step = self.scripts.remove_token.key(token_key(&key));
         self.run(step.key(route_key(&route)).arg(text(key.as_bytes())).arg(old)).await
     }
+
+    async fn registrations(&self, key: RegistrationsKey) -> Result<Option<Vec<u8>>, StoreError> {
+        self.run(&self.scripts.registrations.key(registrations_key(&key))).await
+    }
+
+    async fn replace_registrations(
+        &self,
+        key: RegistrationsKey,
+        old: Option<Vec<u8>>,
+        sealed: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let mut step = self.scripts.replace_registrations.key(registrations_key(&key));
+        self.run(step.arg(old.unwrap_or_default()).arg(sealed)).await
+    }
 }
 
 impl RedisStore {
@@ -308,6 +324,8 @@ impl Scripts {
             claim: Script::new(include_str!("redis/claim.lua")),
             release: Script::new(include_str!("redis/release.lua")),
             expect_again: Script::new(include_str!("redis/expect_again.lua")),
+            registrations: Script::new(include_str!("redis/registrations.lua")),
+            replace_registrations: Script::new(include_str!("redis/replace_registrations.lua")),
         }
     }
 }
@@ -338,6 +356,10 @@ fn claim_key(key: &TokenKey) -> String {
 
 fn route_key(route: &RouteKey) -> String {
     format!("{NAMESPACE}:route:{}", text(route.as_bytes()))
+}
+
+fn registrations_key(key: &RegistrationsKey) -> String {
+    format!("{NAMESPACE}:registrations:{}", text(key.as_bytes()))
 }
 
 fn again_key(route: &RouteKey) -> String {

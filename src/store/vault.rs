@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::{
     error::OpenError,
     key_file,
-    keys::{FlowKey, TokenKey},
+    keys::{FlowKey, RegistrationsKey, TokenKey},
     open::Opened,
     url::StoreUrl,
 };
@@ -119,6 +119,7 @@ pub enum Place<'a> {
     Flow(&'a FlowKey),
     Tombstone(&'a FlowKey),
     Token(&'a TokenKey),
+    Registrations(&'a RegistrationsKey),
 }
 
 impl Place<'_> {
@@ -128,6 +129,7 @@ impl Place<'_> {
             Self::Flow(key) => ("flow", key.as_bytes()),
             Self::Tombstone(key) => ("tombstone", key.as_bytes()),
             Self::Token(key) => ("token", key.as_bytes()),
+            Self::Registrations(key) => ("registrations", key.as_bytes()),
         }
     }
 }

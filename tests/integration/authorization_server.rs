@@ -54,7 +54,6 @@ pub struct Lie {
 
 /// Which clients it knows. One that it does not, or that does not authenticate as it should, gets `invalid_client`, where
 /// it redeems a code, refreshes a token and revokes one.
-#[expect(dead_code, reason = "for the tests of dynamic registration")]
 #[derive(Clone, Copy)]
 pub enum Knows {
     /// Those that have a document.
@@ -74,7 +73,6 @@ pub enum Auth {
 }
 
 /// What a registration endpoint answers with to a request that is right in every way (RFC 7591, section 3.2).
-#[expect(dead_code, reason = "for the tests of dynamic registration")]
 #[derive(Clone, Copy)]
 pub enum Registers {
     /// A client of its own each time, which authenticates so.
@@ -327,13 +325,11 @@ impl Servers {
     }
 
     /// A server knows none of its clients any more, as one that kept them in memory and was started anew.
-    #[expect(dead_code, reason = "for the tests of dynamic registration")]
     pub fn forget_clients(&self, name: &str) {
         self.shared.clients.lock().expect("clients").retain(|(of, _), _| of != name);
     }
 
     /// What was sent to a server's registration endpoint, in order.
-    #[expect(dead_code, reason = "for the tests of dynamic registration")]
     pub fn registrations(&self, name: &str) -> Vec<Value> {
         let all = self.shared.registrations.lock().expect("registrations");
         all.iter().filter(|(of, _)| of == name).map(|(_, sent)| sent.clone()).collect()

@@ -13,7 +13,7 @@ use envoy_cimd::{
     store::{
         backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
         error::{OpenError, StoreError},
-        keys::{Context, FlowKey, RouteKey, TokenKey, UserKey},
+        keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey, UserKey},
         open::Opened,
         url::StoreUrl,
     },
@@ -59,6 +59,7 @@ on_both! {
     file_changes_only_what_was_read, redis_changes_only_what_was_read: changes_only_what_was_read;
     file_notes_what_is_expected_again, redis_notes_what_is_expected_again: notes_what_is_expected_again;
     file_lets_one_at_a_time_refresh, redis_lets_one_at_a_time_refresh: lets_one_at_a_time_refresh;
+    file_keeps_a_routes_registrations, redis_keeps_a_routes_registrations: keeps_a_routes_registrations;
     file_keeps_large_values, redis_keeps_large_values: keeps_large_values;
     file_survives_reopening, redis_survives_reopening: survives_reopening;
     file_knows_its_keys, redis_knows_its_keys: knows_its_keys;
@@ -351,6 +352,25 @@ async fn lets_one_at_a_time_refresh(bed: &Bed) {
     while !here.claim(key, one, 60).await.expect("a store") {
         tokio::task::yield_now().await;
     }
+}
+
+async fn keeps_a_routes_registrations(bed: &Bed) {
+    let stores = bed.stores().await;
+    let (here, there) = (first(&stores), last(&stores));
+    let (key, other) = (RegistrationsKey::from_bytes([1; 32]), RegistrationsKey::from_bytes([2; 32]));
+    let [old, new] = [b"old\0".to_vec(), b"new".to_vec()];
+    let replace = async |store: &Arc<dyn Store>, old: Option<&Vec<u8>>, new: &Vec<u8>| {
+        store.replace_registrations(key, old.cloned(), new.clone()).await.expect("a store")
+    };
+    assert_eq!(here.registrations(key).await.expect("a store"), None);
+    assert!(!replace(here, Some(&old), &new).await, "there was none");
+    assert!(replace(here, None, &old).await);
+    assert!(!replace(there, None, &new).await, "there is one by now");
+    assert_eq!(there.registrations(key).await.expect("a store"), Some(old.clone()));
+    assert!(replace(there, Some(&old), &new).await);
+    assert!(!replace(here, Some(&old), &old).await, "it was read before");
+    assert_eq!(here.registrations(key).await.expect("a store"), Some(new));
+    assert_eq!(here.registrations(other).await.expect("a store"), None);
 }
 
 async fn keeps_large_values(bed: &Bed) {

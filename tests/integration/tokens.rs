@@ -10,7 +10,10 @@ use envoy_cimd::{
         tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
         tokens_client::TokensClient,
     },
-    exchange::embedded::{self, Embedded},
+    exchange::{
+        clients,
+        embedded::{self, Embedded},
+    },
     model::{
         client::{ClientId, RedirectUri},
         clock::UnixTime,
@@ -308,6 +311,15 @@ pub async fn in_process(lie: Lie) -> (TempDir, Servers, Embedded) {
 
 /// The same with several lies.
 pub async fn in_process_with(lies: Vec<Lie>) -> (TempDir, Servers, Embedded) {
+    in_process_of(lies, clients::Config::default()).await
+}
+
+/// The same where clients are registered.
+pub async fn in_process_registering(lies: Vec<Lie>) -> (TempDir, Servers, Embedded) {
+    in_process_of(lies, clients::Config { dynamic_registration: true, ..clients::Config::default() }).await
+}
+
+async fn in_process_of(lies: Vec<Lie>, clients: clients::Config) -> (TempDir, Servers, Embedded) {
     let dir = tempfile::tempdir().expect("a folder");
     let certificates = Certificates::make(dir.path(), &[HOST]);
     let servers = Servers::start(&certificates, lies).await;
@@ -318,6 +330,7 @@ pub async fn in_process_with(lies: Vec<Lie>) -> (TempDir, Servers, Embedded) {
             ..outgoing::Config::default()
         },
         store: vault::Config { state_dir: Some(dir.path().join("state")), ..vault::Config::default() },
+        clients,
         ..embedded::Config::default()
     });
     (dir, servers, embedded.expect("good settings"))

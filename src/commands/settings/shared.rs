@@ -103,6 +103,11 @@ pub struct ExchangeArgs {
     #[arg(long, env = "ENVOY_CIMD_REQUIRE_ISS", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub require_iss: bool,
+    /// Register a client at an authorization server that takes no metadata documents, and where `clients:` has none for it
+    /// (RFC 7591): one for each route, at most five an hour.
+    #[arg(long, env = "ENVOY_CIMD_DYNAMIC_REGISTRATION", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub dynamic_registration: bool,
     /// How long an answer of a token endpoint is waited for once the request was sent, in seconds, whoever left meanwhile.
     #[arg(long, env = "ENVOY_CIMD_TOKEN_ENDPOINT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = value_parser!(u16).range(1..))]
     pub token_endpoint_timeout: u16,
@@ -155,7 +160,10 @@ impl ExchangeArgs {
                 claim: Duration::from_secs(self.refresh_claim.into()),
             },
             require_iss: self.require_iss,
-            clients: exchange::clients::Config::default(),
+            clients: exchange::clients::Config {
+                dynamic_registration: self.dynamic_registration,
+                ..exchange::clients::Config::default()
+            },
         }
     }
 }

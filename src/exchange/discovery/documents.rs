@@ -29,6 +29,10 @@ pub struct AuthorizationServer {
     pub sends_iss: bool,
     /// Whether it takes metadata documents for clients.
     pub takes_documents: bool,
+    /// Where it registers clients (RFC 7591), if it does; else why that cannot be used.
+    pub registration_endpoint: Result<Option<Url>, String>,
+    /// The names of the ways in which its clients authenticate; none where it does not say.
+    pub auth_methods: Option<Vec<String>>,
     /// The `resource` to ask for (RFC 8707): the upstream, as its own metadata spells it.
     pub resource: String,
     /// What to ask for; empty where nobody says.
@@ -180,6 +184,8 @@ pub struct ServerMetadata {
     authorization_endpoint: Option<String>,
     token_endpoint: Option<String>,
     revocation_endpoint: Option<String>,
+    registration_endpoint: Result<Option<String>, Problem>,
+    auth_methods: Option<Vec<String>>,
     response_types: Option<Vec<String>>,
     grant_types: Option<Vec<String>>,
     challenge_methods: Vec<String>,
@@ -199,6 +205,8 @@ impl Document for ServerMetadata {
             authorization_endpoint: members.text("authorization_endpoint")?,
             token_endpoint: members.text("token_endpoint")?,
             revocation_endpoint: spare(members.text("revocation_endpoint"), &issuer),
+            registration_endpoint: members.text("registration_endpoint"),
+            auth_methods: spare(members.list("token_endpoint_auth_methods_supported"), &issuer),
             response_types: spare(members.list("response_types_supported"), &issuer),
             grant_types: spare(members.list("grant_types_supported"), &issuer),
             challenge_methods: members.list("code_challenge_methods_supported")?.unwrap_or_default(),
@@ -259,6 +267,10 @@ impl ServerMetadata {
         if let Some((own, _)) = authorization_endpoint.query_pairs().find(|(name, _)| OURS.contains(&name.as_ref())) {
             return Err(Problem::OwnParameter(own.into_owned()));
         }
+        let registration = self.registration_endpoint.and_then(|url| {
+            let url = url.filter(|url| !url.is_empty());
+            url.map(|url| endpoint("registration_endpoint", Some(url))).transpose()
+        });
         let revocation = self.revocation_endpoint.filter(|url| !url.is_empty());
         Ok(AuthorizationServer {
             authorization_endpoint,
@@ -267,6 +279,8 @@ impl ServerMetadata {
                 .and_then(|url| spare(endpoint("revocation_endpoint", Some(url)).map(Some), &self.issuer)),
             sends_iss: self.sends_iss,
             takes_documents: self.takes_documents,
+            registration_endpoint: registration.map_err(|problem| problem.to_string()),
+            auth_methods: self.auth_methods,
             offline_access: self.lists_offline_access,
             issuer: self.issuer,
             resource,

@@ -7,7 +7,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, Visitor},
 };
-use serde_json::{error::Category, value::RawValue};
+use serde_json::{Value, error::Category, value::RawValue};
 
 use super::error::Problem;
 
@@ -64,6 +64,20 @@ impl Members {
     /// Where it is there twice.
     pub fn is_true(&self, name: &'static str) -> Result<bool, Problem> {
         Ok(matches!(self.raw(name)?, Some("true" | "\"true\"")))
+    }
+
+    /// A count of seconds, which some write as a text. None where it is not there, or `null`.
+    ///
+    /// # Errors
+    /// Where it is something else, or is there twice.
+    pub fn seconds(&self, name: &'static str) -> Result<Option<u64>, Problem> {
+        let seconds = |value: Value| match value {
+            Value::Number(number) => number.as_u64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        let value = self.value::<Value>(name)?;
+        value.map(|value| seconds(value).ok_or(Problem::WrongType(name))).transpose()
     }
 
     fn value<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, Problem> {
@@ -131,6 +145,23 @@ mod tests {
         }
         assert!(matches!(members.text("g"), Err(Problem::Twice("g"))), "however it is escaped");
         assert!(matches!(members.is_true("g"), Err(Problem::Twice("g"))));
+    }
+
+    #[test]
+    fn seconds_are_a_text_too() {
+        for (value, seconds) in [
+            ("0", Some(Some(0))),
+            ("1800000000", Some(Some(1_800_000_000))),
+            ("\"1800000000\"", Some(Some(1_800_000_000))),
+            ("null", Some(None)),
+            ("-1", None),
+            ("1.5", None),
+            ("\"soon\"", None),
+            ("[]", None),
+        ] {
+            assert_eq!(members(&format!("{{\"a\":{value}}}")).seconds("a").ok(), seconds, "{value}");
+        }
+        assert!(matches!(members("{}").seconds("a"), Ok(None)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
     contract::tokens::{TokenError, TokenOwner, TokenTag},
     exchange::{
         clients::Gone,
-        oauth::{Verdict, failure},
+        oauth::{Verdict, failure, refuses_client},
         records::TokenRecord,
         token_answer::{GrantedToken, TokenAnswer},
     },
@@ -169,7 +169,14 @@ impl Tokens {
             .add_extra_param("resource", resource)
             .request_async(&http)
             .await;
-        let answer = answer.map_err(|error| (Verdict::of_failure(&error), failure(&error)))?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let is_over = refuses_client(&error) && self.client_refused(acts_as, client_id, issuer).await;
+                let verdict = if is_over { Verdict::Ended } else { Verdict::of_failure(&error) };
+                return Err((verdict, failure(&error)));
+            }
+        };
         answer.granted().map_err(|reason| (Verdict::Unknown(None), reason.to_owned()))
     }
 
