@@ -3,6 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod choreographer;
 pub mod config_file;
+pub(crate) mod documents;
 pub(crate) mod envoy_config;
 mod listeners;
 pub(crate) mod output;

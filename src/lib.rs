@@ -10,7 +10,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use crate::{
     commands::{
-        check, choreographer, envoy_config,
+        check, choreographer, documents, envoy_config,
         output::{complain, print},
         probe, serve,
         settings::{
@@ -68,6 +68,7 @@ fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode
         settings::Task::Completions { shell } => print(&settings::completions(shell)),
         settings::Task::Keygen => print(&(secret::generate_key_line()? + "\n")),
         settings::Task::EnvoyConfig(options) => print(&envoy_config::render(&options, file.as_ref())?),
+        settings::Task::Documents(options) => print(&documents::publish(&options, file.as_ref())?),
         settings::Task::Probe(options) => return block_on(1, probe::run(*options)),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -10,4 +10,4 @@ pub mod open;
 pub(crate) mod redis;
 pub mod url;
 pub mod vault;
-mod whole_file;
+pub(crate) mod whole_file;

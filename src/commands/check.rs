@@ -42,8 +42,8 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     }
     for spec in &file.routes {
         let route = spec.route()?;
-        let document =
-            Document::new(&route, &paths, &settings.routes.client_name).with_context(|| route.from.to_string())?;
+        let document = Document::new(&route, &paths, &settings.routes.document.client_name)
+            .with_context(|| route.from.to_string())?;
         let client_id = paths.client_id(&route.from);
         let length = client_id.as_str().len();
         writeln!(text, "{}", route.from)?;

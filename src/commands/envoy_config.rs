@@ -45,9 +45,12 @@ use yaml::quoted;
 /// # Errors
 /// Where a route is wrong; the error names it.
 pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Result<String> {
-    let paths = options.routes.paths()?;
+    let paths = options.routes.document.paths()?;
     let mut specs = file.map(|file| file.content.routes.clone()).unwrap_or_default();
     specs.extend(options.route.iter().cloned());
+    if options.documents_only {
+        return documents_only(&specs, &paths, options);
+    }
     let sign_in = SignIn::new(options, &paths)?;
     let needs_none = match options.part {
         Some(Part::Cluster | Part::Secrets) => true,
@@ -56,13 +59,11 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         Some(Part::Routes) | None => false,
     };
     if specs.is_empty() && !needs_none {
-        bail!("no route was given: --route from=https://…,to=https://…");
+        bail!(NO_ROUTE);
     }
     let table = RouteTable::new(&specs, &paths)?;
     let routes = checked(&specs, &paths, options)?;
-    for warning in several_ports(routes.iter().map(|checked| &checked.route.from)) {
-        eprintln!("envoy-cimd: warning: {warning}");
-    }
+    warn_of_ports(&routes);
     let processor = processor(options, file)?;
     let cluster = quoted(&options.cluster);
     let names = Names {
@@ -84,7 +85,7 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         clusters.extend(sign_in.clusters(&options.upstream_ca)?);
         secrets = Some(sign_in.secrets()?);
     }
-    let hosts = |plain| virtual_hosts(&routes, &table, &paths, &names, plain);
+    let hosts = |plain| virtual_hosts(&routes, &table, &paths, &names, plain, false);
     for upstream in routes.iter().filter_map(|route| route.upstream.as_ref()) {
         clusters.push(upstream.cluster(&options.upstream_ca)?.render()?);
     }
@@ -111,6 +112,54 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
             takes_tokens: has_upstream && names.traffic.is_ok(),
             others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
             largest_document: options.static_cimd.then_some(MAX_DOCUMENT_BYTES),
+            documents_only: false,
+        }
+        .render()?,
+    })
+}
+
+const NO_ROUTE: &str = "no route was given: --route from=https://…,to=https://…";
+
+fn warn_of_ports(routes: &[Checked]) {
+    for warning in several_ports(routes.iter().map(|checked| &checked.route.from)) {
+        eprintln!("envoy-cimd: warning: {warning}");
+    }
+}
+
+/// An Envoy of the documents alone. Of the routes it knows what their documents say.
+fn documents_only(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow::Result<String> {
+    if specs.is_empty() {
+        bail!(NO_ROUTE);
+    }
+    let table = RouteTable::new(specs, paths)?;
+    let mut routes = checked(specs, paths, options)?;
+    warn_of_ports(&routes);
+    for checked in &mut routes {
+        checked.upstream = None;
+    }
+    let names = Names { ours: quoted(&options.filter_name), traffic: Err(LeftOut::Asked), sign_in: None };
+    let hosts = |plain| virtual_hosts(&routes, &table, paths, &names, plain, true);
+    Ok(match options.part {
+        Some(Part::Routes) => hosts(false)?.join("\n") + "\n",
+        Some(_) => bail!("--documents-only has no filter, no cluster and no secrets"),
+        None => Whole {
+            admin: address(&options.envoy_admin),
+            https: address(&options.https_listen()),
+            http: address(&options.http_listen()),
+            cert: quoted(&options.downstream_cert),
+            key: quoted(&options.downstream_key),
+            hosts: hosts(false)?,
+            plain_hosts: hosts(true)?,
+            clusters: Vec::new(),
+            secrets: None,
+            filters: Vec::new(),
+            sign_in: None,
+            document: paths.of(Endpoint::Document).as_str(),
+            filter_name: &names.ours,
+            takes_tokens: false,
+            others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
+            largest_document: Some(MAX_DOCUMENT_BYTES),
+            documents_only: true,
         }
         .render()?,
     })
@@ -205,10 +254,11 @@ fn checked(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> anyhow:
                 Some(_) => Some(Upstream::new(&route, paths).with_context(|| format!("{}: `to`", route.from))?),
                 None => None,
             };
-            let document = match options.static_cimd {
-                true => {
-                    Some(StaticDocument::new(&route, paths, &options.routes).with_context(|| route.from.to_string())?)
-                }
+            let document = match options.static_cimd || options.documents_only {
+                true => Some(
+                    StaticDocument::new(&route, paths, &options.routes.document)
+                        .with_context(|| route.from.to_string())?,
+                ),
                 false => None,
             };
             Ok(Checked { spec: spec.clone(), route, upstream, document })
@@ -223,6 +273,7 @@ fn virtual_hosts(
     paths: &Paths,
     names: &Names<'_>,
     plain: bool,
+    documents_only: bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut by_origin: Vec<(&Origin, Vec<&Checked>)> = Vec::new();
     for checked in routes {
@@ -246,7 +297,7 @@ fn virtual_hosts(
         let host = Host {
             name: quoted(origin.authority()),
             domains: quoted(&domains),
-            metadata: routes.first().filter(|_| alone).map(|checked| metadata(checked)),
+            metadata: routes.first().filter(|_| alone && !documents_only).map(|checked| metadata(checked)),
             filter_name: &names.ours,
             traffic: &names.traffic,
             sign_in: names.sign_in.as_ref().filter(|_| !plain),
@@ -256,9 +307,12 @@ fn virtual_hosts(
                 .into_iter()
                 .map(|checked| HostRoute {
                     from: quoted(checked.route.from.as_str()),
-                    metadata: (!alone).then(|| metadata(checked)),
+                    metadata: (!alone && !documents_only).then(|| metadata(checked)),
                     document: checked.document.as_ref(),
-                    our_paths: our_paths(checked, paths, names.sign_in.is_some()),
+                    our_paths: match documents_only {
+                        true => Vec::new(),
+                        false => our_paths(checked, paths, names.sign_in.is_some()),
+                    },
                     upstream: checked.upstream.as_ref(),
                     sign_in: names.sign_in.as_ref().and_then(|sign_in| sign_in.of_mcp(&checked.route, paths, alone)),
                 })
@@ -365,6 +419,8 @@ struct Whole<'a> {
     sign_in: Option<&'a SignIn<'a>>,
     /// For `max_direct_response_body_size_bytes`.
     largest_document: Option<usize>,
+    /// Whether there is nothing else.
+    documents_only: bool,
 }
 
 #[derive(Template)]

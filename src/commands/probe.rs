@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, process::ExitCode};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustls::CertificateError;
 use serde::Serialize;
 
+pub(crate) mod expected;
 pub mod fetch;
 pub(crate) mod finding;
 pub mod judge;
@@ -19,6 +20,7 @@ use crate::{
     model::{origin::Origin, paths::EndpointPath},
     net::outgoing::address::special_use,
 };
+use expected::{DIFFERS, Expected};
 use fetch::{Failure, Fetcher};
 use finding::{Finding, Severity};
 
@@ -48,6 +50,8 @@ pub async fn run(options: Probe) -> anyhow::Result<ExitCode> {
 pub enum Verdict {
     /// No error; perhaps warnings.
     Fine,
+    /// A server would take it, and it is not the one that was expected.
+    Different,
     Refused,
     /// The host could not be asked, so nothing is known of the document.
     NotAsked,
@@ -57,7 +61,7 @@ impl Verdict {
     fn exit_code(self) -> ExitCode {
         match self {
             Self::Fine => ExitCode::SUCCESS,
-            Self::Refused => ExitCode::from(1),
+            Self::Different | Self::Refused => ExitCode::from(1),
             Self::NotAsked => ExitCode::from(2),
         }
     }
@@ -87,6 +91,7 @@ impl fmt::Display for Report {
             match (self.verdict, self.findings.is_empty()) {
                 (Verdict::Fine, true) => "fine",
                 (Verdict::Fine, false) => "fine, but for the warnings",
+                (Verdict::Different, _) => "an authorization server would take this client, but it is not as expected",
                 (Verdict::Refused, _) => "an authorization server would refuse this client",
                 (Verdict::NotAsked, _) => "nothing is known of the document, since its host could not be asked",
             }
@@ -95,10 +100,26 @@ impl fmt::Display for Report {
 }
 
 async fn report(options: &Probe) -> anyhow::Result<Report> {
-    let target = options.url.as_ref().context("URL is missing")?;
+    let asked = options.expect.as_deref().map(Expected::read).transpose().and_then(|expected| {
+        let target = match (&options.url, &expected) {
+            (Some(url), _) => url.clone(),
+            (None, Some(expected)) => expected.target()?,
+            (None, None) => bail!("URL is missing"),
+        };
+        Ok((target, expected))
+    });
+    let (target, expected) = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            let url = options.url.as_ref();
+            let client_id =
+                url.map(|url| [url.origin.as_str(), url.path.as_ref().map_or("", EndpointPath::as_str)].concat());
+            return cannot_ask(client_id.unwrap_or_default(), error, options);
+        }
+    };
     let mut first = None;
     for path in target.documents(&options.document_path) {
-        let (report, there) = report_on(&target.origin, &path, options).await?;
+        let (report, there) = report_on(&target.origin, &path, expected.as_ref(), options).await?;
         // Where a URL may be read in two ways, a document decides.
         if there {
             return Ok(report);
@@ -108,25 +129,38 @@ async fn report(options: &Probe) -> anyhow::Result<Report> {
     first.context("URL is missing")
 }
 
+/// Who reads JSON finds there what a person finds on stderr.
+fn cannot_ask(client_id: String, error: anyhow::Error, options: &Probe) -> anyhow::Result<Report> {
+    if !options.json {
+        return Err(error);
+    }
+    let findings = vec![Finding::error("option", format!("{error:#}"))];
+    Ok(Report { client_id, verdict: Verdict::NotAsked, findings })
+}
+
 /// What is found of one document, and whether there is one.
-async fn report_on(origin: &Origin, path: &EndpointPath, options: &Probe) -> anyhow::Result<(Report, bool)> {
+async fn report_on(
+    origin: &Origin,
+    path: &EndpointPath,
+    expected: Option<&Expected>,
+    options: &Probe,
+) -> anyhow::Result<(Report, bool)> {
     let client_id = format!("{origin}{path}");
-    let mut findings = judge::client_id(&client_id);
     let fetcher = match Fetcher::new(origin, path, options) {
         Ok(fetcher) => fetcher,
-        // Who reads JSON finds there what a person finds on stderr.
-        Err(error) if options.json => {
-            findings.push(Finding::error("option", format!("{error:#}")));
-            return Ok((Report { client_id, verdict: Verdict::NotAsked, findings }, false));
-        }
-        Err(error) => return Err(error),
+        Err(error) => return cannot_ask(client_id, error, options).map(|report| (report, false)),
     };
-    let found = ask(fetcher, origin, &client_id, &mut findings).await;
-    let refused = findings.iter().any(|finding| finding.severity == Severity::Error);
-    let verdict = match (&found, refused) {
-        (Found::Nobody, _) => Verdict::NotAsked,
-        (_, true) => Verdict::Refused,
-        (_, false) => Verdict::Fine,
+    let mut findings = judge::client_id(&client_id);
+    let found = ask(fetcher, origin, &client_id, expected, &mut findings).await;
+    let errors = || findings.iter().filter(|finding| finding.severity == Severity::Error);
+    let verdict = if found == Found::Nobody {
+        Verdict::NotAsked
+    } else if errors().any(|error| error.code != DIFFERS) {
+        Verdict::Refused
+    } else if errors().next().is_some() {
+        Verdict::Different
+    } else {
+        Verdict::Fine
     };
     Ok((Report { client_id, verdict, findings }, found == Found::Document))
 }
@@ -139,7 +173,13 @@ enum Found {
     Document,
 }
 
-async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &mut Vec<Finding>) -> Found {
+async fn ask(
+    mut fetcher: Fetcher,
+    origin: &Origin,
+    client_id: &str,
+    expected: Option<&Expected>,
+    findings: &mut Vec<Finding>,
+) -> Found {
     match fetcher.resolve().await {
         Ok(addresses) => findings.extend(special_use_addresses(&addresses)),
         Err(reason) => {
@@ -165,6 +205,7 @@ async fn ask(mut fetcher: Fetcher, origin: &Origin, client_id: &str, findings: &
     if !there {
         return Found::NoDocument;
     }
+    findings.extend(expected.into_iter().flat_map(|expected| expected.differences(&answer.body)));
     findings.extend(variations::all(&fetcher, origin, &answer).await);
     Found::Document
 }

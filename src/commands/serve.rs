@@ -97,7 +97,7 @@ pub async fn exchange(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Re
         if tokens.is_some() {
             bail!("--tokens is for --choreographer: without it, this process has the tokens");
         }
-        let embedded = embedded(&settings.exchange, settings.routes.paths()?, file)?;
+        let embedded = embedded(&settings.exchange, settings.routes.document.paths()?, file)?;
         return Ok(Exchange {
             choreographer: Arc::new(embedded.clone()),
             tokens: Some(Arc::new(embedded.tokens.clone())),
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(shown(&endpoints), shown(&endpoint::Config::default()));
         assert_eq!(settings.streams(), ext_proc::Config::default());
         assert_eq!(settings.traffic.config(), traffic::Config::default());
-        let mut exchange = settings.exchange.config(settings.routes.paths().expect("paths"));
+        let mut exchange = settings.exchange.config(settings.routes.document.paths().expect("paths"));
         exchange.store.state_dir = None;
         assert_eq!(shown(&exchange), shown(&embedded::Config::default()));
     }

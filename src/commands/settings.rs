@@ -11,6 +11,7 @@ use crate::{
     net::listen::ListenAddr,
 };
 
+pub(crate) mod documents;
 pub(crate) mod envoy_config;
 pub mod parse;
 pub(crate) mod probe;
@@ -20,6 +21,7 @@ pub(crate) mod sign_in;
 mod store_url;
 pub(crate) mod traffic;
 
+use documents::Documents;
 use envoy_config::EnvoyConfig;
 use probe::Probe;
 use serve::Serve;
@@ -60,6 +62,12 @@ pub enum Task {
     #[command(after_help = "For example:\n\n  \
                             envoy-cimd envoy-config --route from=https://mcp.example.com,to=https://mcp.internal.example/mcp")]
     EnvoyConfig(Box<EnvoyConfig>),
+    /// Write every route's document as a file for a static host, and say what that host must send.
+    ///
+    /// For a gateway that is not on the internet.
+    #[command(after_help = "For example:\n\n  envoy-cimd documents --config envoy-cimd.yaml --out public\n\n\
+                            docs/split-horizon.md has the rest.")]
+    Documents(Box<Documents>),
     /// Print a fresh key, a line for a key file.
     Keygen,
     /// Print what makes a shell complete these commands and flags.
@@ -69,8 +77,8 @@ pub enum Task {
     },
     /// Fetch a document as an authorization server would, and say what would make one refuse it.
     ///
-    /// Exit code 0: nothing would; warnings do not count. 1: something would. 2: the command line is wrong, or the host
-    /// could not be asked.
+    /// Exit code 0: nothing would; warnings do not count. 1: something would, or it is not the document of --expect. 2:
+    /// the command line is wrong, or the host could not be asked.
     Probe(Box<Probe>),
 }
 

@@ -15,6 +15,7 @@ mod connection;
 mod contract;
 mod dashboard;
 mod document;
+mod documents;
 mod e2e;
 mod envoy_config;
 mod exchange;
@@ -45,6 +46,7 @@ mod settings;
 mod sign_in;
 mod soak;
 mod sources;
+mod split_horizon;
 #[path = "../stack/mod.rs"]
 #[expect(dead_code, reason = "the demo uses all of it")]
 mod stack;

@@ -3,7 +3,7 @@
 use axum::{
     Router,
     body::Body,
-    http::{Method, Request, Response, StatusCode, header::HOST},
+    http::{Method, Request, Response, StatusCode, Version, header::HOST},
     routing::any,
     serve::Listener,
 };
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{
     settings::{readme, section},
-    stack::{Authority, Cimd, tls_listener},
+    stack::{Authority, Call, Cimd, tls_listener},
     world::{DOCUMENT, Wish, World, executable},
 };
 
@@ -67,6 +67,58 @@ async fn there_is_nothing_to_say_of_what_envoy_serves() {
     }
     let other = probe(&[&["https://notes.localhost/nothing.json"], &there[..]].concat()).await;
     assert_eq!(other, (Some(1), "refused".into(), vec!["status".into()]));
+}
+
+/// What is served against a file that says what should be.
+#[tokio::test]
+async fn what_is_served_is_what_is_expected_or_not() {
+    let world = World::start(Wish::default()).await;
+    let url = "https://notes.localhost";
+    let call = Call::get("notes.localhost", DOCUMENT);
+    let served = world.https().send(Version::HTTP_2, call).await.expect("an answer").body;
+    let served = std::str::from_utf8(&served).expect("text");
+    let (ca, envoy) = (world.certificates.ca.to_str().expect("text"), world.envoy.https.to_string());
+    let differs =
+        |more: &[&str]| (Some(1), "different".to_owned(), more.iter().map(|code| (*code).to_owned()).collect());
+    for (expected, found) in [
+        (served.to_owned(), (Some(0), "fine".to_owned(), vec![])),
+        (served.replace(',', ", "), (Some(0), "fine".to_owned(), vec!["other_bytes".to_owned()])),
+        (served.replace("Pomerium", "Acme"), differs(&["differs"])),
+        (served.replace(r#""response_types":["code"],"#, ""), differs(&["differs"])),
+        (served.replacen('{', r#"{"logo_uri":"https://a.example","#, 1), differs(&["differs"])),
+        // Of another client: the one that is asked for is named by the URL.
+        (served.replace("notes.localhost", "tickets.localhost"), differs(&["differs"])),
+    ] {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), &expected).expect("written");
+        let expect = ["--expect", file.path().to_str().expect("text"), "--extra-ca", ca, "--connect-to", &envoy];
+        assert_eq!(probe(&[&[url], &expect[..]].concat()).await, found, "{expected}");
+        if !expected.contains("tickets") {
+            assert_eq!(probe(&expect).await, found, "without a URL: {expected}");
+        }
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let name = file.path().to_str().expect("text");
+    std::fs::write(file.path(), served.replace("Pomerium", "Acme")).expect("written");
+    let (code, stdout, _) = run(&["--expect", name, "--extra-ca", ca, "--connect-to", &envoy]).await;
+    let said = format!(
+        "{url}{DOCUMENT}\n  error differs: client_name is \"Pomerium MCP Proxy - notes.localhost\"; it should be \"Acme \
+         MCP Proxy - notes.localhost\"\nan authorization server would take this client, but it is not as expected\n"
+    );
+    assert_eq!((code, stdout), (Some(1), said));
+    // Where there is no document, there is nothing to compare; and one that is refused is refused.
+    let (code, verdict, codes) =
+        probe(&["https://notes.localhost/nothing.json", "--expect", name, "--extra-ca", ca, "--connect-to", &envoy])
+            .await;
+    assert_eq!((code, verdict.as_str(), codes), (Some(1), "refused", vec!["status".into()]));
+    for (content, error) in
+        [("{}", "has no `client_id`"), (r#"{"client_id":"http://a.example/c"}"#, "its `client_id` must be https")]
+    {
+        std::fs::write(file.path(), content).expect("written");
+        let (code, stdout, stderr) = run(&["--expect", name]).await;
+        assert_eq!((code, stdout.as_str()), (Some(2), ""));
+        assert!(stderr.contains(&format!("--expect {name}: {error}")), "{stderr}");
+    }
 }
 
 type Asked = Request<Body>;
@@ -309,8 +361,11 @@ async fn who_could_not_be_asked_is_not_judged() {
     assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unreachable".into()]));
     let (code, verdict, codes) = probe(&["https://no.such.host.invalid"]).await;
     assert_eq!((code, verdict.as_str(), codes), (Some(2), "not_asked", vec!["unresolvable".into()]));
-    for args in [["https://mcp.example.com", "--extra-ca=/nowhere"], ["https://192.0.2.1", "--connect-to=127.0.0.1:1"]]
-    {
+    for args in [
+        ["https://mcp.example.com", "--extra-ca=/nowhere"],
+        ["https://mcp.example.com", "--expect=/nowhere"],
+        ["https://192.0.2.1", "--connect-to=127.0.0.1:1"],
+    ] {
         assert_eq!(probe(&args).await, (Some(2), "not_asked".into(), vec!["option".into()]));
     }
     for (args, error) in [
@@ -322,6 +377,9 @@ async fn who_could_not_be_asked_is_not_judged() {
         (&["https://192.0.2.1", "--connect-to=127.0.0.1:1"], "--connect-to: the URL names an address itself"),
         (&["--ready", "https://127.0.0.1:9002/readyz"], "must be `http://…` or `unix:/path`"),
         (&["--ready", "http://127.0.0.1:9002/metrics"], "must end in /readyz, or have no path"),
+        (&["--ready", "--expect=/nowhere"], "cannot be used with"),
+        (&["--expect=/nowhere"], "--expect /nowhere: No such file"),
+        (&["https://mcp.example.com", "--expect=/dev/null"], "--expect /dev/null: is not a JSON object"),
     ] {
         let (code, stdout, stderr) = run(args).await;
         assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?} {stderr}");

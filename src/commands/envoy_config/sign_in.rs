@@ -132,7 +132,7 @@ impl<'a> SignIn<'a> {
         if is_alone && own != RESOURCE_METADATA {
             metadata_paths.push(quoted(RESOURCE_METADATA));
         }
-        let cache_control = document::cache_control(self.options.routes.document_max_age);
+        let cache_control = document::cache_control(self.options.routes.document.document_max_age);
         Some(McpSignIn {
             requirement: quoted(&resource(route)?),
             // Envoy reads a `%` as the beginning of a command.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::yaml::quoted;
 use crate::{
-    commands::settings::shared::RouteArgs,
+    commands::settings::shared::DocumentArgs,
     filter::{
         document::{self, Document},
         refusal::{Audience, Reader, Refusal},
@@ -38,7 +38,7 @@ pub struct Answer {
 impl StaticDocument {
     /// # Errors
     /// As [`Document::new`].
-    pub fn new(route: &Route, paths: &Paths, settings: &RouteArgs) -> Result<Self, RouteError> {
+    pub fn new(route: &Route, paths: &Paths, settings: &DocumentArgs) -> Result<Self, RouteError> {
         let document = Document::new(route, paths, &settings.client_name)?;
         let cache_control = document::cache_control(settings.document_max_age);
         let origin = route.from.origin();

@@ -24,6 +24,10 @@ pub struct EnvoyConfig {
     /// Let Envoy serve the documents by itself: print it anew when a route changes. The other paths stay with the filter.
     #[arg(long)]
     pub static_cimd: bool,
+    /// Print an Envoy that serves the documents by itself and nothing else: the outer side of a gateway that is not on the
+    /// internet. It needs neither envoy-cimd nor the upstreams, and knows of neither. See docs/split-horizon.md.
+    #[arg(long, conflicts_with_all = ["static_cimd", "sign_in", "processor", "processor_ca"])]
+    pub documents_only: bool,
     /// Print only a piece, to paste into a configuration of your own.
     #[arg(long, value_name = "PART")]
     pub part: Option<Part>,
@@ -106,7 +110,8 @@ impl EnvoyConfig {
     }
 
     fn listen(&self, port: u16) -> ListenAddr {
-        let host = if self.single_user { "127.0.0.1" } else { "0.0.0.0" };
+        // Documents are for everybody, whoever the routes are for.
+        let host = if self.single_user && !self.documents_only { "127.0.0.1" } else { "0.0.0.0" };
         ListenAddr::Tcp { host: host.to_owned(), port }
     }
 }

@@ -16,8 +16,12 @@ use crate::{
 #[derive(Args, Debug)]
 pub struct Probe {
     /// What to fetch: a route's `from`, such as `https://mcp.example.com/linear`, or the URL of a document.
-    #[arg(value_name = "URL", required_unless_present = "ready", conflicts_with = "ready")]
+    #[arg(value_name = "URL", required_unless_present_any = ["ready", "expect"], conflicts_with = "ready")]
     pub url: Option<Target>,
+    /// Say as well what differs from the document in this file, as `envoy-cimd documents` wrote it; without URL, its
+    /// `client_id` is fetched.
+    #[arg(long, value_name = "FILE", conflicts_with = "ready")]
+    pub expect: Option<PathBuf>,
     /// Ask only whether a process is ready, for a container's health check: the `http://host:port` of its admin
     /// listener, with or without /readyz, or `unix:/path`. Exit code 0: it is. 1: it is not.
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = DEFAULT_READY)]
@@ -34,7 +38,7 @@ pub struct Probe {
     /// How long each fetch may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = value_parser!(u16).range(1..))]
     pub timeout: u16,
-    /// Print the report as JSON: `client_id`, `verdict` (`fine`, `refused` or `not_asked`) and `findings`, each with
+    /// Print the report as JSON: `client_id`, `verdict` (`fine`, `different`, `refused` or `not_asked`) and `findings`, each with
     /// `severity` (`error` or `warning`), `code` and `message`.
     #[arg(long)]
     pub json: bool,

@@ -156,12 +156,12 @@ impl Serve {
     }
 
     /// # Errors
-    /// As [`Self::users`] and [`RouteArgs::paths`].
+    /// As [`Self::users`] and [`super::shared::DocumentArgs::paths`].
     pub fn endpoints(&self) -> anyhow::Result<endpoint::Config> {
         Ok(endpoint::Config {
-            paths: self.routes.paths()?,
-            names: self.routes.client_name.clone(),
-            document_max_age: self.routes.document_max_age,
+            paths: self.routes.document.paths()?,
+            names: self.routes.document.client_name.clone(),
+            document_max_age: self.routes.document.document_max_age,
             dynamic_metadata: self.routes.dynamic_metadata,
             users: self.users()?,
             brand: Brand { name: self.brand_name.clone(), help: self.brand_help_url.clone() },

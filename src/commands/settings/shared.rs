@@ -30,10 +30,10 @@ pub struct FileArg {
     pub config: Option<PathBuf>,
 }
 
-/// What `serve` and `envoy-config` must agree on.
+/// What documents are made of, besides their routes.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Routes")]
-pub struct RouteArgs {
+pub struct DocumentArgs {
     /// The path of the document under every route's `from`.
     #[arg(long, env = "ENVOY_CIMD_DOCUMENT_PATH", value_name = "PATH", default_value = DOCUMENT_PATH)]
     document_path: EndpointPath,
@@ -52,6 +52,23 @@ pub struct RouteArgs {
         default_value = CLIENT_NAME
     )]
     pub client_name: NameTemplate,
+}
+
+impl DocumentArgs {
+    /// # Errors
+    /// As [`Paths::new`].
+    pub fn paths(&self) -> anyhow::Result<Paths> {
+        Paths::new(self.document_path.clone(), self.callback_path.clone())
+            .map_err(|error| anyhow::anyhow!("--document-path, --callback-path: {error}"))
+    }
+}
+
+/// What `serve` and `envoy-config` must agree on.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Routes")]
+pub struct RouteArgs {
+    #[command(flatten)]
+    pub document: DocumentArgs,
     /// Let the dynamic metadata of a request name its route. Any filter before ours may write it.
     #[arg(long, env = "ENVOY_CIMD_DYNAMIC_METADATA", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
@@ -59,15 +76,6 @@ pub struct RouteArgs {
     /// The dynamic metadata of the filter that says who a person is, such as `envoy.filters.http.jwt_authn`.
     #[arg(long, env = "ENVOY_CIMD_USER_NAMESPACE", value_name = "NAMESPACE")]
     pub user_namespace: Option<String>,
-}
-
-impl RouteArgs {
-    /// # Errors
-    /// As [`Paths::new`].
-    pub fn paths(&self) -> anyhow::Result<Paths> {
-        Paths::new(self.document_path.clone(), self.callback_path.clone())
-            .map_err(|error| anyhow::anyhow!("--document-path, --callback-path: {error}"))
-    }
 }
 
 /// What the choreographer needs, in `serve` or in a process of its own.
