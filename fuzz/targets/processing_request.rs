@@ -22,7 +22,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         connection::{Connection, ConnectionState, Granted, NextAuthorization},
-        error::{BeginError, CallError, Cause, CompleteError},
+        error::{BeginError, CallError, Cause, CompleteError, Incomplete},
         tokens::TokenOwner,
     },
     edge::{
@@ -387,7 +387,7 @@ impl Choreographer for Fake {
         Ok(Begun { flow_id: FLOW, expires_at: NOW + 600, authorization_url })
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         self.completed.store(true, Relaxed);
         let refusals = [
             CompleteError::WrongContext,
@@ -401,6 +401,13 @@ impl Choreographer for Fake {
             CompleteError::Call(CallError::Unavailable(CAUSE)),
             CompleteError::Call(CallError::Timeout(CAUSE)),
         ];
+        let wanted = [None, Some("/done"), Some("javascript:alert(1)")];
+        let refusals: Vec<Incomplete> = refusals
+            .into_iter()
+            .flat_map(|error| {
+                wanted.map(|wanted| Incomplete { error: error.clone(), return_to: wanted.map(str::to_owned) })
+            })
+            .collect();
         self.answer(["/done?a=b#c", "//evil.example", "https://evil.example"], &refusals)
     }
 

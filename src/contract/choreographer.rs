@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::{
     connection::Connection,
-    error::{BeginError, CallError, CompleteError},
+    error::{BeginError, CallError, Incomplete},
     tokens::TokenOwner,
 };
 use crate::model::{
@@ -51,7 +51,7 @@ pub trait Choreographer: Send + Sync {
     ///
     /// # Errors
     /// Why it was not completed.
-    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, CompleteError>;
+    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Incomplete>;
 
     /// Forgets and revokes the owner's tokens, as [`super::tokens::UpstreamTokens::disconnect`] does; where there are
     /// none, that is well too.

@@ -9,7 +9,7 @@ use super::{
     calling::{DEADLINE, broken_contract, call_error, call_once},
     choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
     connection::{Connection, connection},
-    error::{BeginError, CallError, CompleteError},
+    error::{BeginError, CallError, Incomplete},
     proto::{
         self, authorization_choreographer_client::AuthorizationChoreographerClient, begin_authorization_response,
         complete_authorization_request, complete_authorization_response,
@@ -122,7 +122,7 @@ impl Choreographer for Client {
         }
     }
 
-    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Incomplete> {
         use complete_authorization_request::Answer;
         use complete_authorization_response::Outcome;
         let request = proto::CompleteAuthorizationRequest {

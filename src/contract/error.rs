@@ -38,6 +38,14 @@ pub enum CompleteError {
     Call(CallError),
 }
 
+/// A flow that was not completed, and where its person wanted to go, so that they can start again from there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incomplete {
+    pub error: CompleteError,
+    /// The choreographer's word, and still to be checked. None unless who asked is known to be who began.
+    pub return_to: Option<String>,
+}
+
 /// What became of a call as such.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallError {
@@ -69,6 +77,18 @@ impl From<CallError> for CompleteError {
     }
 }
 
+impl From<CompleteError> for Incomplete {
+    fn from(error: CompleteError) -> Self {
+        Self { error, return_to: None }
+    }
+}
+
+impl From<CallError> for Incomplete {
+    fn from(error: CallError) -> Self {
+        CompleteError::from(error).into()
+    }
+}
+
 /// What logs, traces and metrics call an error.
 pub trait Label {
     fn label(&self) -> &'static str;
@@ -92,6 +112,12 @@ impl Label for BeginError {
             Self::IssuerChanged(_) => "issuer_changed",
             Self::Call(error) => error.label(),
         }
+    }
+}
+
+impl Label for Incomplete {
+    fn label(&self) -> &'static str {
+        self.error.label()
     }
 }
 

@@ -8,7 +8,7 @@ use opentelemetry::trace::SpanKind;
 use super::{
     choreographer::{Begin, Begun, Choreographer, Complete},
     connection::Connection,
-    error::{BeginError, CallError, CompleteError, Label},
+    error::{BeginError, CallError, CompleteError, Incomplete, Label},
     tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
 };
 use crate::{
@@ -64,7 +64,7 @@ impl Choreographer for Traced<dyn Choreographer> {
         note(&span, span.cover(self.inner.begin(begin, &trace)).await)
     }
 
-    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, complete: Complete, trace: &Trace) -> Result<String, Incomplete> {
         let (span, trace) = self.span(trace, "CompleteAuthorization");
         span.set("envoy_cimd.redirect_uri", complete.redirect_uri.to_string());
         note(&span, span.cover(self.inner.complete(complete, &trace)).await)
@@ -129,6 +129,12 @@ impl Fault for CallError {
 impl Fault for BeginError {
     fn is_fault(&self) -> bool {
         !matches!(self, Self::IssuerChanged(_))
+    }
+}
+
+impl Fault for Incomplete {
+    fn is_fault(&self) -> bool {
+        self.error.is_fault()
     }
 }
 

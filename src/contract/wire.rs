@@ -9,7 +9,7 @@ use tonic::{
 };
 
 use super::{
-    error::{BeginError, CallError, Cause, CompleteError},
+    error::{BeginError, CallError, Cause, CompleteError, Incomplete},
     proto::{self, begin_refusal, complete_refusal, disconnect_refusal, user},
     tokens::{Missing, TokenError, TokenOwner},
 };
@@ -145,6 +145,29 @@ impl From<proto::BeginRefusal> for BeginError {
             Reason::Unspecified => Self::Call(CallError::Failed(UNKNOWN_REASON)),
             Reason::TimedOut => Self::Call(CallError::Timeout(cause)),
         }
+    }
+}
+
+impl From<Incomplete> for proto::CompleteRefusal {
+    fn from(Incomplete { error, return_to }: Incomplete) -> Self {
+        let refusal = Self::from(error);
+        match return_to {
+            Some(return_to) => Self { return_to, ..refusal },
+            None => refusal,
+        }
+    }
+}
+
+impl From<proto::CompleteRefusal> for Incomplete {
+    fn from(refusal: proto::CompleteRefusal) -> Self {
+        let return_to = Some(refusal.return_to.clone()).filter(|return_to| !return_to.is_empty());
+        let error = CompleteError::from(refusal);
+        // Who asked may be somebody else, or it says so itself.
+        let is_known = !matches!(
+            error,
+            CompleteError::WrongContext | CompleteError::UnknownFlow | CompleteError::AlreadyUsed { .. }
+        );
+        Self { error, return_to: return_to.filter(|_| is_known) }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
         connection::Connection,
-        error::{BeginError, CallError, Cause, CompleteError, Label},
+        error::{BeginError, CallError, Cause, CompleteError, Incomplete, Label},
         tokens::{TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     model::{
@@ -136,7 +136,7 @@ impl Choreographer for Embedded {
         begun.map(|(begun, _)| begun)
     }
 
-    async fn complete(&self, complete: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, complete: Complete, _: &Trace) -> Result<String, Incomplete> {
         can_be_audited()?;
         let patience = self.tokens.deadlines.patience;
         let deadline = Instant::now() + patience;
@@ -148,7 +148,7 @@ impl Choreographer for Embedded {
             Ok(record) => record,
             Err(error) => {
                 audit::event("refused", &user, "", "", Some(&flow_id), error.label()).await;
-                return Err(error);
+                return Err(error.into());
             }
         };
         let (this, return_to) = (self.clone(), record.return_to.clone());
@@ -160,11 +160,15 @@ impl Choreographer for Embedded {
             result
         }));
         let left = deadline.saturating_duration_since(Instant::now());
-        match timeout(left, finishing).await {
-            Ok(Ok(result)) => result.map(|()| return_to),
+        let result = match timeout(left, finishing).await {
+            Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(ENDED_EARLY.into()),
             // It is waited for further, and what it brings is stored.
             Err(_) => Err(late("the token endpoint did not answer").into()),
+        };
+        match result {
+            Ok(()) => Ok(return_to),
+            Err(error) => Err(Incomplete { error, return_to: Some(return_to) }),
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     contract::{
         choreographer::{AuthorizationAnswer, Complete},
-        error::CompleteError,
+        error::{CompleteError, Incomplete},
         tokens::TokenOwner,
     },
     model::{return_to::ReturnTo, secret::Secret},
@@ -64,6 +64,8 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
         call: Box::pin(async move {
             let _share = share;
             let _replacing = kept.as_ref().map(|(tokens, owner)| tokens.changing(owner.clone()));
+            // What they wanted is theirs again, also where it did not work.
+            let mut wanted = None;
             let result = match choreographer.complete(complete, &trace).await {
                 Ok(return_to) => match ReturnTo::parse(&return_to, &origin) {
                     Some(return_to) => {
@@ -74,13 +76,16 @@ pub fn callback(visit: Visit<'_>) -> Result<Step, Refusal> {
                         Err(Refusal::ChoreographerFailed("its `return_to` is not a path on the route's origin".into()))
                     }
                 },
-                Err(CompleteError::AlreadyUsed { return_to }) => {
-                    let return_to = ReturnTo::parse(&return_to, &origin).unwrap_or(home);
-                    Err(Refusal::AlreadyUsed { return_to: return_to.to_string() })
+                Err(Incomplete { error: CompleteError::AlreadyUsed { return_to }, .. }) => {
+                    wanted = ReturnTo::parse(&return_to, &origin);
+                    Err(Refusal::AlreadyUsed { return_to: wanted.as_ref().unwrap_or(&home).to_string() })
                 }
-                Err(error) => Err(error.into()),
+                Err(Incomplete { error, return_to }) => {
+                    wanted = return_to.and_then(|return_to| ReturnTo::parse(&return_to, &origin));
+                    Err(error.into())
+                }
             };
-            Served { flow, result }
+            Served { flow, result, again: wanted.map(|wanted| start::again(&home, &wanted)) }
         }),
     })
 }

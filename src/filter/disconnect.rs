@@ -44,7 +44,7 @@ pub fn disconnect(visit: Visit<'_>, upstream: Upstream) -> Result<Step, Refusal>
                 Ok(()) => Ok(pages::guarded(Reply::new(Outcome::Disconnected).header("location", location))),
                 Err(error) => Err(error.into()),
             };
-            Served { flow: None, result }
+            Served { flow: None, result, again: None }
         }),
     })
 }

@@ -252,7 +252,13 @@ impl Endpoints {
     fn audience<'a>(&'a self, request: &Request<'a>, route: Option<&Route>, endpoint: Endpoint) -> Audience<'a> {
         let for_people = endpoint != Endpoint::Document;
         let start = || match route {
-            Some(route) => self.tools.paths.on(&route.from, Endpoint::Start).into(),
+            Some(route) => {
+                let query = request.path_and_query().1.filter(|_| endpoint == Endpoint::Start);
+                match query.and_then(|query| start::wanted(&self.tools, route, query)) {
+                    Some(wanted) => start::again(&start::home(&self.tools, route), &wanted).into(),
+                    None => self.tools.paths.on(&route.from, Endpoint::Start).into(),
+                }
+            }
             // Nothing leads there: a route that is misconfigured cannot be started again.
             None => self.tools.paths.of(Endpoint::Start).as_str().into(),
         };
@@ -306,17 +312,19 @@ impl Report {
         let task = calls.spawn(async move {
             // A bug in a call must not take its line away.
             let served = std::panic::AssertUnwindSafe(call).catch_unwind().await;
-            let served = served.unwrap_or(Served { flow, result: Err(ended_early()) });
+            let served = served.unwrap_or(Served { flow, result: Err(ended_early()), again: None });
             self.finish(served, began)
         });
         Box::pin(async move { task.await.unwrap_or_else(|_| ended_early().reply(&audience)) })
     }
 
     fn finish(self, served: Served, began: Instant) -> Reply {
-        let Served { flow, result } = served;
-        let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&self.audience), Reply::clone);
+        let Served { flow, result, again } = served;
+        let mut audience = self.audience;
+        audience.start = again.map(Cow::Owned).or(audience.start);
+        let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&audience), Reply::clone);
         self.metrics.answered(self.endpoint, reply.label);
-        let request_id = self.audience.request_id.as_deref().unwrap_or_default();
+        let request_id = audience.request_id.as_deref().unwrap_or_default();
         if let Err(refusal @ Refusal::ChoreographerUnavailable(_)) = &result {
             // Nothing left the process, so it is one of those that come in floods.
             self.refusals.note(refusal, &self.route, Some(request_id));

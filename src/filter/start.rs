@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use futures_util::future::join;
-use url::Url;
+use url::{Url, form_urlencoded};
 
 use super::{
     browser::{self, BrowserCookie},
@@ -136,9 +136,9 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
                 // Nobody is sent to a server that they were not shown.
                 Err(BeginError::IssuerChanged(issuer)) => {
                     let connection = connection(&*choreographer, owner, scope, &trace).await;
-                    return Served { flow: None, result: Ok(page.reply(Some(&issuer), connection)) };
+                    return Served { flow: None, result: Ok(page.reply(Some(&issuer), connection)), again: None };
                 }
-                Err(error) => return Served { flow: None, result: Err(error.into()) },
+                Err(error) => return Served { flow: None, result: Err(error.into()), again: None },
             };
             let now = clock();
             let state = keys.load().mint(begun.flow_id, &redirect_uri, &cookie, now, begun.expires_at);
@@ -151,7 +151,7 @@ pub fn start(visit: Visit<'_>, Target { upstream, scope, prompt }: Target) -> Re
                         .header("set-cookie", cookie.set(&begun.flow_id));
                     pages::guarded(reply)
                 });
-            Served { flow: Some(begun.flow_id.tag()), result }
+            Served { flow: Some(begun.flow_id.tag()), result, again: None }
         }),
     })
 }
@@ -173,6 +173,22 @@ async fn connection(
 pub fn home(tools: &Tools, route: &Route) -> ReturnTo {
     let start = tools.paths.on(&route.from, Endpoint::Start);
     ReturnTo::parse(&start, route.from.origin()).unwrap_or_else(ReturnTo::root)
+}
+
+/// Where a request for the page, or from its button, said that its person wants to go.
+pub fn wanted(tools: &Tools, route: &Route, query: &[u8]) -> Option<ReturnTo> {
+    let [return_to, _] = query::parameters(query, tools.max_query_bytes, ["return_to", "issuer"]).ok()?;
+    ReturnTo::parse(&return_to?, route.from.origin())
+}
+
+/// The page again (`home`), from which a person goes on to where they wanted.
+pub fn again(home: &ReturnTo, wanted: &ReturnTo) -> String {
+    if wanted == home {
+        return home.to_string();
+    }
+    let mut query = form_urlencoded::Serializer::new(String::new());
+    query.append_pair("return_to", wanted.as_str());
+    format!("{home}?{}", query.finish())
 }
 
 /// The authorization request with its `state`. None where the choreographer's URL is none to send a person to: https,

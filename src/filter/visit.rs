@@ -66,4 +66,6 @@ pub enum Step {
 pub struct Served {
     pub flow: Option<String>,
     pub result: Result<Reply, Refusal>,
+    /// Where to start again, where the call says more of that than the request did.
+    pub again: Option<String>,
 }

@@ -263,7 +263,7 @@ async function runFlows(check) {
     await isRefused(page, await follow(page, () => deny(page)), 400, 'Not connected');
     assert.ok(!(await page.content()).includes('words of the server'), 'the server has no say in our page');
     await follow(page, () => startAgain(page));
-    assert.equal(page.url(), start(NOTES));
+    assert.equal(page.url(), start(NOTES, '/mcp'));
     assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - notes.localhost?');
     await follow(page, () => press(page));
     isAtServer(page);

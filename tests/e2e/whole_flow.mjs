@@ -14,7 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { LOGIN, begun as begunAt, cancel, consent } from './connecting.mjs';
 import { callback, clientId, startProvider } from './oidc_provider.mjs';
 import {
-  NOTES, START, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, scenarios, start, startAgain, until,
+  NOTES, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, scenarios, start, startAgain, until,
 } from './person.mjs';
 
 const OTHER = 'https://other.localhost';
@@ -186,7 +186,7 @@ async function run(check) {
     const words = url.searchParams.get('error_description');
     assert.ok(words && !(await page.content()).includes(words), 'the server has no say in our page');
     await follow(page, () => startAgain(page));
-    assert.equal(page.url(), `${TICKETS}${START}`);
+    assert.equal(page.url(), start(TICKETS, '/mcp?tab=2'));
     assert.equal(await heading(page), 'Connect Pomerium MCP Proxy - tickets.localhost?');
     await isRefused(page, await page.goto(url.href), 409, 'Already used');
     // Though a route to the same upstream has one.

@@ -396,13 +396,16 @@ impl AuthorizationChoreographer for Service {
                 flow.used = true;
                 match complete.answer {
                     _ if complete.iss.as_deref().map_or(self.mood() == Mood::WantsIss, |iss| iss != ISSUER) => {
-                        refuse(Reason::IssuerMismatch, String::new())
+                        refuse(Reason::IssuerMismatch, flow.begun.return_to.clone())
                     }
-                    Some(Answer::Error(_)) => refuse(Reason::AuthorizationError, String::new()),
+                    Some(Answer::Error(_)) if self.mood() == Mood::BadReturn => {
+                        refuse(Reason::AuthorizationError, "//evil.example".to_owned())
+                    }
+                    Some(Answer::Error(_)) => refuse(Reason::AuthorizationError, flow.begun.return_to.clone()),
                     Some(Answer::Code(code)) => {
                         self.0.exchanges.lock().expect("exchanges").push(code);
                         match self.mood() {
-                            Mood::NoToken => refuse(Reason::ExchangeFailed, String::new()),
+                            Mood::NoToken => refuse(Reason::ExchangeFailed, flow.begun.return_to.clone()),
                             Mood::BadReturn => complete_authorization_response::Outcome::Completed(Completed {
                                 return_to: "//evil.example".to_owned(),
                             }),

@@ -9,7 +9,7 @@ use envoy_cimd::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         client::Client,
         connection::{Connection, ConnectionState, Granted, NextAuthorization},
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Incomplete},
         proto::authorization_choreographer_server::AuthorizationChoreographerServer,
         service::Service,
         tokens::{Refused, RefusedStatus, TokenOwner, UpstreamTokens},
@@ -212,7 +212,7 @@ impl Choreographer for Telling {
         panic!("nobody begins")
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         panic!("nobody completes")
     }
 

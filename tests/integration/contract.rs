@@ -8,7 +8,7 @@ use envoy_cimd::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         client::Client,
         connection::Connection,
-        error::{BeginError, CallError, Cause, CompleteError},
+        error::{BeginError, CallError, Cause, CompleteError, Incomplete},
         proto::authorization_choreographer_server::AuthorizationChoreographerServer,
         service::Service,
         tokens::TokenOwner,
@@ -51,7 +51,7 @@ const COOKIE: &str = "a-cookie";
 struct Refusing {
     describe: CallError,
     begin: BeginError,
-    complete: CompleteError,
+    complete: Incomplete,
     disconnect: CallError,
 }
 
@@ -69,7 +69,7 @@ impl Choreographer for Refusing {
         Err(self.begin.clone())
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         Err(self.complete.clone())
     }
 
@@ -152,7 +152,7 @@ fn refusing() -> Refusing {
     Refusing {
         describe: CallError::Failed(CAUSE),
         begin: BeginError::Call(CallError::Failed(CAUSE)),
-        complete: CompleteError::Call(CallError::Failed(CAUSE)),
+        complete: CallError::Failed(CAUSE).into(),
         disconnect: CallError::Failed(CAUSE),
     }
 }
@@ -196,8 +196,13 @@ async fn a_completion_that_is_refused() {
         (CompleteError::ExchangeFailed(CAUSE), (502, "exchange_failed")),
     ];
     let all = own.into_iter().chain(CALLS.map(|(error, expected)| (error.into(), expected)));
-    for (complete, expected) in all {
-        refused_alike(Refusing { complete, ..refusing() }, "GET", &path, expected).await;
+    for (error, expected) in all {
+        // Where they wanted to go is said of whom it is known that they began.
+        let is_known = !["wrong_context", "unknown_flow", "already_used"].contains(&expected.1);
+        for return_to in [None, Some("/back?a=b&c".to_owned()).filter(|_| is_known)] {
+            let complete = Incomplete { error: error.clone(), return_to };
+            refused_alike(Refusing { complete, ..refusing() }, "GET", &path, expected).await;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         connection::Connection,
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Incomplete},
         proto::{BeginAuthorizationRequest, begin_authorization_response::Outcome, begin_refusal::Reason},
         tokens::TokenOwner,
     },
@@ -269,7 +269,7 @@ impl Choreographer for Silent {
         Err(CallError::Unavailable("it is silent".into()).into())
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         Err(CallError::Unavailable("it is silent".into()).into())
     }
 

@@ -10,7 +10,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         connection::Connection,
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Incomplete},
         tokens::{
             self, AccessToken, Missing, RefusedStatus, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens,
         },
@@ -95,7 +95,7 @@ impl Choreographer for Unasked {
         panic!("nobody begins")
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         panic!("nobody completes")
     }
 

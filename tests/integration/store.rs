@@ -659,7 +659,7 @@ mod earlier {
                 answer: AuthorizationAnswer::Code(Secret::new("code")),
                 iss: Some("https://other.example".to_owned()),
             };
-            exchange.complete(complete, &Trace::default()).await
+            exchange.complete(complete, &Trace::default()).await.map_err(|incomplete| incomplete.error)
         };
         let used = Err(CompleteError::AlreadyUsed { return_to: "/back?to=here".to_owned() });
         assert_eq!(complete(0x11, "another").await, Err(CompleteError::WrongContext));

@@ -11,7 +11,7 @@ use envoy_cimd::{
     contract::{
         choreographer::{Begin, Begun, Choreographer, Complete},
         connection::Connection,
-        error::{BeginError, CallError, CompleteError},
+        error::{BeginError, CallError, Incomplete},
         tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     },
     filter::{
@@ -112,7 +112,7 @@ impl Choreographer for Willing {
         panic!("nobody begins")
     }
 
-    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, CompleteError> {
+    async fn complete(&self, _: Complete, _: &Trace) -> Result<String, Incomplete> {
         Ok("/".to_owned())
     }
 
