@@ -2,7 +2,8 @@
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
 //! answer made, and the stream left open until Envoy closes it. It has our gRPC service and codec, and is a process of its
-//! own, with our allocator, our link-time optimization and our runtime.
+//! own, with our allocator, our link-time optimization and our runtime. The bare one has the service that tonic generates,
+//! with tonic's codec: what somebody would write who thinks of nothing but the header.
 
 use std::{
     future::{Ready, ready},
@@ -26,13 +27,14 @@ use envoy_types::pb::{
             },
             ext_proc::v3::{
                 CommonResponse, HeaderMutation, HeadersResponse, ProcessingRequest, ProcessingResponse,
+                external_processor_server::{ExternalProcessor, ExternalProcessorServer},
                 processing_response::Response,
             },
         },
     },
     google::rpc,
 };
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt, stream::BoxStream};
 use serde_json::json;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -51,7 +53,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// One that answers `what`, `document` or `token`, at a port of its own choice or a Unix socket.
+    /// One that answers `what`, `document`, `token` or `bare-token`, at a port of its own choice or a Unix socket.
     pub async fn start(what: &str, address: &str) -> Self {
         let mut command = tokio::process::Command::new(std::env::current_exe().expect("this executable"));
         command.args(["floor", what, address]);
@@ -65,15 +67,16 @@ impl Floor {
 pub async fn serve(what: &str, address: &str) {
     let answer = match what {
         "document" => Response::ImmediateResponse(document(&host("b"))),
-        "token" => Response::RequestHeaders(HeadersResponse { response: Some(with_token()) }),
-        other => panic!("there is `document` and `token`, and no `{other}`"),
+        "token" | "bare-token" => Response::RequestHeaders(HeadersResponse { response: Some(with_token()) }),
+        other => panic!("there is `document`, `token` and `bare-token`, and no `{other}`"),
     };
-    let answer = ProcessingResponse { response: Some(answer), ..ProcessingResponse::default() };
+    let answer = Arc::new(ProcessingResponse { response: Some(answer), ..ProcessingResponse::default() });
     let (_health, health_service) = tonic_health::server::health_reporter();
-    let router = server()
-        .add_service(Server::new(Constant(Arc::new(answer))))
-        .add_service(AuthorizationServer::new(Checks(checked())))
-        .add_service(health_service);
+    let router = match what {
+        "bare-token" => server().add_service(ExternalProcessorServer::new(Constant(answer))),
+        _ => server().add_service(Server::new(Constant(answer))),
+    };
+    let router = router.add_service(AuthorizationServer::new(Checks(checked()))).add_service(health_service);
     let ready = |address| println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
     let served = match address.strip_prefix("unix:") {
         Some(path) => {
@@ -141,6 +144,20 @@ impl StreamingService<ProcessingRequest> for Constant {
     fn call(&mut self, request: tonic::Request<Streaming<ProcessingRequest>>) -> Self::Future {
         let answers = Answers { answer: Arc::clone(&self.0), messages: request.into_inner(), replied: false };
         ready(Ok(tonic::Response::new(answers)))
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalProcessor for Constant {
+    type ProcessStream = BoxStream<'static, Result<ProcessingResponse, Status>>;
+
+    async fn process(
+        &self,
+        request: tonic::Request<Streaming<ProcessingRequest>>,
+    ) -> Result<tonic::Response<Self::ProcessStream>, Status> {
+        let Self(answer) = self.clone();
+        let answers = request.into_inner().map_ok(move |_| ProcessingResponse::clone(&answer));
+        Ok(tonic::Response::new(Box::pin(answers)))
     }
 }
 

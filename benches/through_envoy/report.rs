@@ -45,7 +45,7 @@ const fn ratio(
     Ratio { what, of, to, figure, target }
 }
 
-const RATIOS: [Ratio; 31] = [
+const RATIOS: [Ratio; 33] = [
     ratio("(b) to (a), throughput: the price of ext_proc", "b", "a", THROUGHPUT, None),
     ratio("(c) to (b), throughput", "c", "b", THROUGHPUT, at_least(0.97)),
     ratio("(c) to (b), CPU a request", "c", "b", CPU, at_most(1.05)),
@@ -65,6 +65,8 @@ const RATIOS: [Ratio; 31] = [
     ratio("(m) to (l), throughput", "m", "l", THROUGHPUT, at_least(0.97)),
     ratio("(m) to (l), CPU a request", "m", "l", CPU, at_most(1.05)),
     ratio("(m) to (l), CPU a request with Envoy's", "m", "l", ALL_CPU, at_most(1.05)),
+    ratio("(m) to (r), CPU a request: to one with our codec", "m", "r", CPU, None),
+    ratio("(m) to (r), CPU a request with Envoy's", "m", "r", ALL_CPU, None),
     ratio("(m) to (k), CPU a request", "m", "k", CPU, None),
     ratio("(n) to (m), throughput", "n", "m", THROUGHPUT, None),
     ratio("(n) to (m), CPU a request with Envoy's", "n", "m", ALL_CPU, at_most(1.05)),

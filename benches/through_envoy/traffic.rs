@@ -33,6 +33,8 @@ enum Between {
 /// Processes to ask, by the place that each has in the listeners' configuration.
 struct Processors {
     floor: [Floor; 2],
+    /// With our service and codec.
+    lean_floor: Floor,
     /// With a token of one person.
     few: [Cimd; 2],
     /// With the tokens of many: one keeps what it handed out, one does not.
@@ -81,7 +83,11 @@ impl Processors {
             Cimd::start(&executable(), &[&WHO, flags, &[keys.as_str(), store.as_str()]].concat()).await
         };
         Self {
-            floor: [Floor::start("token", "127.0.0.1:0").await, Floor::start("token", &socket("floor")).await],
+            floor: [
+                Floor::start("bare-token", "127.0.0.1:0").await,
+                Floor::start("bare-token", &socket("floor")).await,
+            ],
+            lean_floor: Floor::start("token", &socket("lean")).await,
             few: [
                 start("store-of-tcp", &one, &["--insecure-traffic"]).await,
                 start("store-of-unix", &one, &["--listen", &socket("few")]).await,
@@ -96,7 +102,7 @@ impl Processors {
     async fn variants(&self, envoy: &Envoy, has_refused: bool, people: usize) -> Vec<Variant<'_>> {
         let (turns, looked_up) =
             (format!("as (m), {people} people in turn"), format!("as (m), none kept, {people} people"));
-        let Self { floor: [floor_tcp, floor], few: [tcp, unix], many: [kept, never] } = self;
+        let Self { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix], many: [kept, never] } = self;
         let one = || People::new(1);
         let mut variants = Vec::new();
         for (key, name, listener, people, process) in [
@@ -110,6 +116,7 @@ impl Processors {
             ("p", "as (m), none kept, one person", "never", one(), Some(&never.process)),
             ("p many", &looked_up, "never", People::new(people), Some(&never.process)),
             ("q", "`ext_authz`, always the same token", "authz", one(), Some(&floor.process)),
+            ("r", "as (l), with envoy-cimd's service and codec", "lean", one(), Some(&lean_floor.process)),
         ] {
             if listener == "refused" && !has_refused {
                 eprintln!("(n): the printed configuration has no {REFUSED}");
@@ -138,10 +145,10 @@ const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 
 /// The whole configuration; a processor's cluster has the name of its listener.
 fn configuration(certificates: &Certificates, processors: &Processors, upstream: &str) -> Value {
-    let Processors { floor: [floor_tcp, floor], few: [tcp, unix], many: [kept, never] } = processors;
+    let Processors { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix], many: [kept, never] } = processors;
     // A socket is logged as it is bound, with or without its scheme.
     let socket = |address: &str| format!("unix:{}", address.trim_start_matches("unix:"));
-    let (floor, unix) = (socket(&floor.address), socket(&unix.ext_proc));
+    let (floor, lean, unix) = (socket(&floor.address), socket(&lean_floor.address), socket(&unix.ext_proc));
     let (without, with) = (Between::Traffic { refused: false }, Between::Traffic { refused: true });
     let mut whole: Option<Value> = None;
     for (name, processor, between) in [
@@ -154,6 +161,7 @@ fn configuration(certificates: &Certificates, processors: &Processors, upstream:
         ("kept", &socket(&kept.ext_proc), &without),
         ("never", &socket(&never.ext_proc), &without),
         ("authz", &floor, &Between::ExtAuthz),
+        ("lean", &lean, &without),
     ] {
         let route = format!("--route=from=https://{HOST},to={upstream}");
         let mut config = printed(certificates, name, processor, &[&route, WHO[0], "--insecure-traffic"]);

@@ -1,10 +1,13 @@
 //! Which of the service's roles a stream is for.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use tonic::{
     Status,
-    metadata::{Ascii, MetadataMap, MetadataValue},
+    metadata::{Ascii, AsciiMetadataKey, MetadataMap, MetadataValue},
 };
 
 use crate::{filter::verdict::Role, telemetry::metrics::RefusedStream};
@@ -63,7 +66,9 @@ impl fmt::Debug for Roles {
 impl Roles {
     /// The role that the filter at the other end of a stream has.
     pub(super) fn chosen(&self, metadata: &MetadataMap) -> Result<(RoleName, Arc<dyn Role>), RefusedRole> {
-        let mut values = metadata.get_all(ROLE_KEY).iter();
+        // Every stream is asked, so the text is made a key once.
+        static KEY: LazyLock<AsciiMetadataKey> = LazyLock::new(|| AsciiMetadataKey::from_static(ROLE_KEY));
+        let mut values = metadata.get_all(&*KEY).iter();
         let name = match (values.next(), values.next()) {
             (None, _) => RoleName::Endpoints,
             (Some(value), None) => named(value).ok_or(RefusedRole::Unknown)?,
