@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod registration;
 pub mod registrations;
 pub mod secret_file;
+pub mod under_way;
 
 use self::{
     configured::{ClientSpec, Configured},
@@ -37,7 +38,7 @@ pub struct Config {
 pub struct Clients {
     configured: Arc<ArcSwap<Configured>>,
     dynamic_registration: bool,
-    paths: Paths,
+    paths: Arc<Paths>,
 }
 
 /// Which way is open.
@@ -72,7 +73,11 @@ impl Clients {
     pub fn new(config: &Config, paths: Paths) -> anyhow::Result<Self> {
         let configured = Configured::new(&config.listed, &paths)?;
         let Config { dynamic_registration, .. } = *config;
-        Ok(Self { configured: Arc::new(ArcSwap::from_pointee(configured)), dynamic_registration, paths })
+        Ok(Self {
+            configured: Arc::new(ArcSwap::from_pointee(configured)),
+            dynamic_registration,
+            paths: Arc::new(paths),
+        })
     }
 
     /// The config file's, as they are by now.

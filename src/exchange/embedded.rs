@@ -2,6 +2,7 @@
 
 use std::{
     fmt::Display,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,12 +11,11 @@ use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeV
 use tokio::time::timeout;
 
 use super::{
-    clients::{self, Clients, Way, credentials::ActsAs, registration::Wanted},
+    clients::{self, Clients, Way, credentials::ActsAs, registration::Wanted, under_way::Registering},
     deadlines::Deadlines,
     discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
     oauth::{OAuthClient, failure, refuses_client, registered},
     records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
-    registering::Registering,
     step_up::StepUp,
     token_answer::TokenAnswer,
     tokens::Tokens,
@@ -90,7 +90,7 @@ pub struct Embedded {
     /// The tokens that come of it.
     pub tokens: Tokens,
     pub(super) registering: Registering,
-    paths: Paths,
+    paths: Arc<Paths>,
     require_iss: bool,
     limits: FlowLimits,
 }
@@ -199,7 +199,7 @@ impl Embedded {
         let clients = Clients::new(&config.clients, config.outgoing.paths.clone())?;
         let discovery = Discovery::new(outgoing.clone(), config.lookups);
         let tokens = Tokens::new(discovery, outgoing, clients, Vault::new(config.store)?, config.deadlines);
-        let paths = config.outgoing.paths;
+        let paths = Arc::new(config.outgoing.paths);
         Ok(Self {
             tokens,
             registering: Registering::default(),
@@ -256,7 +256,7 @@ impl Embedded {
                     endpoint,
                     method,
                 };
-                ActsAs::Registered(self.registered(wanted).await?)
+                ActsAs::Registered(self.registered(wanted, &begin.user).await?)
             }
         };
         let flow_id = FlowId(random().map_err(call_failed)?);

@@ -10,20 +10,16 @@ use super::{
         credentials::Credentials,
         registration::Wanted,
         registrations::{Holder, Kept, MAX_ATTEMPTS, Registration},
+        under_way::Failure,
     },
     embedded::Embedded,
 };
 use crate::{
-    contract::error::{BeginError, CallError},
-    model::{
-        client::{ClientId, RedirectUri},
-        issuer::canonical,
-        joined::Joined,
-        secret::random,
-    },
+    contract::error::BeginError,
+    model::{issuer::canonical, secret::random, user::User},
     net::outgoing::error::truncate,
-    store::{error::StoreError, open::Opened},
-    telemetry::traces::covered,
+    store::open::Opened,
+    telemetry::{audit, traces::covered},
 };
 
 /// How long a registration endpoint is waited for. Whoever waits for another process to give up has still time.
@@ -32,45 +28,22 @@ const LONGEST: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The registrations under way in this process.
-pub type Registering = Joined<(ClientId, String, RedirectUri), (), Result<Credentials, Failure>>;
-
-/// Why there is no client.
-#[derive(Clone, Debug)]
-pub enum Failure {
-    /// The authorization server did not give one, or may not be asked.
-    Unusable(String),
-    /// The store, or a fault of our own.
-    Failed(String),
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        tracing::error!(%error, "the store failed");
-        Self::Failed(error.to_string())
-    }
-}
-
-impl From<Failure> for BeginError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unusable(why) => Self::AuthorizationServerUnusable(why.into()),
-            Failure::Failed(why) => CallError::Failed(why.into()).into(),
-        }
-    }
-}
-
 impl Embedded {
     /// The client of a route at a server that registers them: the one that there is, or one that is registered now. It is
     /// kept whoever leaves meanwhile, since the server has it by then.
-    pub(super) async fn registered(&self, wanted: Wanted) -> Result<Credentials, BeginError> {
+    pub(super) async fn registered(&self, wanted: Wanted, user: &User) -> Result<Credentials, BeginError> {
+        let document = wanted.document.clone();
         let key = (wanted.document.clone(), canonical(&wanted.issuer).to_owned(), wanted.redirect_uri.clone());
         let (_, work) = self.registering.join(&key, |_| {
             let this = self.clone();
             let task = self.tokens.calls.spawn(covered(async move { this.find_or_register(&wanted).await }));
             async move { task.await.unwrap_or_else(|_| Err(Failure::Failed("the registration ended early".to_owned()))) }
         });
-        Ok(work.await?)
+        let found = work.await;
+        if let Err(Failure::Violation(_)) = &found {
+            audit::event("isolation_violation", user, document.as_str(), "", None, "refused").await;
+        }
+        Ok(found?)
     }
 
     async fn find_or_register(&self, wanted: &Wanted) -> Result<Credentials, Failure> {

@@ -19,7 +19,8 @@ use envoy_cimd::{
         },
     },
     exchange::embedded::Embedded,
-    model::{clock::UnixTime, trace::Trace},
+    model::{client::ClientId, clock::UnixTime, trace::Trace},
+    store::keys::RegistrationsKey,
 };
 use serde_json::json;
 use tonic::{Code, transport::Channel};
@@ -740,6 +741,33 @@ async fn a_client_is_registered_anew_before_its_secret_ends() {
         "{error:?}"
     );
     assert_eq!(servers.registrations("expires").len(), 2);
+}
+
+/// Somebody who can write to the store gives a route another's client: nothing begins, and nothing is sent.
+#[tokio::test]
+async fn registrations_that_were_moved_are_nobodys() {
+    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (mut party, _) = registering(vec![registers("good", Registers::Honestly(Auth::Basic))], &flags).await;
+    begun(&party, party.request("good")).await;
+    assert_eq!(party.process.process.stop().await, Some(0));
+    let others = of_route(&party, "other", "good");
+    {
+        let open = kept.open().await;
+        let [mine, theirs] = [CLIENT, &others.client_id].map(|document| RegistrationsKey::of(&ClientId::new(document)));
+        let sealed = open.store.registrations(mine).await.expect("a store").expect("what was registered");
+        assert!(open.store.replace_registrations(theirs, None, sealed).await.expect("a store"));
+    }
+    let (mut process, client) = another(&party, &flags).await;
+    let Outcome::Refusal(refusal) = begin_at(client.clone(), others).await else { panic!("it began") };
+    assert!(refusal.message.contains("cannot be opened"), "{refusal:?}");
+    let Outcome::Begun(begun) = begin_at(client, party.request("good")).await else { panic!("it did not begin") };
+    assert_eq!(client_id(&begun.authorization_url), "client-1", "its own is there all the same");
+    assert_eq!(party.servers.registrations("good").len(), 1);
+    let violation = |line: &str| line.contains("\"isolation_violation\"").then_some(());
+    process.process.line(violation).await;
+    assert!(!process.process.output().contains("SECRET"));
 }
 
 /// Two processes that share Redis register a route once, however many begin at either at once. Its secret is sealed there.

@@ -885,7 +885,7 @@ impl Kept {
         vec!["--store".to_owned(), self.url.to_string(), "--encryption-keys".to_owned(), keys]
     }
 
-    async fn open(&self) -> Opened {
+    pub async fn open(&self) -> Opened {
         self.url.open(Some(&self.keys), None).await.expect("a store")
     }
 

@@ -12,6 +12,7 @@ use crate::{
         clock::UnixTime,
         flow::MAX_LIFETIME,
         issuer::canonical,
+        seal::UnsealError,
     },
     store::{error::StoreError, keys::RegistrationsKey, open::Opened, vault::Place},
 };
@@ -118,6 +119,15 @@ impl Registrations {
 /// How long one attempt keeps the others from it, in seconds: longer than it waits for the server.
 const CLAIM: u64 = 7;
 
+/// Why a route's record cannot be read, or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the registrations of {0} cannot be opened: {1}")]
+    Sealed(ClientId, UnsealError),
+}
+
 /// A route's record, as it was read.
 pub struct Kept {
     pub registrations: Registrations,
@@ -127,17 +137,16 @@ pub struct Kept {
 
 impl Kept {
     /// # Errors
-    /// Where the store cannot say, or what it has does not open.
-    pub async fn read(open: &Opened, document: &ClientId) -> Result<Self, StoreError> {
+    /// Where the store cannot say, or what it has does not open: it was moved here from elsewhere, or written by nobody of
+    /// ours.
+    pub async fn read(open: &Opened, document: &ClientId) -> Result<Self, KeptError> {
         let key = RegistrationsKey::of(document);
         let sealed = open.store.registrations(key).await?;
         let Some(sealed) = sealed else {
             return Ok(Self { registrations: Registrations::default(), key, sealed: None });
         };
         let opened = open.unseal(Place::Registrations(&key), &sealed);
-        let (registrations, stale) = opened.map_err(|error| {
-            StoreError::Failed(format!("the registrations of {document} cannot be opened: {error}"))
-        })?;
+        let (registrations, stale) = opened.map_err(|error| KeptError::Sealed(document.clone(), error))?;
         let kept = Self { registrations, key, sealed: Some(sealed) };
         if stale {
             // Under the first key, so that the old one can go. Where it fails, or is not what was read any more, the next
@@ -165,7 +174,7 @@ impl Kept {
 ///
 /// # Errors
 /// Where the store fails.
-pub async fn forget(open: &Opened, document: &ClientId, issuer: &str, client_id: &str) -> Result<bool, StoreError> {
+pub async fn forget(open: &Opened, document: &ClientId, issuer: &str, client_id: &str) -> Result<bool, KeptError> {
     loop {
         let mut kept = Kept::read(open, document).await?;
         if !kept.registrations.forget(issuer, client_id) {

@@ -1,0 +1,51 @@
+//! The registrations under way in this process, and what they come to.
+
+use super::{credentials::Credentials, registrations::KeptError};
+use crate::{
+    contract::error::{BeginError, CallError},
+    model::{
+        client::{ClientId, RedirectUri},
+        joined::Joined,
+        seal::UnsealError,
+    },
+    store::error::StoreError,
+};
+
+/// The registrations under way in this process.
+pub type Registering = Joined<(ClientId, String, RedirectUri), (), Result<Credentials, Failure>>;
+
+/// Why there is no client.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The authorization server did not give one, or may not be asked.
+    Unusable(String),
+    /// The store, or a fault of our own.
+    Failed(String),
+    /// What is kept for the route is another's.
+    Violation(String),
+}
+
+impl From<KeptError> for Failure {
+    fn from(error: KeptError) -> Self {
+        tracing::error!(%error, "the store failed");
+        match error {
+            KeptError::Sealed(_, UnsealError::DoesNotOpen) => Self::Violation(error.to_string()),
+            KeptError::Sealed(..) | KeptError::Store(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        KeptError::Store(error).into()
+    }
+}
+
+impl From<Failure> for BeginError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unusable(why) => Self::AuthorizationServerUnusable(why.into()),
+            Failure::Failed(why) | Failure::Violation(why) => CallError::Failed(why.into()).into(),
+        }
+    }
+}
