@@ -55,7 +55,8 @@ impl Embedded {
         }
         let (answer, arrived) = self.ask(wanted).await;
         if let Err(why) = &answer {
-            tracing::warn!(client_id = %wanted.document, issuer = truncate(wanted.issuer.clone()), why, "no client was registered");
+            let issuer = truncate(wanted.issuer.clone());
+            tracing::warn!(client_id = %wanted.document, issuer, why, "no client was registered");
         }
         self.keep(open, wanted, holder, answer, arrived).await
     }
