@@ -38,11 +38,14 @@ pub async fn run(settings: ChoreographerCommand, file: Option<LoadedFile>, log: 
     embedded.check().await?;
     let secret_files = settings.process.tls.tls_key.iter().cloned().chain(kept_files(&embedded));
     secret_files.for_each(|path| exposure::warn(&path));
+    let vault = Arc::clone(&embedded.tokens.vault);
     let (calls, metrics) = (embedded.tokens.calls.clone(), Arc::clone(&embedded.tokens.metrics));
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
     let mut tasks = Tasks::default();
     Takers { endpoints: None, clients: Some(embedded.tokens.clients.clone()) }.watch(file, &metrics, &mut tasks);
+    let watched = Arc::clone(&metrics);
+    tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(watched).await });
     let handed_out = || traced_tokens(&traces, SpanKind::Server, Arc::new(embedded.tokens.clone()));
     let tokens = tokens.map(|listener| listener.serving(handed_out()));
     let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));

@@ -227,6 +227,8 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     match exchange.side {
         Side::Here(embedded, listener) => {
             calls.push(embedded.tokens.calls.clone());
+            let (vault, metrics) = (Arc::clone(&embedded.tokens.vault), Arc::clone(&endpoints.metrics));
+            tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(metrics).await });
             // What others end through this listener is forgotten for MCP traffic as well; what they ask for is not kept.
             let handed_out: Arc<dyn UpstreamTokens> = match &kept {
                 Some(kept) => Arc::clone(kept) as _,

@@ -306,7 +306,7 @@ impl Embedded {
         let limits = FlowLimits { of_user, ..self.limits };
         open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
             StoreError::Full => BeginError::TooManyFlows("as many flows are kept as --max-flows allows".into()),
-            error @ StoreError::Failed(_) => store_failed(&error).into(),
+            error @ (StoreError::Away(_) | StoreError::Failed(_)) => flow_failed(&error).into(),
         })?;
         Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
     }
@@ -322,7 +322,7 @@ impl Embedded {
         let key = FlowKey::of(&complete.flow_id);
         let context = Context::of(&complete.redirect_uri, &complete.user, &complete.browser_hash);
         let (open, now) = (self.open().await?, self.now());
-        let taken = open.store.take_flow(key, context, now).await.map_err(|error| store_failed(&error))?;
+        let taken = open.store.take_flow(key, context, now).await.map_err(|error| flow_failed(&error))?;
         match taken {
             Taken::Flow(sealed) => own(complete, open.unseal(Place::Flow(&key), &sealed), &context, now).await,
             Taken::WrongContext => Err(CompleteError::WrongContext),
@@ -457,6 +457,17 @@ const NOT_SEALED: CallError = CallError::Failed(Cause::Borrowed("the record cann
 
 fn call_failed(error: impl Display) -> CallError {
     CallError::Failed(error.to_string().into())
+}
+
+/// A flow that cannot be kept or taken. Where the store is away, nothing was consumed, and the same may be tried again.
+fn flow_failed(error: &StoreError) -> CallError {
+    match error {
+        StoreError::Away(_) => {
+            tracing::error!(%error, "the store cannot be reached");
+            CallError::Unavailable(error.to_string().into())
+        }
+        StoreError::Full | StoreError::Failed(_) => store_failed(error),
+    }
 }
 
 fn store_failed(error: &StoreError) -> CallError {

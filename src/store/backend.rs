@@ -49,6 +49,10 @@ pub trait Store: Send + Sync {
     /// Gives a claim up, where this holder still has it.
     async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError>;
 
+    /// The record that tells the store's keys, which is `offered` from now on where there was none, or where `instead_of`
+    /// was there.
+    async fn check_record(&self, offered: Vec<u8>, instead_of: Option<Vec<u8>>) -> Result<Vec<u8>, StoreError>;
+
     /// Forgets a token, as it was read, and the route's index where it points at that token. False where `old` is not there
     /// any more: somebody forgot or changed it meanwhile.
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError>;

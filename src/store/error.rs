@@ -9,7 +9,10 @@ use super::key_file::KeysError;
 pub enum StoreError {
     #[error("there are as many flows as --max-flows allows")]
     Full,
-    /// The store cannot be reached, or failed. The message is for operators and holds no secret.
+    /// The store cannot be reached: nothing was done. The message is for operators and holds no secret.
+    #[error("the store failed: {0}")]
+    Away(String),
+    /// The store failed; it may have done it nevertheless. The message is as above.
     #[error("the store failed: {0}")]
     Failed(String),
 }

@@ -61,11 +61,12 @@ struct Inner {
 }
 
 impl FileStore {
-    /// Opens the file, or makes it (mode 0600), and its keys beside it where no other file is given.
+    /// Opens the file, or makes it (mode 0600), and its keys beside it where no other file is given. Its check record comes
+    /// along.
     ///
     /// # Errors
     /// Where the file cannot be opened, another process has it open, or the keys are not the ones it was sealed with.
-    pub async fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(Self, Sealer), OpenError> {
+    pub async fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(Self, Sealer, Vec<u8>), OpenError> {
         let (path, encryption_keys) = (path.to_owned(), encryption_keys.map(Path::to_owned));
         blocking(move || open(&path, encryption_keys.as_deref())).await?
     }
@@ -116,7 +117,7 @@ impl Store for FileStore {
                     None => None,
                 };
                 tokens.insert(key.as_bytes(), sealed.as_slice())?;
-                other.map(TokenKey::from_bytes).zip(replaced)
+                other.map(|other| TokenKey::from_bytes(other).of_owner(route.owner())).zip(replaced)
             };
             transaction.commit()?;
             Ok::<_, redb::Error>(replaced)
@@ -134,7 +135,8 @@ impl Store for FileStore {
                 return Ok(None);
             };
             let again = transaction.open_table(AGAIN)?.get(route.as_bytes())?.map(|until| until.value());
-            let (kept, again) = ((TokenKey::from_bytes(key), sealed), again.map(UnixTime::from_secs));
+            let key = TokenKey::from_bytes(key).of_owner(route.owner());
+            let (kept, again) = ((key, sealed), again.map(UnixTime::from_secs));
             Ok::<_, redb::Error>(Some(Found { kept, again }))
         })
         .await
@@ -187,6 +189,26 @@ impl Store for FileStore {
             claims.remove(&key);
         }
         Ok(())
+    }
+
+    async fn check_record(&self, offered: Vec<u8>, instead_of: Option<Vec<u8>>) -> Result<Vec<u8>, StoreError> {
+        self.run(move |database| {
+            let transaction = database.begin_write()?;
+            let there = {
+                let mut table = transaction.open_table(CHECK)?;
+                let there = table.get(())?.map(|there| there.value().to_vec());
+                match there {
+                    Some(there) if instead_of.as_ref() != Some(&there) => there,
+                    Some(_) | None => {
+                        table.insert((), offered.as_slice())?;
+                        offered
+                    }
+                }
+            };
+            transaction.commit()?;
+            Ok::<_, redb::Error>(there)
+        })
+        .await
     }
 
     async fn remove_token(&self, key: TokenKey, route: RouteKey, old: Vec<u8>) -> Result<bool, StoreError> {
@@ -434,7 +456,7 @@ fn note_again(
     Ok(())
 }
 
-fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Sealer), OpenError> {
+fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Sealer, Vec<u8>), OpenError> {
     let at = |path: &Path| {
         let path = path.to_owned();
         move |reason| OpenError::Keys { path, reason }
@@ -453,14 +475,15 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
         (None, Ok(false), _) => return Err(at(keys_path)(KeysError::Lost)),
         (None, ..) => key_file::read(keys_path).map_err(at(keys_path))?,
     };
-    let record = match content {
-        Content::Nothing => {
-            Some(key_file::check_record(&sealer).map_err(|error| StoreError::Failed(error.to_string()))?)
-        }
-        Content::Checked(record) => key_file::check(&sealer, &record).map_err(at(keys_path))?,
+    let (newer, record) = match content {
+        Content::Nothing => (
+            key_file::check_record(&sealer).map(Some).map_err(|error| StoreError::Failed(error.to_string()))?,
+            Vec::new(),
+        ),
+        Content::Checked(record) => (key_file::check(&sealer, &record).map_err(at(keys_path))?, record),
         Content::Unchecked => return Err(at(keys_path)(KeysError::Wrong)),
     };
-    set_up(&database, record.as_deref()).map_err(failed)?;
+    set_up(&database, newer.as_deref()).map_err(failed)?;
     Ok((
         FileStore(Arc::new(Inner {
             path: path.to_owned(),
@@ -468,6 +491,7 @@ fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Seale
             claims: Mutex::default(),
         })),
         sealer,
+        newer.unwrap_or(record),
     ))
 }
 
@@ -591,7 +615,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_left_of_expired_flows_and_no_call_removes_many() {
         let dir = tempfile::tempdir().expect("a folder");
-        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        let (store, ..) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
         for number in 0..250 {
             store.add_flow(flow(number, NOW + 600), LIMITS, NOW).await.expect("added");
         }
@@ -609,7 +633,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_left_of_what_was_expected_again_and_no_call_removes_many() {
         let dir = tempfile::tempdir().expect("a folder");
-        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        let (store, ..) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
         let route = |number: u8| RouteKey::from_bytes([number; 32]);
         let rows = async || {
             let rows = store.run(|database| {
@@ -641,7 +665,7 @@ mod tests {
     async fn a_store_of_an_earlier_version_gets_what_it_lacks() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("store.redb");
-        let (store, _) = FileStore::open(&path, None).await.expect("a store");
+        let (store, ..) = FileStore::open(&path, None).await.expect("a store");
         store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
         drop(store);
         let database = builder().open(&path).expect("a database");
@@ -650,7 +674,7 @@ mod tests {
         transaction.delete_table(AGAIN_EXPIRY).expect("it goes");
         transaction.commit().expect("kept");
         drop(database);
-        let (store, _) = FileStore::open(&path, None).await.expect("a store");
+        let (store, ..) = FileStore::open(&path, None).await.expect("a store");
         let found = async || store.token(ROUTE).await.expect("a store").map(|found| found.again);
         assert_eq!(found().await, Some(None));
         assert!(store.expect_again(ROUTE, NOW + 660, NOW).await.expect("a store"));
@@ -673,9 +697,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("store.redb");
         let beside = key_file::beside(&path);
-        let (_, sealer) = FileStore::open(&path, None).await.expect("a store");
+        let (_, sealer, _) = FileStore::open(&path, None).await.expect("a store");
         let sealed = sealer.seal("test", &[], b"secret").expect("sealed");
-        let (_, sealer) = FileStore::open(&path, None).await.expect("the store again");
+        let (_, sealer, _) = FileStore::open(&path, None).await.expect("the store again");
         assert_eq!(sealer.open("test", &[], &sealed).expect("the same keys").plaintext.as_slice(), b"secret");
 
         let kept = fs::read(&beside).expect("the keys");
@@ -735,7 +759,7 @@ mod tests {
     #[tokio::test]
     async fn the_file_is_opened_anew_after_the_disk_failed() {
         let dir = tempfile::tempdir().expect("a folder");
-        let (store, _) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
+        let (store, ..) = FileStore::open(&dir.path().join("store.redb"), None).await.expect("a store");
         store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
         let error = store.run(|_| Err::<(), _>(redb::Error::PreviousIo)).await.expect_err("a failure").to_string();
         assert!(error.contains("store.redb: Previous I/O error"), "{error}");

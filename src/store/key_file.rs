@@ -22,7 +22,7 @@ const CHECK: &str = "key check";
 pub enum KeysError {
     #[error("cannot be read: {0}")]
     Unreadable(io::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Malformed(#[from] KeyFileError),
     #[error("cannot be written: {0}")]
     Unwritable(io::Error),
@@ -46,8 +46,15 @@ pub fn beside(store: &Path) -> PathBuf {
 /// # Errors
 /// Where it cannot be read, or has no keys in the form that `envoy-cimd keygen` prints.
 pub fn read(path: &Path) -> Result<Sealer, KeysError> {
-    let text = fs::read_to_string(path).map(Zeroizing::new).map_err(KeysError::Unreadable)?;
-    sealer(&text)
+    sealer(&text(path)?)
+}
+
+/// What is in a key file.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn text(path: &Path) -> Result<Zeroizing<String>, KeysError> {
+    fs::read_to_string(path).map(Zeroizing::new).map_err(KeysError::Unreadable)
 }
 
 /// Makes a key file of one fresh key, for its owner only. It is there whole or not at all, also after a crash.
@@ -86,7 +93,11 @@ pub fn check(sealer: &Sealer, record: &[u8]) -> Result<Option<Vec<u8>>, KeysErro
     }
 }
 
-fn sealer(text: &str) -> Result<Sealer, KeysError> {
+/// The keys in the text of a key file.
+///
+/// # Errors
+/// Where it has none in the form that `envoy-cimd keygen` prints.
+pub fn sealer(text: &str) -> Result<Sealer, KeysError> {
     Sealer::new(&parse_keys(text)?).ok_or(KeysError::Malformed(KeyFileError::Empty))
 }
 

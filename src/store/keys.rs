@@ -38,12 +38,62 @@ keys! {
     Context
     /// The hash of a user, for the limit on flows.
     UserKey
+    /// The hash of a route's document.
+    RegistrationsKey
+}
+
+/// The hash of (user, client_id): where a store is on several servers, what is one owner's is on one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner([u8; 6]);
+
+impl Owner {
+    pub const fn as_bytes(&self) -> &[u8; 6] {
+        &self.0
+    }
+}
+
+macro_rules! keys_of_owners {
+    ($($(#[$meta:meta])* $name:ident)*) => {$(
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct $name {
+            hash: [u8; 32],
+            owner: Owner,
+        }
+
+        impl $name {
+            /// One that a store gave back, which is to be told [whose](Self::of_owner) it is.
+            pub const fn from_bytes(hash: [u8; 32]) -> Self {
+                Self { hash, owner: Owner([0; 6]) }
+            }
+
+            pub const fn of_owner(self, owner: Owner) -> Self {
+                Self { owner, ..self }
+            }
+
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.hash
+            }
+
+            pub const fn owner(&self) -> Owner {
+                self.owner
+            }
+        }
+    )*};
+}
+
+keys_of_owners! {
     /// The hash of (user, client_id, issuer, resource).
     TokenKey
     /// The hash of (user, client_id, upstream).
     RouteKey
-    /// The hash of a route's document.
-    RegistrationsKey
+}
+
+impl Owner {
+    fn of(user: &User, client_id: &ClientId) -> Self {
+        let [a, b, c, d, e, f, ..] = hash("envoy-cimd owner", &(user, client_id));
+        Self([a, b, c, d, e, f])
+    }
 }
 
 impl FlowKey {
@@ -82,14 +132,15 @@ impl TokenKey {
         Issuer(issuer): Issuer<'_>,
         Resource(resource): Resource<'_>,
     ) -> Self {
-        Self(hash("envoy-cimd token", &(user, client_id, issuer, resource)))
+        Self::from_bytes(hash("envoy-cimd token", &(user, client_id, issuer, resource)))
+            .of_owner(Owner::of(user, client_id))
     }
 }
 
 impl RouteKey {
     /// `upstream` is the upstream's URL, as the operator wrote it.
     pub fn of(user: &User, client_id: &ClientId, upstream: &str) -> Self {
-        Self(hash("envoy-cimd route", &(user, client_id, upstream)))
+        Self::from_bytes(hash("envoy-cimd route", &(user, client_id, upstream))).of_owner(Owner::of(user, client_id))
     }
 }
 
@@ -117,9 +168,9 @@ mod tests {
         let flow = |id| FlowKey::of(&FlowId([id; 16])).0;
         let context =
             |uri, user: &User, browser| Context::of(&RedirectUri::new(uri), user, &BrowserHash([browser; 32])).0;
-        let route = |user: &User, client, upstream| RouteKey::of(user, &ClientId::new(client), upstream).0;
+        let route = |user: &User, client, upstream| *RouteKey::of(user, &ClientId::new(client), upstream).as_bytes();
         let token = |user: &User, client, issuer, resource| {
-            TokenKey::of(user, &ClientId::new(client), Issuer(issuer), Resource(resource)).0
+            *TokenKey::of(user, &ClientId::new(client), Issuer(issuer), Resource(resource)).as_bytes()
         };
         let keys = [
             flow(1),
@@ -148,5 +199,15 @@ mod tests {
         let of = |issuer| token(&anna, "c", issuer, "r");
         assert_eq!(of("https://as.example"), of("https://as.example/"), "one issuer");
         assert_ne!(of("https://as.example/t"), of("https://as.example/t/"), "two issuers");
+    }
+    /// What a step touches is one owner's, so that it is on one server.
+    #[test]
+    fn a_token_and_its_routes_have_one_owner() {
+        let (anna, client) = (User::Subject { issuer: "i".to_owned(), subject: "anna".to_owned() }, ClientId::new("c"));
+        let token = TokenKey::of(&anna, &client, Issuer("i"), Resource("r"));
+        assert_eq!(token.owner(), RouteKey::of(&anna, &client, "u").owner());
+        assert_eq!(TokenKey::from_bytes(*token.as_bytes()).of_owner(token.owner()), token);
+        assert_ne!(token.owner(), RouteKey::of(&User::Single, &client, "u").owner());
+        assert_ne!(token.owner(), RouteKey::of(&anna, &ClientId::new("d"), "u").owner());
     }
 }

@@ -4,11 +4,16 @@ use std::{
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::sleep,
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -18,10 +23,19 @@ use super::{
     open::Opened,
     url::StoreUrl,
 };
-use crate::model::seal::UnsealError;
+use crate::{
+    model::seal::UnsealError,
+    telemetry::{
+        exposure,
+        metrics::Metrics,
+        reload::{Watched, fingerprint, watch},
+    },
+};
 
 /// The file store's name in the state directory.
 const FILE: &str = "store.redb";
+/// How long to leave a store alone that cannot be told of its keys.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Where the store is, and what opens it.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +56,10 @@ pub struct Vault {
     encryption_keys: Option<PathBuf>,
     extra_ca: Option<PathBuf>,
     opened: OnceCell<Opened>,
+    /// Of the encryption keys' file as it was at start.
+    fingerprint: [u8; 32],
+    /// The keys were changed.
+    changed: Notify,
 }
 
 impl Vault {
@@ -55,11 +73,16 @@ impl Vault {
         if url.is_shared() && config.encryption_keys.is_none() {
             bail!("{}", OpenError::NoKeys);
         }
-        if let Some(keys) = &config.encryption_keys {
+        let fingerprint = match &config.encryption_keys {
             // At start, whenever the store is opened.
-            key_file::read(keys).with_context(|| format!("--encryption-keys {}", keys.display()))?;
-        }
-        Ok(Self { url, encryption_keys: config.encryption_keys, extra_ca: config.extra_ca, opened: OnceCell::new() })
+            Some(keys) => {
+                let read = key_file::text(keys).and_then(|text| key_file::sealer(&text).map(|_| fingerprint(&[&text])));
+                read.with_context(|| format!("--encryption-keys {}", keys.display()))?
+            }
+            None => Default::default(),
+        };
+        let Config { encryption_keys, extra_ca, .. } = config;
+        Ok(Self { url, encryption_keys, extra_ca, opened: OnceCell::new(), fingerprint, changed: Notify::new() })
     }
 
     /// The files that hold secrets: the store's, and that of its keys. They need not be there yet.
@@ -107,9 +130,53 @@ impl Vault {
                     // Where it cannot be made, opening says why.
                     let _ = path.parent().map(|dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
                 }
-                self.url.open(self.encryption_keys.as_deref(), self.extra_ca.as_deref()).await
+                loop {
+                    let before = self.keys_now();
+                    let opened = self.url.open(self.encryption_keys.as_deref(), self.extra_ca.as_deref()).await?;
+                    // What changes before it is open is not told to what is not open yet.
+                    if self.keys_now() == before {
+                        return Ok(opened);
+                    }
+                }
             })
             .await
+    }
+
+    /// Takes the keys of `--encryption-keys` whenever its file changes, for ever. Keys that are not the store's are not
+    /// taken.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn watch_keys(&self, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+        let Some(path) = &self.encryption_keys else { return std::future::pending().await };
+        let watched = Watched { name: "encryption_keys", paths: vec![path.clone()], seen: self.fingerprint };
+        let taking = watch(watched, metrics, |contents| {
+            exposure::warn(path);
+            let sealer = key_file::sealer(&Zeroizing::new(contents.concat()))?;
+            if let Some(opened) = self.opened.get() {
+                opened.change_keys(sealer)?;
+                self.changed.notify_one();
+            }
+            Ok(())
+        });
+        tokio::try_join!(taking, self.renew_check_record()).map(|((), ())| ())
+    }
+
+    /// After each change of the keys, has the store know them by the first. Until it does, the one before stays needed.
+    async fn renew_check_record(&self) -> anyhow::Result<()> {
+        loop {
+            self.changed.notified().await;
+            let Some(opened) = self.opened.get() else { continue };
+            while let Err(error) = opened.renew_check_record().await {
+                tracing::warn!(%error, "the store cannot be told of its new encryption key yet: keep the old one");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn keys_now(&self) -> Option<[u8; 32]> {
+        let text = key_file::text(self.encryption_keys.as_deref()?).ok()?;
+        Some(fingerprint(&[&text]))
     }
 }
 
@@ -139,7 +206,7 @@ impl Opened {
     pub fn seal<T: Serialize>(&self, place: Place<'_>, value: &T) -> Option<Vec<u8>> {
         let plaintext = Zeroizing::new(serde_json::to_vec(value).ok()?);
         let (purpose, key) = place.parts();
-        self.sealer.seal(purpose, key, &plaintext).ok()
+        self.sealer.load().seal(purpose, key, &plaintext).ok()
     }
 
     /// A value that was sealed for this place, and whether it should be sealed anew.
@@ -148,7 +215,7 @@ impl Opened {
     /// Where it does not open, or holds another kind of value.
     pub fn unseal<T: DeserializeOwned>(&self, place: Place<'_>, sealed: &[u8]) -> Result<(T, bool), UnsealError> {
         let (purpose, key) = place.parts();
-        let unsealed = self.sealer.open(purpose, key, sealed)?;
+        let unsealed = self.sealer.load().open(purpose, key, sealed)?;
         let value = serde_json::from_slice(&unsealed.plaintext).map_err(|_| UnsealError::Malformed)?;
         Ok((value, unsealed.stale))
     }

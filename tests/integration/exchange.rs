@@ -25,7 +25,10 @@ use envoy_cimd::{
 use http::Version;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
@@ -135,14 +138,22 @@ impl Party {
 
     /// Where the person goes on; else why not, with where they may go on, or the cause.
     pub async fn complete(&self, request: CompleteAuthorizationRequest) -> Result<String, (Reason, String)> {
-        let answer = self.client.clone().complete_authorization(request).await.expect("an answer").into_inner();
-        match answer.outcome.expect("an outcome") {
+        self.try_to_complete(request).await.expect("an answer")
+    }
+
+    /// The same, where the choreographer may not be able to say.
+    pub async fn try_to_complete(
+        &self,
+        request: CompleteAuthorizationRequest,
+    ) -> Result<Result<String, (Reason, String)>, Status> {
+        let answer = self.client.clone().complete_authorization(request).await?.into_inner();
+        Ok(match answer.outcome.expect("an outcome") {
             complete_authorization_response::Outcome::Completed(completed) => Ok(completed.return_to),
             complete_authorization_response::Outcome::Refusal(refusal) => Err(match refusal.reason() {
                 Reason::AlreadyUsed => (Reason::AlreadyUsed, refusal.return_to),
                 reason => (reason, refusal.message),
             }),
-        }
+        })
     }
 
     /// What an honest browser comes back with.

@@ -866,10 +866,74 @@ async fn isolation(flags: &[&str]) {
     assert!(audited(&party, "isolation_violation").is_empty());
 }
 
+/// Keys are rotated while processes run; a file that is no good, or another store's, changes nothing.
+async fn keys_rotate(kept: Kept) {
+    let flags = kept.flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let (mut party, client) = party(vec![Lie::none("good")], &flags).await;
+    connect(&party, "good", single(), CLIENT).await;
+    let had = token(&client, &party, "good", single(), CLIENT).await.expect("a token");
+    let shared = if kept.url.is_shared() { Some(kept.again(&party).await) } else { None };
+    let (mut other, others) = shared.unzip();
+    let old = std::fs::read_to_string(&kept.keys).expect("the keys").trim().to_owned();
+    let (new, strange) = (generate_key_line().expect("a key"), generate_key_line().expect("a key"));
+    let mut reloads = 0;
+    let mut change = async |party: &mut Party, text: &str, words: &str| {
+        std::fs::write(&kept.keys, text).expect("a key file");
+        for process in [Some(&mut party.process), other.as_mut()].into_iter().flatten() {
+            let line = loop {
+                let output = process.process.output();
+                let told = |line: &&str| {
+                    line.contains("\"file\":\"encryption_keys\"") && line.contains("envoy_cimd::telemetry::reload")
+                };
+                if let Some(line) = output.lines().filter(told).nth(reloads) {
+                    break line.to_owned();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            };
+            assert!(line.contains(words), "{line}");
+            let ok = metric(&process.admin, "envoy_cimd_reload_ok{file=\"encryption_keys\"}").await;
+            assert_eq!(ok, Some(u64::from(words == "read again")), "{words}");
+        }
+        for client in [Some(&client), others.as_ref()].into_iter().flatten() {
+            assert_eq!(token(client, party, "good", single(), CLIENT).await.as_ref(), Ok(&had), "{words}");
+        }
+        reloads += 1;
+    };
+    change(&mut party, "no-key", "line 1 is not a base64url key of 256 bits").await;
+    change(&mut party, &strange, "has none of the keys that the store was sealed with").await;
+    change(&mut party, &format!("{old}\n{new}\n"), "read again").await;
+    change(&mut party, &new, "has none of the keys that the store was sealed with").await;
+    change(&mut party, &format!("{new}\n{old}"), "read again").await;
+    // What was read since is sealed with the new one, and the store knows it.
+    change(&mut party, &new, "read again").await;
+    connect(&party, "good", single(), CLIENT).await;
+    for process in [Some(&mut party.process), other.as_mut()].into_iter().flatten() {
+        assert_eq!(process.process.stop().await, Some(0));
+        let output = process.process.output();
+        assert!([&old, &new, &strange].iter().all(|key| !output.contains(key.as_str())), "{output}");
+    }
+    let (_again, client) = kept.again(&party).await;
+    assert!(token(&client, &party, "good", single(), CLIENT).await.is_ok());
+}
+
+#[tokio::test]
+async fn encryption_keys_change_while_it_runs() {
+    keys_rotate(Kept::new(tempfile::tempdir().expect("a folder"), None)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs redis-server: make test-redis"]
+async fn redis_encryption_keys_change_at_two_replicas() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let redis = Redis::start(dir.path(), &[], "--port").await;
+    keys_rotate(Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")))).await;
+}
+
 /// What a test needs of a store that outlives the process: its place, its keys, and the flags that name both.
 pub struct Kept {
     pub url: StoreUrl,
-    keys: std::path::PathBuf,
+    pub keys: std::path::PathBuf,
     dir: TempDir,
 }
 

@@ -85,10 +85,10 @@ pub struct ExchangeArgs {
     /// Where the file store is: by default $STATE_DIRECTORY, else $XDG_STATE_HOME/envoy-cimd, else ~/.local/state/envoy-cimd.
     #[arg(long, env = "ENVOY_CIMD_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where flows and tokens are kept: `file:PATH`, `redis://…` or `rediss://…`; by default a file in the state directory.
+    /// Where flows and tokens are kept: `file:PATH`, `redis://…`, `redis+sentinel://…` or `redis+cluster://…` (over TLS `rediss…`); by default a file in the state directory.
     #[arg(long, env = "ENVOY_CIMD_STORE", value_name = "URL", hide_env_values = true, value_parser = StoreUrlParser)]
     pub store: Option<StoreUrl>,
-    /// The keys that seal what is kept, one a line as `keygen` prints; by default beside the file store, made when needed.
+    /// The keys that seal what is kept, one a line as `keygen` prints; by default beside the file store, made when needed. Read again when it changes.
     #[arg(long, env = "ENVOY_CIMD_ENCRYPTION_KEYS", value_name = "FILE")]
     pub encryption_keys: Option<PathBuf>,
     /// Where tokens are handed out: `unix:/path`, or `host:port` with mTLS. Whoever reaches it may have every user's token.

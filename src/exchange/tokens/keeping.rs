@@ -20,9 +20,9 @@ use crate::{
     },
 };
 
-/// How often, and with which pause, a store that fails is asked to keep what a token endpoint gave.
-const STORE_TRIES: u32 = 8;
-const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// After which pauses a store that fails is asked again to keep what a token endpoint gave: ten seconds in all, in which
+/// another server can take the place of one that died. In milliseconds.
+const STORE_PAUSES: [u64; 7] = [500, 500, 1000, 1000, 2000, 2000, 3000];
 
 impl Tokens {
     /// Stores what a flow brought. What this user had of this route before is forgotten; it is revoked only where it is
@@ -135,11 +135,11 @@ async fn persistently<T, F>(keep: impl Fn() -> F) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    for _ in 1..STORE_TRIES {
+    for pause in STORE_PAUSES {
         if let Ok(kept) = keep().await {
             return Ok(kept);
         }
-        sleep(STORE_PAUSE).await;
+        sleep(Duration::from_millis(pause)).await;
     }
     keep().await
 }
