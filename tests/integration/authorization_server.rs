@@ -256,6 +256,14 @@ impl Servers {
         format!("{}/{name}/mcp", self.upstream)
     }
 
+    /// What a route to that upstream pins: the issuer, where the client there was registered by hand.
+    pub fn pin(&self, name: &str) -> String {
+        match self.shared.lies.get(name).map(|lie| lie.knows) {
+            Some(Knows::ByHand(..)) => format!("{}/{name}", self.issuer),
+            Some(Knows::Documents | Knows::Registered(_)) | None => String::new(),
+        }
+    }
+
     /// What a person's consent comes to: checks the authorization request, and gives the code to come back with.
     pub fn consent(&self, authorization_url: &str) -> String {
         let url = Url::parse(authorization_url).expect("a URL");

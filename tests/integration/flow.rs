@@ -23,9 +23,9 @@ use crate::{
     world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, executable, http_filters, metadata, virtual_hosts},
 };
 
-const CODE: &str = "SECRET-the-code";
-const NOTES: &str = "notes.localhost";
-const TICKETS: &str = "tickets.localhost";
+pub const CODE: &str = "SECRET-the-code";
+pub const NOTES: &str = "notes.localhost";
+pub const TICKETS: &str = "tickets.localhost";
 
 /// A world with a choreographer, and a list of what must not be in any log.
 pub struct Flows {
@@ -42,6 +42,18 @@ pub struct Begun {
     pub state: String,
     /// `name=value`, as the browser sends it back.
     pub cookie: String,
+}
+
+impl Begun {
+    /// What the answer to a press begins.
+    pub fn of(answer: &Answered) -> Self {
+        assert_eq!(answer.status, 303, "{answer:?}");
+        let [location] = answer.all("location")[..] else { panic!("{answer:?}") };
+        let location = url::Url::parse(location).expect("a URL");
+        let state = location.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
+        let [cookie] = answer.all("set-cookie")[..] else { panic!("{answer:?}") };
+        Self { state, cookie: cookie.split(';').next().expect("a pair").to_owned() }
+    }
 }
 
 impl Flows {
@@ -102,16 +114,10 @@ impl Flows {
     }
 
     pub async fn begin_as(&self, press: Call) -> Begun {
-        let answer = self.send(press).await;
-        assert_eq!(answer.status, 303, "{answer:?}");
-        let [location] = answer.all("location")[..] else { panic!("{answer:?}") };
-        let location = url::Url::parse(location).expect("a URL");
-        let state = location.query_pairs().find(|(name, _)| name == "state").expect("a state").1.into_owned();
-        let [cookie] = answer.all("set-cookie")[..] else { panic!("{answer:?}") };
-        let cookie = cookie.split(';').next().expect("a pair").to_owned();
-        let value = cookie.split_once('=').expect("a value").1.to_owned();
-        self.secrets.lock().expect("secrets").extend([state.clone(), value]);
-        Begun { state, cookie }
+        let begun = Begun::of(&self.send(press).await);
+        let value = begun.cookie.split_once('=').expect("a value").1.to_owned();
+        self.secrets.lock().expect("secrets").extend([begun.state.clone(), value]);
+        begun
     }
 
     /// How often the callback ended with this label.
@@ -177,14 +183,14 @@ pub fn at(mut call: Call, host: &str) -> Call {
 }
 
 /// One row of the outcome table: a flow is begun, the choreographer is put in a mood, and then this is sent.
-struct Row {
-    name: &'static str,
-    mood: Mood,
-    callback: fn(&Begun) -> Call,
-    status: u16,
-    label: &'static str,
-    consumed: bool,
-    called: bool,
+pub struct Row {
+    pub name: &'static str,
+    pub mood: Mood,
+    pub callback: fn(&Begun) -> Call,
+    pub status: u16,
+    pub label: &'static str,
+    pub consumed: bool,
+    pub called: bool,
 }
 
 /// (name, mood, callback, status, label, consumed, called)
@@ -196,7 +202,7 @@ macro_rules! table {
 }
 
 #[rustfmt::skip]
-fn rows() -> Vec<Row> {
+pub fn rows() -> Vec<Row> {
     table![
         ("success", Correct, honest, 303, "completed", true, true),
         ("success with `iss`", Correct, |b| with_query(b, &format!("code={CODE}&state={}&iss=https%3A%2F%2Fas.example", b.state)), 303, "completed", true, true),

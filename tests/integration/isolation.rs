@@ -20,19 +20,21 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers},
     flow::{WHO, person, press_shown, with_people},
+    kinds::{self, Kind},
     soak::{Chance, number},
     stack::{Answered, Call, Certificates},
     tokens::over,
     world::{CALLBACK, DISCONNECT, START, Wish, World},
 };
 
-/// The routes: `from`, and the name of their authorization server. Two are on one host, and one has another port.
-const ROUTES: [(&str, &str); 5] = [
-    ("https://notes.localhost", "notes"),
-    ("https://tickets.localhost:8443", "tickets"),
-    ("https://other.localhost/a", "a"),
-    ("https://other.localhost/b", "b"),
-    ("https://broken.localhost", "rotating"),
+/// The routes: `from`, their upstream, and their authorization server, each by its name. Two are on one host, where
+/// they are one client that was registered by hand, and one has another port.
+const ROUTES: [(&str, &str, &str); 5] = [
+    ("https://notes.localhost", "notes", "notes"),
+    ("https://tickets.localhost:8443", "tickets", "tickets"),
+    ("https://other.localhost/a", "a", "by-hand"),
+    ("https://other.localhost/b", "b", "by-hand"),
+    ("https://broken.localhost", "rotating", "rotating"),
 ];
 /// How many requests may be under way: more would only wait for two cores.
 const AT_ONCE: usize = 60;
@@ -92,17 +94,32 @@ impl Bed {
     async fn start() -> Arc<Self> {
         let dir = tempfile::tempdir().expect("a folder");
         let certificates = Certificates::make(dir.path(), &[HOST]);
-        let mut lies: Vec<Lie> = ROUTES.iter().map(|(_, name)| Lie::none(name)).collect();
-        // Its tokens are over when they come, so that the first call of each refreshes.
-        lies[4] = over("rotating", Refresh::Rotates);
-        let servers = Servers::start(&certificates, lies).await;
-        let routes = ROUTES.map(|(from, name)| format!("from={from},to={}", servers.upstream_of(name)));
-        let [ca, socket, state] = [
+        let mut lies: Vec<Lie> = ["notes", "a", "b"].map(Lie::none).into();
+        // Their tokens are over when they come, so that the first call of each refreshes.
+        for (name, kind) in [("rotating", Kind::Document), ("by-hand", Kind::ByHand), ("tickets", Kind::Registered)] {
+            lies.push(kind.only(over(name, Refresh::Rotates)));
+        }
+        let servers = Servers::start(&certificates, lies.clone()).await;
+        let routes = ROUTES.map(|(from, upstream, server)| {
+            servers.moves(upstream, server);
+            let (to, pin) = (servers.upstream_of(upstream), servers.pin(server));
+            if pin.is_empty() {
+                format!("from={from},to={to}")
+            } else {
+                format!("from={from},to={to},authorization_server={pin}")
+            }
+        });
+        let config = dir.path().join("config.yaml");
+        let by_hand: Vec<&str> = ROUTES.iter().filter(|route| route.2 == "by-hand").map(|route| route.0).collect();
+        std::fs::write(&config, kinds::listed(&servers, dir.path(), &lies, &by_hand)).expect("written");
+        let [ca, socket, state, config] = [
             certificates.ca.display().to_string(),
             format!("unix:{}", dir.path().join("cimd.sock").display()),
             dir.path().join("state").display().to_string(),
+            config.display().to_string(),
         ];
         let mut flags = ["--listen", &socket, "--extra-ca", &ca, "--allow-host", HOST, "--state-dir", &state].to_vec();
+        flags.extend(["--config", &config, "--dynamic-registration"]);
         flags.extend(WHO);
         let routes: Vec<&str> = routes.iter().map(String::as_str).collect();
         let wish = Wish { routes: &routes, cimd: &flags, envoy_config: &[WHO[0]], edit: &with_people };
@@ -129,6 +146,7 @@ impl Bed {
             ended.expect("each call had the token that it should");
         }
         let (sent, came) = (self.calls.load(Ordering::Relaxed), self.servers.calls());
+        assert_eq!(self.servers.registrations("tickets").len(), 1, "once, however many came first");
         println!("{came} of {sent} calls reached an upstream; {} connections", self.servers.exchanges().len());
         assert!(came > 0 && came < sent, "some were connected, some were not");
     }
@@ -151,8 +169,8 @@ impl Visitor {
     }
 
     async fn connect(&mut self) {
-        let (from, name) = ROUTES[self.route];
-        let issuer = format!("{}/{name}", self.bed.servers.issuer);
+        let (from, _, server) = ROUTES[self.route];
+        let issuer = format!("{}/{server}", self.bed.servers.issuer);
         let mut press = press_shown(&self.host(), "", &issuer);
         press.path = format!("{}{}", self.path(), press.path);
         press.headers.retain(|(header, _)| *header != "origin");

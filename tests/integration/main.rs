@@ -23,6 +23,7 @@ mod flow;
 mod gateway;
 mod identity_provider;
 mod isolation;
+mod kinds;
 mod lifecycle;
 mod limits;
 mod log;

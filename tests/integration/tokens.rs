@@ -1,11 +1,13 @@
 //! Tokens handed out: fresh, once, and to nobody else.
 
+use std::path::Path;
+
 use envoy_cimd::{
     contract::{
         choreographer::{AuthorizationAnswer, Begin, Choreographer as _, Complete},
         proto::{
             self, DisconnectRequest, DisconnectResponse, GetUpstreamTokenRequest, Subject, User,
-            begin_authorization_response::Outcome, upstream_tokens_client::UpstreamTokensClient, user::Kind,
+            begin_authorization_response::Outcome, upstream_tokens_client::UpstreamTokensClient, user,
         },
         tokens::{AccessToken, Missing, Refused, Renewal, TokenError, TokenOwner, UpstreamTokens},
         tokens_client::TokensClient,
@@ -37,11 +39,12 @@ use tonic::{
 use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CALLBACK, CLIENT, Party, single},
+    kinds::{self, Kind},
     log::{read_again, stop_reading},
     stack::{Certificates, Choreographer, PATIENCE, grpc::channel, in_process::owner, key_file, metric, ready_address},
     store::Redis,
     tokens_client::client_of,
-    world::{executable, run},
+    world::{DOCUMENT, executable, run},
 };
 
 /// A lie whose tokens are over when they come, so that whoever wants one has to refresh it.
@@ -51,9 +54,18 @@ pub fn over(name: &'static str, refresh: Refresh) -> Lie {
 
 /// A choreographer that hands out tokens on a Unix socket.
 pub async fn party(lies: Vec<Lie>, flags: &[&str]) -> (Party, UpstreamTokensClient<Channel>) {
+    party_with_clients(lies, flags, |_, _| String::new()).await
+}
+
+/// The same with a config file of `clients:`.
+pub async fn party_with_clients(
+    lies: Vec<Lie>,
+    flags: &[&str],
+    clients: impl FnOnce(&Servers, &Path) -> String,
+) -> (Party, UpstreamTokensClient<Channel>) {
     let dir = tempfile::tempdir().expect("a folder").keep();
     let address = format!("unix:{}", dir.join("tokens.sock").display());
-    let party = Party::start(lies, &[&["--tokens-listen", &address], flags].concat()).await;
+    let party = Party::with_clients(lies, &[&["--tokens-listen", &address], flags].concat(), clients).await;
     (party, client(&address).await)
 }
 
@@ -63,13 +75,14 @@ pub async fn client(address: &str) -> UpstreamTokensClient<Channel> {
 }
 
 pub fn person(issuer: &str, subject: &str) -> User {
-    User { kind: Some(Kind::Subject(Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })) }
+    User { kind: Some(user::Kind::Subject(Subject { issuer: issuer.to_owned(), subject: subject.to_owned() })) }
 }
 
 /// Takes a user through a flow, so that there is a token.
 pub async fn connect(party: &Party, name: &str, user: User, client_id: &str) {
     let mut request = party.request(name);
     (request.user, request.client_id) = (Some(user.clone()), client_id.to_owned());
+    request.authorization_server = party.servers.pin(name);
     let Outcome::Begun(begun) = party.begin_with(request).await else { panic!("it began") };
     let mut answer = party.answer(name, &begun);
     answer.user = Some(user);
@@ -87,7 +100,7 @@ pub async fn token(
         user: Some(user),
         client_id: client_id.to_owned(),
         upstream: party.servers.upstream_of(name),
-        authorization_server: String::new(),
+        authorization_server: party.servers.pin(name),
         ..GetUpstreamTokenRequest::default()
     };
     client.clone().get_upstream_token(request).await.map(|token| token.into_inner().access_token).map_err(|s| s.code())
@@ -814,19 +827,23 @@ async fn redis_nothing_of_one_is_reachable_from_another() {
     isolation(&flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
-/// Users, clients, issuers and upstreams: whatever differs, there is nothing.
+/// Users, routes, and issuers with their upstreams, each of which knows another kind of client: whatever differs, there
+/// is nothing.
 async fn isolation(flags: &[&str]) {
-    let (party, client) = party(vec![Lie::none("one"), Lie::none("two")], flags).await;
-    let clients = [
-        CLIENT,
-        "https://tickets.localhost/.well-known/mcp-client-metadata.json",
-        "https://notes.localhost/linear/.well-known/mcp-client-metadata.json",
-    ];
+    const ROUTES: [&str; 3] =
+        ["https://notes.localhost", "https://tickets.localhost", "https://notes.localhost/linear"];
+    const KINDS: [(&str, Kind); 3] = [("one", Kind::Document), ("two", Kind::ByHand), ("three", Kind::Registered)];
+    let lies = Vec::from(KINDS.map(|(name, kind)| kind.only(Lie::none(name))));
+    let known = lies.clone();
+    let clients = move |servers: &Servers, dir: &Path| kinds::listed(servers, dir, &known, &ROUTES);
+    let (party, client) = party_with_clients(lies, &[&["--dynamic-registration"], flags].concat(), clients).await;
+    let clients = ROUTES.map(|from| format!("{from}{DOCUMENT}"));
+    let clients = clients.each_ref().map(String::as_str);
     let users = [person("i", "s"), person("j", "s"), person("i", "t"), person("", "i s"), single()];
     let mut combinations = Vec::new();
     for user in &users {
         for client_id in clients {
-            for name in ["one", "two"] {
+            for (name, _) in KINDS {
                 combinations.push((user.clone(), client_id, name));
             }
         }
@@ -864,6 +881,9 @@ async fn isolation(flags: &[&str]) {
         assert_eq!(client.clone().get_upstream_token(request).await.is_ok(), found);
     }
     assert!(audited(&party, "isolation_violation").is_empty());
+    let registrations: Vec<usize> = KINDS.map(|(name, _)| party.servers.registrations(name).len()).into();
+    assert_eq!(registrations, [0, 0, ROUTES.len()], "one for each route that may need it");
+    assert_eq!(party.servers.revoked().len(), ROUTES.len() * KINDS.len() * 4, "each was ended as who it was begun as");
 }
 
 /// Keys are rotated while processes run; a file that is no good, or another store's, changes nothing.
