@@ -494,6 +494,83 @@ async fn mcp_traffic(script: &str) {
     }
 }
 
+/// Clients that have no document, of an authorization server that takes none: one that is registered dynamically, and
+/// two that somebody registered by hand, one for each way to send a secret.
+#[tokio::test]
+#[ignore = "needs Node.js: make e2e"]
+async fn e2e_clients_without_documents() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (upstream, server) = (Handed::new(), Handed::new());
+    let certificates = Certificates::make(dir.path(), &[AS_HOST]);
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let file = |name: &str| path(&dir.path().join(name));
+    let port = Url::parse(&server.url).expect("a URL").port().expect("a port");
+    let issuer = format!("https://{AS_HOST}:{port}");
+    let by_hand =
+        [("https://tickets.localhost", "client_secret_basic"), ("https://other.localhost", "client_secret_post")];
+    let clients = by_hand.map(|(from, method)| {
+        json!({"from": from, "client_id": format!("by-hand:{method}"), "token_endpoint_auth_method": method,
+            "client_secret": format!("SECRET of+{method}%&=:/~")})
+    });
+    let listed = clients.each_ref().map(|client| {
+        let method = client["token_endpoint_auth_method"].as_str().expect("text");
+        std::fs::write(file(method), client["client_secret"].as_str().expect("text")).expect("written");
+        stack::set_mode(Path::new(&file(method)), 0o600);
+        json!({"issuer": issuer, "client_id": client["client_id"], "client_secret_file": file(method),
+            "token_endpoint_auth_method": method, "routes": [client["from"]]})
+    });
+    // JSON is YAML.
+    std::fs::write(file("config.yaml"), json!({"clients": listed}).to_string()).expect("written");
+    let (ca, state, config) = (path(&certificates.ca), file("state"), file("config.yaml"));
+    let mut flags = vec!["--single-user", "--insecure-traffic", "--state-dir", &state, "--log=trace"];
+    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST, "--config", &config, "--dynamic-registration"]);
+    let pinned = by_hand.map(|(from, _)| format!("from={from},authorization_server={issuer}"));
+    let mut world = World::start(Wish {
+        routes: &["from=https://notes.localhost", &pinned[0], &pinned[1]],
+        cimd: &flags,
+        envoy_config: &["--insecure-traffic"],
+        edit: &|config| put_behind(config, &upstream.url),
+    })
+    .await;
+
+    let variables = [
+        ("E2E_UPSTREAM", upstream.url.clone()),
+        ("E2E_UPSTREAM_FD", upstream.fd()),
+        ("E2E_AS_HOST", AS_HOST.to_owned()),
+        ("E2E_AS_FD", server.fd()),
+        ("E2E_AS_CERT", path(&certificates.cert)),
+        ("E2E_AS_KEY", path(&certificates.key)),
+        ("E2E_CLIENTS", json!(clients).to_string()),
+        ("E2E_SECRETS", file("secrets")),
+    ];
+    node("clients.mjs", &world, &variables).await;
+    let admin = world.cimd.admin.parse().expect("an address");
+    let (_, metrics) = stack::get(admin, "/metrics").await.expect("metrics");
+    assert_eq!(world.cimd.process.stop().await, Some(0));
+    let secrets: Vec<String> =
+        serde_json::from_slice(&std::fs::read(file("secrets")).expect("written")).expect("texts");
+    // Two by hand; what registering gave; an access and a refresh token for each of eight grants.
+    assert_eq!(secrets.len(), 2 + 2 + 2 * 8);
+    let mut places = vec![
+        ("the log".to_owned(), world.cimd.process.output().into_bytes()),
+        ("the metrics".to_owned(), metrics.to_vec()),
+        ("Envoy".to_owned(), world.envoy.process.output().into_bytes()),
+    ];
+    for file in std::fs::read_dir(&state).expect("the state directory") {
+        let path = file.expect("a file").path();
+        places.push((path.display().to_string(), std::fs::read(&path).expect("readable")));
+    }
+    assert!(places.len() > 3, "the store too");
+    for (place, content) in &places {
+        assert!(!content.is_empty(), "{place}");
+        let content = String::from_utf8_lossy(content);
+        for secret in &secrets {
+            let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+            assert!(!content.contains(secret) && !content.contains(&encoded), "{secret} is in {place}");
+        }
+    }
+}
+
 /// The access and the refresh token that a stopped process with these flags keeps for each route, which must be of
 /// this resource.
 async fn kept(flags: &[&str], hosts: &[&str], upstream: &str) -> Vec<Option<(String, Option<String>)>> {
