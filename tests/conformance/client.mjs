@@ -1,6 +1,7 @@
 // What the suite runs in the place of an MCP client, for one scenario: `client.mjs URL`. It puts a real Envoy and
 // envoy-cimd before the suite's MCP server, and is two programs of a person's: an MCP client that knows nothing of
-// OAuth, and the browser in which they connect whenever they are told to.
+// OAuth, and the browser in which they connect whenever they are told to. Where the suite gives the credentials of a
+// client (MCP_CONFORMANCE_CONTEXT), it is also the operator, who puts them into the config file.
 //
 // It prints what came of it: `called`, or the label of envoy-cimd's refusal. Whatever else goes wrong ends it with an
 // error.
@@ -29,6 +30,8 @@ for (const [name, value] of Object.entries({
 const FROM = 'https://conformance-test.local';
 const DOCUMENT = '/client-metadata.json';
 const START = '/.pomerium/oauth/start';
+/** What the suite hands over besides the address. */
+const CONTEXT = JSON.parse(process.env.MCP_CONFORMANCE_CONTEXT ?? '{}');
 /** How often a request is sent before it is led in circles. */
 const ROUNDS = 10;
 
@@ -68,14 +71,31 @@ function cleanUp() {
   rmSync(dir, { recursive: true, force: true });
 }
 
+/** What the suite registered by hand, as an operator enters it: a config file, and the issuer that the route pins. */
+async function preregistered(to) {
+  if (CONTEXT.client_id === undefined) {
+    return {};
+  }
+  const { origin, pathname } = new URL(to);
+  const described = await send(`${origin}/.well-known/oauth-protected-resource${pathname}`);
+  assert.equal(described.status, 200);
+  const [issuer] = JSON.parse(described.body).authorization_servers;
+  const [config, secret] = [join(dir, 'config.yaml'), join(dir, 'secret')];
+  writeFileSync(secret, CONTEXT.client_secret, { mode: 0o600 });
+  // JSON is YAML.
+  const client = { issuer, client_id: CONTEXT.client_id, client_secret_file: secret, routes: [FROM] };
+  writeFileSync(config, JSON.stringify({ clients: [client] }));
+  return { issuer, config };
+}
+
 /** Starts envoy-cimd. What this answers ends it, and tells the label of its last refusal. */
-async function startCimd(socket) {
+async function startCimd(socket, config) {
   const { promise: ready, resolve } = Promise.withResolvers();
   let last;
   const child = start(ENVOY_CIMD, [
     'serve', '--listen', socket, '--admin-listen', '127.0.0.1:0', '--single-user', '--document-path', DOCUMENT,
     '--state-dir', join(dir, 'state'), '--extra-ca', CONFORMANCE_CERT, '--allow-host', 'localhost',
-    '--drain-delay', '0',
+    '--drain-delay', '0', '--dynamic-registration', ...(config === undefined ? [] : ['--config', config]),
   ], (line) => {
     const { message, listener, label, request_id: request } = line.startsWith('{') ? JSON.parse(line) : {};
     if (message === 'ready' && listener === 'ext_proc') {
@@ -96,9 +116,10 @@ async function startCimd(socket) {
 }
 
 /** The port on which Envoy listens for https. */
-async function startEnvoy(socket, to) {
+async function startEnvoy(socket, to, issuer) {
+  const pin = issuer === undefined ? '' : `,authorization_server=${issuer}`;
   const printed = spawn(ENVOY_CIMD, [
-    'envoy-config', '--route', `from=${FROM},to=${to}`, '--processor', socket, '--single-user',
+    'envoy-config', '--route', `from=${FROM},to=${to}${pin}`, '--processor', socket, '--single-user',
     '--document-path', DOCUMENT, '--https-listen', '127.0.0.1:0', '--http-listen', '127.0.0.1:0',
     '--envoy-admin', '127.0.0.1:0', '--downstream-cert', CONFORMANCE_CERT, '--downstream-key', CONFORMANCE_KEY,
     '--upstream-ca', CONFORMANCE_CERT,
@@ -256,7 +277,8 @@ try {
   const reach = new Reach({ cert: ca, key: readFileSync(CONFORMANCE_KEY, 'utf8') });
   const to = await reach.outer(process.argv[2]);
   const socket = `unix:${join(dir, 'ext_proc.sock')}`;
-  const [stop, port] = await Promise.all([startCimd(socket), startEnvoy(socket, to)]);
+  const { issuer, config } = await preregistered(to);
+  const [stop, port] = await Promise.all([startCimd(socket, config), startEnvoy(socket, to, issuer)]);
   envoyPort = port;
   address = new URL(new URL(to).pathname, FROM);
   try {

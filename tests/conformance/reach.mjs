@@ -1,5 +1,4 @@
-// Makes the suite's servers reachable for a client that speaks https alone, and announces at the authorization servers
-// that they take metadata documents.
+// Makes the suite's servers reachable for a client that speaks https alone.
 //
 // The suite serves http://localhost:A. This serves the same at https://localhost:B, one B for each A. So that client
 // and server each see one world, in which all addresses fit together, one origin becomes the other wherever a client or
@@ -9,10 +8,7 @@
 //     endpoints and the rest), in `location` (its parameter `iss` too), in `www-authenticate` (`resource_metadata`);
 //   - on the way in, B becomes A: in `host`, in the parameters of the query and of a form (`resource`).
 //
-// Apart from origins, one thing changes: metadata of an authorization server that does not say whether it takes
-// metadata documents says that it does. Scenarios about something else leave it out, for clients that register.
-//
-// All else passes as it is: MCP messages, codes, tokens, PKCE.
+// All else passes as it is: MCP messages, codes, tokens, PKCE, registrations, credentials of clients.
 
 import { once } from 'node:events';
 import http from 'node:http';
@@ -103,11 +99,7 @@ export class Reach {
       headers.location = await this.#location(headers.location);
     }
     if (method === 'GET' && headers['content-type']?.startsWith('application/json')) {
-      const metadata = JSON.parse(await this.outer((await buffer(answer)).toString()));
-      if (metadata.authorization_endpoint !== undefined) {
-        metadata.client_id_metadata_document_supported ??= true;
-      }
-      const body = JSON.stringify(metadata);
+      const body = await this.outer((await buffer(answer)).toString());
       response.writeHead(answer.statusCode, { ...headers, 'content-length': Buffer.byteLength(body) });
       response.end(body);
     } else {

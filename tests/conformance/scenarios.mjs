@@ -20,6 +20,9 @@ export const RUN = {
   'auth/scope-step-up': 'called',
   'auth/scope-retry-limit': 'no_more_scope',
   'auth/token-endpoint-auth-none': 'called',
+  'auth/token-endpoint-auth-basic': 'called',
+  'auth/token-endpoint-auth-post': 'called',
+  'auth/pre-registration': 'called',
   'auth/resource-mismatch': 'authorization_server_unusable',
   'auth/offline-access-scope': 'called',
   'auth/offline-access-not-supported': 'called',
@@ -33,26 +36,11 @@ export const RUN = {
   'auth/metadata-issuer-mismatch': 'authorization_server_unusable',
 };
 
-const NEVER_REGISTERS = 'wants to see a registration: a route has a metadata document, and registers nowhere';
-
-/** Single checks that must fail, and why. One that passes fails the run. */
-export const EXPECTED_FAILURES = {
-  'auth/metadata-default:client-registration': NEVER_REGISTERS,
-  'auth/metadata-var1:client-registration': NEVER_REGISTERS,
-  'auth/metadata-var2:client-registration': NEVER_REGISTERS,
-  'auth/metadata-var3:client-registration': NEVER_REGISTERS,
-  'auth/authorization-server-migration:sep-2352-reregister-on-as-change': NEVER_REGISTERS,
-};
-
-const NEEDS_A_SECRET = 'needs a client secret, which comes of dynamic registration here';
 const NO_PERSON = 'a grant without a person; envoy-cimd has the authorization code grant alone';
 const OLD_FALLBACK = 'the fallback of 2025-03-26 for servers without metadata, which later revisions took back';
 const NOT_AUTHORIZATION = 'about the MCP client, which is anybody\'s; its server wants no token';
 
 export const LEFT_OUT = {
-  'auth/token-endpoint-auth-basic': NEEDS_A_SECRET,
-  'auth/token-endpoint-auth-post': NEEDS_A_SECRET,
-  'auth/pre-registration': 'needs a client_id and a secret that were registered beforehand',
   'auth/2025-03-26-oauth-metadata-backcompat': OLD_FALLBACK,
   'auth/2025-03-26-oauth-endpoint-fallback': OLD_FALLBACK,
   'auth/client-credentials-jwt': NO_PERSON,
