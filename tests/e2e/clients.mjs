@@ -148,6 +148,28 @@ await check('and once is enough', { ...ONCE, registrations: 0 }, async () => {
   await wholeWay(NOTES, METHODS[0], () => registered[0].client_id);
 });
 
+const anew = { ...ONCE, registrations: 1, revocations: 0 };
+await check('a route whose client the provider forgot registers again', anew, async () => {
+  const link = `${NOTES}${START}`;
+  lifetime = SHORT;
+  await person.connect(link);
+  lifetime = LONG;
+  const [{ client_id: forgotten }] = registered;
+  await provider.Client.adapter.destroy(forgotten);
+  const client = open({ url: new URL('/mcp', NOTES), dispatcher });
+  try {
+    await assert.rejects(client.connect(), ({ message }) => message.includes(link));
+    assert.equal(registered.length, 1, 'a call registers nothing');
+    await person.connect(link);
+    await client.connect();
+    const { clientId } = JSON.parse((await client.callTool({ name: 'whoami' })).content[0].text);
+    assert.notEqual(clientId, forgotten);
+    assert.equal(clientId, registered[1].client_id);
+  } finally {
+    await client.close();
+  }
+});
+
 for (const { from, client_id: clientId, token_endpoint_auth_method: method } of byHand) {
   await check(`a client by hand, with ${method}`, ONCE, () => wholeWay(from, method, () => clientId));
 }

@@ -549,8 +549,8 @@ async fn e2e_clients_without_documents() {
     assert_eq!(world.cimd.process.stop().await, Some(0));
     let secrets: Vec<String> =
         serde_json::from_slice(&std::fs::read(file("secrets")).expect("written")).expect("texts");
-    // Two by hand; what registering gave; an access and a refresh token for each of eight grants.
-    assert_eq!(secrets.len(), 2 + 2 + 2 * 8);
+    // Two by hand; what each of two registrations gave; an access and a refresh token for each of ten grants.
+    assert_eq!(secrets.len(), 2 + 2 * 2 + 2 * 10);
     let mut places = vec![
         ("the log".to_owned(), world.cimd.process.output().into_bytes()),
         ("the metrics".to_owned(), metrics.to_vec()),
