@@ -6,6 +6,7 @@ pub mod config_file;
 pub(crate) mod documents;
 pub(crate) mod envoy_config;
 mod listeners;
+mod notices;
 pub(crate) mod output;
 pub mod probe;
 mod roles;

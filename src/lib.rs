@@ -52,17 +52,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run_task(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<ExitCode> {
-    let Parsed { task, file } = parse(args)?;
+    let Parsed { task, file, given } = parse(args)?;
     match task {
         settings::Task::Serve(settings) => {
             let (log, _written_at_the_end) = LogFilter::start(settings.process.log.clone())?;
             let threads = settings.process.threads;
-            block_on(threads, serve::serve(*settings, file, log))
+            block_on(threads, serve::serve(*settings, file, &given, log))
         }
         settings::Task::Choreographer(settings) => {
             let (log, _written_at_the_end) = LogFilter::start(settings.process.log.clone())?;
             let threads = settings.process.threads;
-            block_on(threads, choreographer::run(*settings, file, log))
+            block_on(threads, choreographer::run(*settings, file, &given, log))
         }
         settings::Task::Check(options) => print(&check::check(&options)?),
         settings::Task::Completions { shell } => print(&settings::completions(shell)),

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::{
     listeners::main_tls,
+    notices,
     roles::roles,
     serve::{self, Side},
     settings::{Check, Task, parse},
@@ -85,6 +86,9 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
             "warning: `user_subject` is {subject}, which another person may have one day, or may choose: whoever has it \
              has this person's tokens. Take `sub`, or what the provider keeps for one person alone, such as `oid`"
         )?;
+    }
+    for notice in notices::of_serve(&settings, &roles, &parsed.given) {
+        writeln!(text, "warning: {notice}")?;
     }
     for warning in several_ports(&public_urls).into_iter().chain(several_routes(&public_urls)) {
         writeln!(text, "warning: {warning}")?;

@@ -8,6 +8,7 @@ use tonic::service::Routes;
 
 use super::{
     listeners::{TokensListener, main_tls},
+    notices::{self, Given},
     running::Process,
     serve::{embedded, kept_files, traced, traced_tokens},
     settings::{ChoreographerCommand, parse::LoadedFile},
@@ -29,8 +30,14 @@ use crate::{
 ///
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn run(settings: ChoreographerCommand, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
+pub async fn run(
+    settings: ChoreographerCommand,
+    file: Option<LoadedFile>,
+    given: &Given,
+    log: LogFilter,
+) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
+    notices::of_choreographer(&settings, given).iter().for_each(|notice| tracing::warn!("{notice}"));
     let paths = Paths::default().with_document(settings.document_path);
     let embedded = embedded(&settings.exchange, paths, file.as_ref())?;
     let tokens = TokensListener::new(&settings.exchange, &settings.process)?;

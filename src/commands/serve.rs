@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::{
     listeners::{TokensListener, main_tls},
+    notices::{self, Given},
     roles::{Served, roles},
     running::Process,
     settings::{parse::LoadedFile, serve::Serve, shared::ExchangeArgs},
@@ -186,7 +187,7 @@ pub fn kept_files(embedded: &Embedded) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// Where a setting is wrong, a listener cannot be bound, or a part of the process ends before it should.
-pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) -> anyhow::Result<()> {
+pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let roles = roles(&settings).await?;
     let mut exchange = exchange(&settings, file.as_ref()).await?;
@@ -207,6 +208,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, log: LogFilter) ->
     let endpoints = Arc::new(endpoints);
     tracing::info!(%roles, left_out = roles.left_out, "what is served");
     warn_of(&settings, &roles);
+    notices::of_serve(&settings, &roles, given).iter().for_each(|notice| tracing::warn!("{notice}"));
     secret_files(&settings, &exchange).iter().for_each(|path| exposure::warn(path));
     let mut tasks = Tasks::default();
     let refusals = Arc::clone(&endpoints.refusals);

@@ -870,7 +870,8 @@ fn the_pages_example_is_a_good_one() {
     set_mode(&secret, 0o600);
     let named = "/run/secrets/github";
     assert!(example.contains(named));
-    std::fs::write(&config, example.replace(named, secret.to_str().expect("text"))).expect("written");
+    let example = example.replace(named, secret.to_str().expect("text"));
+    std::fs::write(&config, format!("single_user: true\n{example}")).expect("written");
     let (code, stdout, stderr) = run(&["check", "--config", config.to_str().expect("text")], &[]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(stdout.contains("  https://mcp.example.com/github/.pomerium/oauth/callback\n"), "{stdout}");

@@ -13,7 +13,7 @@ use envoy_cimd::{
 };
 
 use crate::{
-    stack::{Certificates, Cimd, get, key_file, ready_address, set_mode},
+    stack::{Certificates, Choreographer, Cimd, get, key_file, ready_address, set_mode},
     world::{executable, run},
 };
 
@@ -479,7 +479,7 @@ async fn plain_grpc_for_other_machines_only_on_request() {
 fn check_says_what_would_be_served() {
     let long = format!("https://{}.{}.example", "a".repeat(60), "b".repeat(60));
     let good = file(&format!(
-        "client_name: The proxy of {{hostname}}\nroutes:\n- from: https://a.example\n  to: https://up.example/mcp\n- from: {long}\n"
+        "single_user: true\nclient_name: The proxy of {{hostname}}\nroutes:\n- from: https://a.example\n  to: https://up.example/mcp\n- from: {long}\n"
     ));
     let (code, stdout, stderr) = run(&["check", "--config", path_of(&good)], &[]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -492,6 +492,11 @@ fn check_says_what_would_be_served() {
         assert!(stdout.contains(expected), "{stdout}");
     }
     assert_eq!(stdout.matches("warning").count(), 2, "the first route has none: {stdout}");
+    let idle = file("store: file:/a\nstate_dir: /b\n");
+    let (_, stdout, _) = run(&["check", "--config", path_of(&idle)], &[]);
+    for expected in ["warning: nobody can connect: ", "warning: --state-dir has no effect beside --store"] {
+        assert!(stdout.contains(expected), "{stdout}");
+    }
     for (routes, error) in [
         ("[{from: 'https://a.example/x/'}]", "routes[0] (https://a.example/x/): `from` must not end with a slash"),
         (
@@ -504,6 +509,25 @@ fn check_says_what_would_be_served() {
         assert_eq!((code, stdout.as_str()), (Some(1), ""));
         assert!(stderr.contains(error), "{stderr}");
     }
+}
+
+/// What `check` says of settings that do nothing, `serve` and `choreographer` say at start.
+#[tokio::test]
+async fn settings_without_effect_are_said_at_start() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = format!("file:{}", dir.path().join("store").display());
+    let state = dir.path().to_str().expect("text");
+    let flags = ["--store", &store, "--state-dir", state];
+    let warned = |output: &str, of: &str| output.lines().any(|line| line.contains("WARN") && line.contains(of));
+    let cimd = Cimd::start(&executable(), &flags).await;
+    for of in ["nobody can connect", "--state-dir has no effect beside --store"] {
+        assert!(warned(&cimd.process.output(), of), "{}", cimd.process.output());
+    }
+    let known = Cimd::start(&executable(), &["--single-user"]).await;
+    assert!(!warned(&known.process.output(), "nobody can connect"), "{}", known.process.output());
+    let choreographer = Choreographer::start(&executable(), &flags).await;
+    let output = choreographer.process.output();
+    assert!(warned(&output, "--state-dir has no effect") && !warned(&output, "nobody can connect"), "{output}");
 }
 
 /// What is wrong with the value of a key is said with the key and the route, wherever an operator writes it.
@@ -593,7 +617,7 @@ fn hosts_that_routes_share_are_named() {
     ] {
         let to = |from: &&str| format!("- {{from: '{from}', to: 'https://up.example/mcp'}}\n");
         let routes: String = froms.iter().map(to).collect();
-        let file = file(&format!("routes:\n{routes}"));
+        let file = file(&format!("single_user: true\nroutes:\n{routes}"));
         let (code, stdout, _) = run(&["check", "--config", path_of(&file)], &[]);
         assert_eq!((code, stdout.matches("warning").count()), (Some(0), expected.len()), "{stdout}");
         assert!(expected.iter().all(|warning| stdout.contains(&format!("\nwarning: {warning}"))), "{stdout}");

@@ -3,16 +3,23 @@
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
 
 use anyhow::{Context, bail};
-use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, builder::OsStr, error::ErrorKind};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches, builder::OsStr, error::ErrorKind,
+    parser::ValueSource,
+};
 
 use super::{Cli, Task};
-use crate::commands::config_file::{self, ConfigFile};
+use crate::commands::{
+    config_file::{self, ConfigFile},
+    notices::Given,
+};
 
 /// What was asked for, and the config file that came with it.
 #[derive(Debug)]
 pub struct Parsed {
     pub task: Task,
     pub file: Option<LoadedFile>,
+    pub given: Given,
 }
 
 /// A config file as it was read at start.
@@ -36,15 +43,24 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Parsed>
     let path =
         matches.subcommand().and_then(|(_, matches)| matches.try_get_one::<PathBuf>("config").ok().flatten().cloned());
     let task = |matches| Ok::<_, clap::Error>(Cli::from_arg_matches(&matches)?.command);
+    let mut given = given(&matches);
     let Some(path) = path else {
-        return Ok(Parsed { task: task(matches)?, file: None });
+        return Ok(Parsed { task: task(matches)?, file: None, given });
     };
     let text = config_file::read(&path)?;
     let named = || path.display().to_string();
     let content = ConfigFile::parse(&text, &setting_keys()).with_context(named)?;
     let command = with_defaults_of(&content, command).with_context(named)?;
     let matches = command.try_get_matches_from(&args).map_err(|error| in_file(&error)).with_context(named)?;
-    Ok(Parsed { task: task(matches)?, file: Some(LoadedFile { path, text, content }) })
+    given.extend(content.settings.keys().cloned());
+    Ok(Parsed { task: task(matches)?, file: Some(LoadedFile { path, text, content }), given })
+}
+
+/// What the command line and the variables say.
+fn given(matches: &ArgMatches) -> Given {
+    let Some((_, matches)) = matches.subcommand() else { return Given::new() };
+    let is_given = |id: &&str| matches.value_source(id).is_some_and(|source| source != ValueSource::DefaultValue);
+    matches.ids().map(clap::Id::as_str).filter(is_given).map(str::to_owned).collect()
 }
 
 /// The keys that a config file may have besides `routes`: those of all settings, of any command.
