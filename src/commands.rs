@@ -14,4 +14,5 @@ pub(crate) mod running;
 pub(crate) mod serve;
 pub mod settings;
 mod shared_hosts;
+mod trying;
 mod watching;

@@ -1,6 +1,6 @@
 //! The seam between filter and exchange: the traits of the two services, their errors, and both sides of their gRPC.
 
-mod calling;
+pub(crate) mod calling;
 pub mod choreographer;
 pub mod client;
 pub mod connection;

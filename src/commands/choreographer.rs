@@ -12,6 +12,7 @@ use super::{
     running::Process,
     serve::{embedded, kept_files, traced, traced_tokens},
     settings::{ChoreographerCommand, parse::LoadedFile},
+    trying::Trying,
     watching::Takers,
 };
 use crate::{
@@ -50,6 +51,8 @@ pub async fn run(
     metrics.expect(Outcome::labels());
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd-choreographer")?;
     let mut tasks = Tasks::default();
+    let trying = Trying::new(settings.process.ready_needs_exchange, &metrics);
+    trying.store(&embedded, &mut tasks);
     Takers { endpoints: None, clients: Some(embedded.tokens.clients.clone()) }.watch(file, &metrics, &mut tasks);
     let watched = Arc::clone(&metrics);
     tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(watched).await });
@@ -73,6 +76,7 @@ pub async fn run(
         log,
         metrics,
         calls: vec![served, calls],
+        readiness: trying.readiness,
         tokens,
     };
     let result = process.run(tasks).await;

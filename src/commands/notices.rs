@@ -213,6 +213,7 @@ mod tests {
         "client_ca",
         "allow_peer",
         "threads",
+        "ready_needs_exchange",
         "drain_delay",
         "drain_timeout",
         "otlp_endpoint",

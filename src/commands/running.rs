@@ -32,6 +32,7 @@ pub struct Process<'a> {
     pub metrics: Arc<Metrics>,
     /// What must be finished before the process ends.
     pub calls: Vec<TaskTracker>,
+    pub readiness: Arc<Readiness>,
     /// Where tokens are handed out: it starts and drains with the main one.
     pub tokens: Option<GrpcListener>,
 }
@@ -50,7 +51,7 @@ impl Process<'_> {
         };
         let admin = bind("admin-listen", self.admin_listen, SocketMode::default()).await?;
 
-        let readiness = Arc::new(Readiness::default());
+        let readiness = self.readiness;
         log_ready("admin", &admin.address()?);
         let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log);
         tasks.spawn("the admin listener", admin::serve(admin, router));

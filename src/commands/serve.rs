@@ -19,6 +19,7 @@ use super::{
     roles::{Served, roles},
     running::Process,
     settings::{parse::LoadedFile, serve::Serve, shared::ExchangeArgs},
+    trying::Trying,
     watching::{CLIENTS_ELSEWHERE, Takers, watch_state_keys},
 };
 use crate::{
@@ -40,14 +41,19 @@ use crate::{
     },
     net::{
         callee::{CHOREOGRAPHER, TOKENS},
-        dial::{self, Plain},
+        dial::{self, Connection, Plain},
         grpc::GrpcListener,
         listen::ListenAddr,
-        tls::client::ClientTls,
     },
     process::tasks::Tasks,
     store::url::StoreUrl,
-    telemetry::{exposure, log::LogFilter, metrics::Metrics, reload::fingerprint, traces::Exporter},
+    telemetry::{
+        exposure,
+        log::LogFilter,
+        metrics::{Metrics, Reached},
+        reload::fingerprint,
+        traces::Exporter,
+    },
 };
 
 /// The choreographer that the settings ask for, and what goes with it.
@@ -64,8 +70,8 @@ pub struct Exchange {
 pub enum Side {
     /// In this process, with where its tokens are handed out.
     Here(Embedded, Option<TokensListener>),
-    /// In another, with what the connections to it are made with.
-    There(Vec<ClientTls>),
+    /// In another, with the connections to it.
+    There(Vec<(Reached, Connection)>),
 }
 
 impl Side {
@@ -112,11 +118,13 @@ pub async fn exchange(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Re
     if let Some(file) = file.filter(|file| !file.content.clients.is_empty()) {
         bail!("{}: {CLIENTS_ELSEWHERE}", file.path.display());
     }
-    let tls = [Some(&choreographer), tokens.as_ref()].into_iter().flatten();
-    let side = Side::There(tls.filter_map(|connection| connection.tls.clone()).collect());
+    let to_tokens = tokens.as_ref().map(|tokens| TokensClient::new(tokens.channel.clone()));
+    let to_choreographer = Client::new(choreographer.channel.clone());
+    let tokens = tokens.map(|tokens| (Reached::Tokens, tokens));
+    let side = Side::There([(Reached::Choreographer, choreographer)].into_iter().chain(tokens).collect());
     Ok(Exchange {
-        choreographer: Arc::new(Client::new(choreographer.channel)),
-        tokens: tokens.map(|tokens| Arc::new(TokensClient::new(tokens.channel)) as Arc<dyn UpstreamTokens>),
+        choreographer: Arc::new(to_choreographer),
+        tokens: to_tokens.map(|tokens| Arc::new(tokens) as Arc<dyn UpstreamTokens>),
         metrics: Arc::default(),
         side,
     })
@@ -224,6 +232,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
     if let Some(path) = settings.state_keys.clone() {
         tasks.spawn("the watch over the state keys", watch_state_keys(path, state_keys, Arc::clone(&endpoints)));
     }
+    let trying = Trying::new(settings.process.ready_needs_exchange, &endpoints.metrics);
     let mut calls = vec![endpoints.calls.clone()];
     let mut tokens = None;
     match exchange.side {
@@ -231,6 +240,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
             calls.push(embedded.tokens.calls.clone());
             let (vault, metrics) = (Arc::clone(&embedded.tokens.vault), Arc::clone(&endpoints.metrics));
             tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(metrics).await });
+            trying.store(&embedded, &mut tasks);
             // What others end through this listener is forgotten for MCP traffic as well; what they ask for is not kept.
             let handed_out: Arc<dyn UpstreamTokens> = match &kept {
                 Some(kept) => Arc::clone(kept) as _,
@@ -240,7 +250,9 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
             tokens = listener.map(|listener| listener.serving(handed_out));
         }
         Side::There(connections) => {
-            for tls in connections {
+            for (part, Connection { channel, tls }) in connections {
+                trying.process(part, channel, &mut tasks);
+                let Some(tls) = tls else { continue };
                 tasks.spawn("the watch over the choreographer's TLS files", tls.watch(Arc::clone(&endpoints.metrics)));
             }
         }
@@ -272,6 +284,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
         log,
         metrics: Arc::clone(&endpoints.metrics),
         calls,
+        readiness: trying.readiness,
         tokens,
     };
     let result = process.run(tasks).await;

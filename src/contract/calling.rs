@@ -3,7 +3,8 @@
 use std::{error::Error, iter::successors, time::Duration};
 
 use tokio::time::timeout;
-use tonic::{Code, ConnectError, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::{
     error::{CallError, Cause},
@@ -30,6 +31,19 @@ where
     match timeout(deadline, call(request)).await {
         Ok(answer) => answer.map(tonic::Response::into_inner),
         Err(_) => Err(Status::deadline_exceeded("")),
+    }
+}
+
+/// Whether a process answers calls, asked of its health service. One that has none answers that, which will do.
+///
+/// # Errors
+/// Why not, in words for operators. `service` is what these call it.
+pub async fn answers(service: &'static str, channel: Channel) -> Result<(), String> {
+    match HealthClient::new(channel).check(HealthCheckRequest::default()).await {
+        Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+        Ok(_) => Err(format!("{service} says that it does not serve")),
+        Err(status) if status.code() == Code::Unimplemented => Ok(()),
+        Err(status) => Err(call_error(service, &status).cause().to_string()),
     }
 }
 

@@ -217,6 +217,14 @@ impl Embedded {
         self.tokens.vault.check().await
     }
 
+    /// Whether the store can be used by now.
+    ///
+    /// # Errors
+    /// As [`Vault::try_out`].
+    pub async fn try_store(&self) -> Result<(), String> {
+        self.tokens.vault.try_out().await
+    }
+
     fn now(&self) -> UnixTime {
         (self.tokens.clock)()
     }

@@ -61,10 +61,8 @@ pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) 
         .route(
             "/readyz",
             get(|State(readiness): State<Arc<Readiness>>| async move {
-                match readiness.reason().or_else(audit::blocked) {
-                    None => (StatusCode::OK, "ready\n".to_owned()),
-                    Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
-                }
+                let answer = readiness.answer(audit::blocked());
+                (if answer.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, answer.text)
             }),
         )
         .with_state(readiness)

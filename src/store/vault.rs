@@ -1,6 +1,7 @@
 //! What is kept: a store, opened when it is first needed, and the keys that seal all that goes into it.
 
 use std::{
+    fmt::Display,
     fs::DirBuilder,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use rustix::fs::{Access, access};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{Notify, OnceCell},
@@ -17,9 +19,9 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    error::OpenError,
+    error::{OpenError, blocking},
     key_file,
-    keys::{FlowKey, RegistrationsKey, TokenKey},
+    keys::{FlowKey, RegistrationsKey, RouteKey, TokenKey},
     open::Opened,
     url::StoreUrl,
 };
@@ -119,6 +121,27 @@ impl Vault {
         }
     }
 
+    /// Tries whether the store answers, or could be made where there is none yet; makes none.
+    ///
+    /// # Errors
+    /// Why not, in words for operators.
+    pub async fn try_out(&self) -> Result<(), String> {
+        if let StoreUrl::File(path) = &self.url
+            && !self.opened.initialized()
+        {
+            let path = path.clone();
+            match blocking(move || can_be_made(&path)).await {
+                Ok(Ok(false)) => {}
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Err(reason)) => return Err(reason),
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        let opened = self.open().await.map_err(|error| format!("the store cannot be opened: {error}"))?;
+        // Any look-up will do, and nothing has this key.
+        opened.store.token(RouteKey::from_bytes([0; 32])).await.map(drop).map_err(|error| error.to_string())
+    }
+
     /// The open store. What failed to open is tried again at the next call.
     ///
     /// # Errors
@@ -178,6 +201,22 @@ impl Vault {
         let text = key_file::text(self.encryption_keys.as_deref()?).ok()?;
         Some(fingerprint(&[&text]))
     }
+}
+
+/// Whether a file store could be made that is not there yet; false where it is there.
+///
+/// # Errors
+/// Why not.
+fn can_be_made(path: &Path) -> Result<bool, String> {
+    if path.exists() {
+        return Ok(false);
+    }
+    let said = |dir: &Path, error: &dyn Display| format!("the store cannot be made in {}: {error}", dir.display());
+    let Some(dir) = path.ancestors().skip(1).find(|dir| dir.exists()) else { return Ok(true) };
+    if !dir.is_dir() {
+        return Err(said(dir, &"is not a folder"));
+    }
+    access(dir, Access::WRITE_OK | Access::EXEC_OK).map(|()| true).map_err(|error| said(dir, &error))
 }
 
 /// What is sealed, and where it is kept: sealed for one place, it opens at no other.

@@ -33,6 +33,7 @@ pub struct Metrics {
     token_lookups: Family<ResultLabels, Counter>,
     pub token_waits: Gauge,
     refused_tokens: Family<RefusedLabels, Counter>,
+    reached: Family<PartLabels, Gauge>,
 }
 
 /// The files that are read again.
@@ -57,6 +58,24 @@ impl RefusedStream {
             Self::TooMany => "too_many_streams",
             Self::UnknownRole => "unknown_role",
             Self::RoleNotServed => "role_not_served",
+        }
+    }
+}
+
+/// What is not in this process, and is needed to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    Store,
+    Choreographer,
+    Tokens,
+}
+
+impl Reached {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Store => "store",
+            Self::Choreographer => "choreographer",
+            Self::Tokens => "tokens",
         }
     }
 }
@@ -104,6 +123,11 @@ struct RefusedLabels {
     result: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PartLabels {
+    part: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("envoy_cimd");
@@ -119,6 +143,7 @@ impl Default for Metrics {
         let token_lookups = Family::default();
         let token_waits = Gauge::default();
         let refused_tokens = Family::default();
+        let reached = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
         registry.register(
@@ -160,6 +185,11 @@ impl Default for Metrics {
             "Reports that an upstream refused a token, by its status and what the report came to",
             refused_tokens.clone(),
         );
+        registry.register(
+            "exchange_up",
+            "1 where this part of the exchange answered when it was last tried, 0 where it did not",
+            reached.clone(),
+        );
         // There is one log in a process, and it starts before this.
         registry.register(
             "log_lines_dropped",
@@ -181,6 +211,7 @@ impl Default for Metrics {
             token_lookups,
             token_waits,
             refused_tokens,
+            reached,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for file in FILES {
@@ -231,6 +262,11 @@ impl Metrics {
     /// Counts a stream that was refused.
     pub fn refused_stream(&self, reason: RefusedStream) {
         self.refused_streams.get_or_create(&StreamLabels { reason: reason.label() }).inc();
+    }
+
+    /// Shows whether a part could be reached.
+    pub fn reached(&self, part: Reached, ok: bool) {
+        self.reached.get_or_create(&PartLabels { part: part.label() }).set(i64::from(ok));
     }
 
     /// Counts a reading of files after a change, and whether they were good.

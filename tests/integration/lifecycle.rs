@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use envoy_types::pb::envoy::service::ext_proc::v3::{
@@ -13,17 +14,20 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
     processing_response::Response,
 };
 use http::Version;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use crate::{
     stack::{
-        Call, Cimd, get,
+        Call, Choreographer, Cimd, PATIENCE, get,
         grpc::{channel, fetch_documents},
         in_process::document_of,
-        metric, resident,
+        key_file, metric, resident,
     },
     world::{DOCUMENT, Wish, World, executable},
 };
@@ -31,6 +35,77 @@ use crate::{
 async fn readiness(cimd: &Cimd) -> (u16, String) {
     let (status, body) = get(cimd.admin.parse().expect("an address"), "/readyz").await.expect("an answer");
     (status, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+/// Whatever is wrong with the store is said without anybody having pressed the button, and documents are served.
+#[tokio::test]
+async fn a_store_that_cannot_be_had_is_said_and_counts_on_request() {
+    let reason = "store: the store cannot be made in /dev/null: is not a folder\n";
+    for (more, status, body) in
+        [(&[][..], 200, format!("ready\n{reason}")), (&["--ready-needs-exchange"], 503, reason.to_owned())]
+    {
+        let flags = [&["--state-dir", "/dev/null/none"], more].concat();
+        let mut cimd = Cimd::start(&executable(), &flags).await;
+        cimd.process.line(|line| line.contains("cannot be reached").then_some(())).await;
+        let answer = eventually(|| readiness(&cimd), |answer| *answer == (status, body.clone())).await;
+        assert_eq!(answer, (status, body));
+        assert_eq!(up(&cimd, "store").await, Some(0));
+        fetch_documents(&channel(&cimd.ext_proc).await, 0..1).await;
+    }
+    // One that is not there yet could be made, and is not.
+    let dir = tempfile::tempdir().expect("a folder");
+    let state = dir.path().join("state");
+    let flags = ["--state-dir", state.to_str().expect("text"), "--ready-needs-exchange"];
+    let mut cimd = Cimd::start(&executable(), &flags).await;
+    cimd.process.line(|line| line.contains("can be reached").then_some(())).await;
+    let ready = (200, "ready\n".to_owned());
+    assert_eq!(eventually(|| readiness(&cimd), |answer| *answer == ready).await, ready);
+    assert_eq!(up(&cimd, "store").await, Some(1));
+    assert!(!state.exists());
+}
+
+/// The same of another process, which need not be there first.
+#[tokio::test]
+async fn a_choreographer_that_is_away_is_said() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let text = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    let (keys, state) = (key_file(dir.path()), text("state"));
+    let tokens = format!("unix:{}", text("tokens"));
+    let mut choreographer =
+        Choreographer::start(&executable(), &["--state-dir", &state, "--tokens-listen", &tokens]).await;
+    let at = format!("http://{}", choreographer.address);
+    let keys = keys.to_str().expect("text");
+    let flags = ["--choreographer", &at, "--tokens", &tokens, "--state-keys", keys, "--listen"];
+    let socket = format!("unix:{}", text("ext_proc"));
+    let flags = [&flags[..], &[&socket], &["--ready-needs-exchange"]].concat();
+    let mut cimd = Cimd::start(&executable(), &flags).await;
+    for part in ["choreographer", "tokens"] {
+        let reached = format!("\"{part}\"");
+        cimd.process.line(|line| (line.contains("can be reached") && line.contains(&reached)).then_some(())).await;
+    }
+    let ready = (200, "ready\n".to_owned());
+    assert_eq!(eventually(|| readiness(&cimd), |answer| *answer == ready).await, ready);
+    assert_eq!((up(&cimd, "choreographer").await, up(&cimd, "tokens").await), (Some(1), Some(1)));
+    choreographer.process.stop().await;
+    cimd.process.line(|line| line.contains("cannot be reached").then_some(())).await;
+    let (status, body) = eventually(|| readiness(&cimd), |(status, _)| *status == 503).await;
+    assert!(status == 503 && body.contains("choreographer: no connection to the choreographer"), "{body}");
+}
+
+/// What is there when it is as it should be, or else in the end.
+async fn eventually<T, F: Future<Output = T>>(ask: impl Fn() -> F, is_so: impl Fn(&T) -> bool) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let answer = ask().await;
+        if is_so(&answer) || Instant::now() > end {
+            return answer;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn up(cimd: &Cimd, part: &str) -> Option<u64> {
+    metric(&cimd.admin, &format!("envoy_cimd_exchange_up{{part=\"{part}\"}}")).await
 }
 
 async fn health(channel: Channel, service: &str) -> ServingStatus {

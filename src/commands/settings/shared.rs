@@ -190,6 +190,11 @@ pub struct ProcessArgs {
     #[arg(long, env = "ENVOY_CIMD_INSECURE_GRPC", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub insecure_grpc: bool,
+    /// Have /readyz answer 503 while the store, the choreographer or the place that tokens come from cannot be reached.
+    /// Otherwise it names them and answers 200: documents are served without them.
+    #[arg(long, env = "ENVOY_CIMD_READY_NEEDS_EXCHANGE", default_value = "false", num_args = 0..=1, require_equals = true,
+        default_missing_value = "true", value_name = "BOOL")]
+    pub ready_needs_exchange: bool,
     /// After SIGTERM, how long to go on answering while Envoy's health check takes notice, in seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_DELAY", value_name = "SECONDS", default_value = "3")]
     pub drain_delay: u16,
