@@ -1,6 +1,7 @@
 //! Encryption between the parts: mTLS where they meet over TCP, from PEM files that are read again when they change.
 
 pub mod client;
+mod expiry;
 mod files;
 pub mod listener;
 pub mod peer;

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 
 use super::lines;
-use crate::model::paths::Part;
+use crate::model::{clock::UnixTime, paths::Part};
 
 /// The metrics of one process.
 #[derive(Debug)]
@@ -34,10 +34,12 @@ pub struct Metrics {
     pub token_waits: Gauge,
     refused_tokens: Family<RefusedLabels, Counter>,
     reached: Family<PartLabels, Gauge>,
+    certificates: Family<CertificateLabels, Gauge>,
 }
 
 /// The files that are read again.
-const FILES: [&str; 6] = ["config", "state_keys", "tls", "tokens_tls", "choreographer_tls", "tokens_client_tls"];
+const FILES: [&str; 7] =
+    ["config", "state_keys", "client_secrets", "tls", "tokens_tls", "choreographer_tls", "tokens_client_tls"];
 
 /// Why a stream is refused before anything of its request is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +130,12 @@ struct PartLabels {
     part: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CertificateLabels {
+    file: &'static str,
+    of: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("envoy_cimd");
@@ -144,6 +152,7 @@ impl Default for Metrics {
         let token_waits = Gauge::default();
         let refused_tokens = Family::default();
         let reached = Family::default();
+        let certificates = Family::default();
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
         registry.register(
@@ -186,6 +195,11 @@ impl Default for Metrics {
             refused_tokens.clone(),
         );
         registry.register(
+            "certificate_not_after_timestamp_seconds",
+            "When the certificate that ends first ends, of those of a file, in seconds since 1970",
+            certificates.clone(),
+        );
+        registry.register(
             "exchange_up",
             "1 where this part of the exchange answered when it was last tried, 0 where it did not",
             reached.clone(),
@@ -212,6 +226,7 @@ impl Default for Metrics {
             token_waits,
             refused_tokens,
             reached,
+            certificates,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for file in FILES {
@@ -264,6 +279,12 @@ impl Metrics {
         self.refused_streams.get_or_create(&StreamLabels { reason: reason.label() }).inc();
     }
 
+    /// Shows when the certificates of a file end.
+    pub fn certificate_ends(&self, file: &'static str, of: &'static str, end: UnixTime) {
+        let end = i64::try_from(end.secs()).unwrap_or(i64::MAX);
+        self.certificates.get_or_create(&CertificateLabels { file, of }).set(end);
+    }
+
     /// Shows whether a part could be reached.
     pub fn reached(&self, part: Reached, ok: bool) {
         self.reached.get_or_create(&PartLabels { part: part.label() }).set(i64::from(ok));
@@ -274,6 +295,11 @@ impl Metrics {
         let result = if ok { "ok" } else { "failed" };
         self.reloads.get_or_create(&ReloadLabels { file, result }).inc();
         self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
+    }
+
+    /// Shows that one of several files is still bad.
+    pub fn still_bad(&self, file: &'static str) {
+        self.reload_ok.get_or_create(&FileLabels { file }).set(0);
     }
 
     /// Counts a refresh; `result` is one of the table in the README.

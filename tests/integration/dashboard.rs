@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use serde_json::Value;
 
 use crate::{
-    stack::{Cimd, get},
+    stack::{Certificates, Cimd, get},
     world::executable,
 };
 
@@ -59,7 +59,8 @@ impl<'a> Series<'a> {
 }
 
 async fn metrics() -> String {
-    let cimd = Cimd::start(&executable(), &[]).await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let cimd = Cimd::start(&executable(), &Certificates::make(dir.path(), &["localhost"]).flags()).await;
     let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
     let text = String::from_utf8(text.to_vec()).expect("text");
     text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")

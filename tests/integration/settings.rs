@@ -691,7 +691,8 @@ fn the_readme_lists_every_setting() {
 #[tokio::test]
 async fn the_readme_lists_every_metric() {
     let readme = readme();
-    let cimd = Cimd::start(&executable(), &[]).await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let cimd = Cimd::start(&executable(), &Certificates::make(dir.path(), &["localhost"]).flags()).await;
     let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
     let text = String::from_utf8(text.to_vec()).expect("text");
     // A counter's family is named without the `_total` of its samples, an info's without `_info`.

@@ -88,6 +88,12 @@ impl Certificates {
     pub fn make(dir: &Path, hosts: &[&str]) -> Self {
         Authority::make(dir).issue("tls", hosts)
     }
+
+    /// What has a listener of ours use it.
+    pub fn flags(&self) -> [&str; 6] {
+        let [cert, key, ca] = [&self.cert, &self.key, &self.ca].map(|path| path.to_str().expect("text"));
+        ["--tls-cert", cert, "--tls-key", key, "--client-ca", ca]
+    }
 }
 
 /// A file with a fresh key, as `keygen` prints it.

@@ -2,8 +2,10 @@
 
 use std::{
     borrow::Cow,
+    convert::Infallible,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -12,14 +14,22 @@ use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::pem;
+use super::{
+    expiry::{Said, Validity},
+    pem,
+};
+use crate::model::clock::UnixTime;
 use crate::telemetry::{
     exposure,
     metrics::Metrics,
     reload::{Watched, fingerprint, watch},
 };
+
+/// How often it is looked whether a certificate ends soon.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// The files of one side of a connection: whom it trusts and, where it has one, its own identity.
 #[derive(Clone, Debug)]
@@ -50,12 +60,23 @@ pub struct Following<C> {
     seen: [u8; 32],
     build: Arc<dyn Fn(Loaded) -> anyhow::Result<C> + Send + Sync>,
     current: Arc<ArcSwap<C>>,
+    /// When the certificates of the newest good files end.
+    validities: Arc<ArcSwap<Validities>>,
 }
+
+/// Of the certificates that are one's own, and of those that are trusted.
+type Validities = Vec<(&'static str, Validity)>;
 
 impl<C> Clone for Following<C> {
     fn clone(&self) -> Self {
-        let Self { files, seen, build, current } = self;
-        Self { files: files.clone(), seen: *seen, build: Arc::clone(build), current: Arc::clone(current) }
+        let Self { files, seen, build, current, validities } = self;
+        Self {
+            files: files.clone(),
+            seen: *seen,
+            build: Arc::clone(build),
+            current: Arc::clone(current),
+            validities: Arc::clone(validities),
+        }
     }
 }
 
@@ -71,6 +92,7 @@ impl<C: Send + Sync> Following<C> {
         let config = build(files.load(&contents)?)?;
         Ok(Self {
             seen: fingerprint(&contents),
+            validities: Arc::new(ArcSwap::from_pointee(files.validities(&contents))),
             files,
             build: Arc::new(build),
             current: Arc::new(ArcSwap::from_pointee(config)),
@@ -82,24 +104,49 @@ impl<C: Send + Sync> Following<C> {
         self.current.load_full()
     }
 
-    /// Follows the files, for ever.
+    /// Follows the files, and says when their certificates are about to end, for ever.
     pub async fn watch(self, metrics: Arc<Metrics>) -> anyhow::Result<()> {
-        let Self { files, seen, build, current } = self;
+        let Self { files, seen, build, current, validities } = self;
         let paths = files.all().map(|file| file.path.clone()).collect();
-        watch(Watched { name: files.name, paths, seen }, metrics, move |contents| {
+        let ends = say_when_they_end(files.name, Arc::clone(&validities), Arc::clone(&metrics));
+        let reloads = watch(Watched { name: files.name, paths, seen }, metrics, move |contents| {
             if let Some([_, key]) = &files.identity {
                 exposure::warn(&key.path);
             }
             current.store(Arc::new(build(files.load(contents)?)?));
+            validities.store(Arc::new(files.validities(contents)));
             Ok(())
-        })
-        .await
+        });
+        tokio::select! {
+            ended = reloads => ended,
+            ended = ends => match ended {},
+        }
+    }
+}
+
+async fn say_when_they_end(
+    file: &'static str,
+    validities: Arc<ArcSwap<Validities>>,
+    metrics: Arc<Metrics>,
+) -> Infallible {
+    let mut said = Said::default();
+    loop {
+        said.note(file, &validities.load(), UnixTime::now(), &metrics);
+        sleep(LOOK).await;
     }
 }
 
 impl TlsFiles {
     fn all(&self) -> impl Iterator<Item = &PemFile> {
         std::iter::once(&self.authority).chain(self.identity.iter().flatten())
+    }
+
+    /// `contents` are those of [`Self::all`].
+    fn validities(&self, contents: &[&str]) -> Validities {
+        let certificates = contents.iter().take(2).zip(["authority", "certificate"]);
+        certificates
+            .filter_map(|(text, of)| Some((of, Validity::first_to_end(&pem::certificates(text).ok()?)?)))
+            .collect()
     }
 
     /// `contents` are those of [`Self::all`].
