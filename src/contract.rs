@@ -7,6 +7,7 @@ pub mod connection;
 pub mod error;
 pub mod proto;
 pub mod service;
+pub(crate) mod timed;
 pub mod tokens;
 pub mod tokens_client;
 pub mod tokens_service;

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod directives;
+pub mod exposition;
 pub mod exposure;
 pub mod lines;
 pub mod log;

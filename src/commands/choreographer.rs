@@ -10,7 +10,7 @@ use super::{
     listeners::{TokensListener, main_tls},
     notices::{self, Given},
     running::Process,
-    serve::{embedded, kept_files, traced, traced_tokens},
+    serve::{embedded, kept_files, watched, watched_tokens},
     settings::{ChoreographerCommand, parse::LoadedFile},
     trying::Trying,
     watching::Takers,
@@ -56,9 +56,9 @@ pub async fn run(
     Takers { endpoints: None, clients: Some(embedded.tokens.clients.clone()) }.watch(file, &metrics, &mut tasks);
     let watched = Arc::clone(&metrics);
     tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(watched).await });
-    let handed_out = || traced_tokens(&traces, SpanKind::Server, Arc::new(embedded.tokens.clone()));
+    let handed_out = || watched_tokens(&traces, SpanKind::Server, &metrics, Arc::new(embedded.tokens.clone()));
     let tokens = tokens.map(|listener| listener.serving(handed_out()));
-    let choreographer = traced(&traces, SpanKind::Server, Arc::new(embedded));
+    let choreographer = watched(&traces, SpanKind::Server, &metrics, Arc::new(embedded));
     let served = TaskTracker::new();
     let service = AuthorizationChoreographerServer::new(Service::new(choreographer, served.clone()));
     let process = Process {

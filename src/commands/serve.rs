@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     contract::{
-        choreographer::Choreographer, client::Client, tokens::UpstreamTokens, tokens_client::TokensClient,
-        traced::Traced,
+        choreographer::Choreographer, client::Client, timed::Timed, tokens::UpstreamTokens,
+        tokens_client::TokensClient, traced::Traced,
     },
     edge::{
         ext_proc::{ExtProc, Shared},
@@ -144,13 +144,29 @@ pub fn embedded(settings: &ExchangeArgs, paths: Paths, file: Option<&LoadedFile>
     Embedded::new(config).map_err(named)
 }
 
+/// Tokens whose calls are timed, and traced where there is a collector.
+pub fn watched_tokens(
+    traces: &Exporter,
+    kind: SpanKind,
+    metrics: &Arc<Metrics>,
+    tokens: Arc<dyn UpstreamTokens>,
+) -> Arc<dyn UpstreamTokens> {
+    traced_tokens(traces, kind, Arc::new(Timed::new(Arc::clone(metrics), tokens)))
+}
+
 /// Where there is a collector, tokens whose calls are traced; else the same.
-pub fn traced_tokens(traces: &Exporter, kind: SpanKind, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
+fn traced_tokens(traces: &Exporter, kind: SpanKind, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
     if traces.is_on() { Arc::new(Traced::new(kind, tokens)) } else { tokens }
 }
 
-/// Where there is a collector, a choreographer whose calls are traced; else the same.
-pub fn traced(traces: &Exporter, kind: SpanKind, choreographer: Arc<dyn Choreographer>) -> Arc<dyn Choreographer> {
+/// A choreographer whose calls are timed, and traced where there is a collector.
+pub fn watched(
+    traces: &Exporter,
+    kind: SpanKind,
+    metrics: &Arc<Metrics>,
+    choreographer: Arc<dyn Choreographer>,
+) -> Arc<dyn Choreographer> {
+    let choreographer: Arc<dyn Choreographer> = Arc::new(Timed::new(Arc::clone(metrics), choreographer));
     if traces.is_on() { Arc::new(Traced::new(kind, choreographer)) } else { choreographer }
 }
 
@@ -205,11 +221,11 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
     }
     let traces = Exporter::start(settings.process.otlp_endpoint.as_deref(), "envoy-cimd")?;
     let kind = exchange.side.kind();
-    exchange.choreographer = traced(&traces, kind.clone(), exchange.choreographer);
+    exchange.choreographer = watched(&traces, kind.clone(), &exchange.metrics, exchange.choreographer);
     let (mut endpoints, state_keys) = endpoints(&settings, file.as_ref(), &exchange)?;
     let tokens_of_users = exchange.tokens.take().filter(|_| roles.traffic || roles.refused);
     let kept = tokens_of_users.map(|tokens| {
-        let tokens = traced_tokens(&traces, kind, tokens);
+        let tokens = watched_tokens(&traces, kind, &exchange.metrics, tokens);
         settings.traffic.config().cached(tokens, settings.limits.calls(), endpoints.calls.clone())
     });
     endpoints.tools.tokens = kept.clone();
@@ -243,8 +259,9 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
             trying.store(&embedded, &mut tasks);
             // What others end through this listener is forgotten for MCP traffic as well; what they ask for is not kept.
             let handed_out: Arc<dyn UpstreamTokens> = match &kept {
+                // Its own calls are timed.
                 Some(kept) => Arc::clone(kept) as _,
-                None => Arc::new(embedded.tokens),
+                None => Arc::new(Timed::new(Arc::clone(&endpoints.metrics), Arc::new(embedded.tokens) as _)),
             };
             let handed_out = traced_tokens(&traces, SpanKind::Server, handed_out);
             tokens = listener.map(|listener| listener.serving(handed_out));

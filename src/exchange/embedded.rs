@@ -198,7 +198,8 @@ impl Embedded {
         let outgoing = Outgoing::new(&config.outgoing)?;
         let clients = Clients::new(&config.clients, config.outgoing.paths.clone())?;
         let discovery = Discovery::new(outgoing.clone(), config.lookups);
-        let tokens = Tokens::new(discovery, outgoing, clients, Vault::new(config.store)?, config.deadlines);
+        let tokens = Tokens::new(discovery, outgoing.clone(), clients, Vault::new(config.store)?, config.deadlines);
+        outgoing.measured_by(&tokens.metrics);
         let paths = Arc::new(config.outgoing.paths);
         Ok(Self {
             tokens,

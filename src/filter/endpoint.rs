@@ -156,6 +156,7 @@ impl Endpoints {
 
     /// Answers a request for one of our paths; counts and logs it.
     pub fn answer(&self, request: &Request<'_>, sources: &Sources<'_>) -> Verdict {
+        let began = Instant::now();
         let (path, query) = request.path_and_query();
         let ours = self
             .tools
@@ -194,17 +195,17 @@ impl Endpoints {
         let audience = || self.audience(request, route, endpoint);
         match step {
             Ok(Step::Reply(reply)) => {
-                self.metrics.answered(endpoint, reply.label);
+                count(&self.metrics, endpoint, &reply, began);
                 Verdict::Reply(reply)
             }
             Ok(Step::SameReply(reply)) => {
-                self.metrics.answered(endpoint, reply.label);
+                count(&self.metrics, endpoint, &reply, began);
                 Verdict::SameReply(reply)
             }
             Ok(Step::Show(page)) => {
                 let metrics = Arc::clone(&self.metrics);
                 Verdict::Later(Box::pin(page.map(move |reply| {
-                    metrics.answered(endpoint, reply.label);
+                    count(&metrics, endpoint, &reply, began);
                     Verdict::Reply(reply)
                 })))
             }
@@ -216,16 +217,23 @@ impl Endpoints {
                     metrics: Arc::clone(&self.metrics),
                     refusals: Arc::clone(&self.refusals),
                 };
-                Verdict::Later(Box::pin(report.on(&self.calls, flow, call).map(Verdict::Reply)))
+                Verdict::Later(Box::pin(report.on(&self.calls, flow, call, began).map(Verdict::Reply)))
             }
-            Err(refusal) => self.refuse(&audience(), endpoint, name, &refusal),
+            Err(refusal) => self.refuse(&audience(), endpoint, name, &refusal, began),
         }
     }
 
-    fn refuse(&self, audience: &Audience<'_>, endpoint: Endpoint, route: &str, refusal: &Refusal) -> Verdict {
+    fn refuse(
+        &self,
+        audience: &Audience<'_>,
+        endpoint: Endpoint,
+        route: &str,
+        refusal: &Refusal,
+        began: Instant,
+    ) -> Verdict {
         self.refusals.note(refusal, route, audience.request_id.as_deref());
         let reply = refusal.reply(audience);
-        self.metrics.answered(endpoint, reply.label);
+        count(&self.metrics, endpoint, &reply, began);
         Verdict::Reply(reply)
     }
 
@@ -279,6 +287,12 @@ impl Role for Endpoints {
     }
 }
 
+/// Counts an answer, and notes how long it took.
+fn count(metrics: &Metrics, endpoint: Endpoint, reply: &Reply, began: Instant) {
+    metrics.answered(endpoint, reply.label);
+    metrics.answered_since(endpoint, began);
+}
+
 /// The checks that every endpoint makes first, in the order that the contract gives them.
 fn check(request: &Request<'_>, route: &Route, methods: &'static str) -> Result<(), Refusal> {
     checks::addressed(request, route)?;
@@ -306,9 +320,9 @@ impl Report {
         calls: &TaskTracker,
         flow: Option<String>,
         call: BoxFuture<'static, Served>,
+        began: Instant,
     ) -> BoxFuture<'static, Reply> {
         let audience = self.audience.clone();
-        let began = Instant::now();
         let task = calls.spawn(async move {
             // A bug in a call must not take its line away.
             let served = std::panic::AssertUnwindSafe(call).catch_unwind().await;
@@ -323,7 +337,7 @@ impl Report {
         let mut audience = self.audience;
         audience.start = again.map(Cow::Owned).or(audience.start);
         let reply = result.as_ref().map_or_else(|refusal| refusal.reply(&audience), Reply::clone);
-        self.metrics.answered(self.endpoint, reply.label);
+        count(&self.metrics, self.endpoint, &reply, began);
         let request_id = audience.request_id.as_deref().unwrap_or_default();
         if let Err(refusal @ Refusal::ChoreographerUnavailable(_)) = &result {
             // Nothing left the process, so it is one of those that come in floods.

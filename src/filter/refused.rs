@@ -3,7 +3,7 @@
 //! A client that read a 401 or 403 would begin an OAuth of its own, behind our back. So each of the upstream's own is
 //! answered here, and none of its challenges reaches anybody; those of Envoy and its filters pass as they are.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -65,6 +65,7 @@ impl Refused {
         let origin = request.sole(Header::Origin).unwrap_or_default();
         let page = self.allow_origins.iter().find(|allowed| allowed.as_str().as_bytes() == origin);
         Caller {
+            began: Instant::now(),
             request_id: request.id().map(str::to_owned),
             page: page.map(|origin| Bytes::copy_from_slice(origin.as_str().as_bytes())),
         }
@@ -153,6 +154,8 @@ impl Role for Refused {
 
 /// Who reads the answer.
 struct Caller {
+    /// When the upstream's answer came.
+    began: Instant,
     /// Envoy's name for the request.
     request_id: Option<String>,
     /// The origin of the page that sent it, where that may read the answer and is not the route's own.
@@ -168,6 +171,7 @@ struct Desk {
 impl Desk {
     fn answer(&self, reply: Reply, caller: &Caller) -> Reply {
         self.metrics.answered(Part::Refused, reply.label);
+        self.metrics.answered_since(Part::Refused, caller.began);
         match &caller.page {
             // No other filter of Envoy's sees an answer that takes the place of the upstream's, so none can say it.
             Some(origin) => reply.header("access-control-allow-origin", origin.clone()),

@@ -4,7 +4,11 @@
 //! again with what we gave it (`requestState`) and with what its person said. That call is held until there is a token,
 //! and then goes on without what we added.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -68,8 +72,9 @@ impl Desk {
         Verdict::Forward(Arc::clone(&bearer.edits))
     }
 
-    fn answer(&self, reply: Reply) -> Reply {
+    fn answer(&self, reply: Reply, began: Instant) -> Reply {
         self.metrics.answered(Part::Traffic, reply.label);
+        self.metrics.answered_since(Part::Traffic, began);
         reply
     }
 
@@ -80,6 +85,7 @@ impl Desk {
         request_id: Option<&str>,
         link: Option<&str>,
         id: Option<&Id>,
+        began: Instant,
     ) -> Reply {
         self.refusals.note(refusal, route, request_id);
         let audience = Audience {
@@ -87,12 +93,14 @@ impl Desk {
             request_id: request_id.map(Cow::from),
             start: link.map(Cow::from),
         };
-        self.answer(refusal.reply(&audience))
+        self.answer(refusal.reply(&audience), began)
     }
 }
 
 /// What is still needed of a request when it is known whether there is a token.
 pub(super) struct Asked {
+    /// When its headers came.
+    pub began: Instant,
     pub route: Arc<McpRoute>,
     pub owner: TokenOwner,
     pub request_id: Option<String>,
@@ -222,7 +230,7 @@ impl Asked {
         match self.way {
             Way::Opened => {
                 let reply = Reply::new(Outcome::SentToConnect).header("location", self.route.link.clone());
-                Verdict::Reply(self.desk.answer(pages::guarded(reply).named(self.request_id.as_deref())))
+                Verdict::Reply(self.desk.answer(pages::guarded(reply).named(self.request_id.as_deref()), self.began))
             }
             Way::NoMessage => Verdict::Reply(self.refuse(&Refusal::NoToken)),
             Way::Message { ends: true, .. } => Verdict::Reply(self.refuse(&Refusal::BadBody(Fault::Empty))),
@@ -390,7 +398,7 @@ impl Asked {
             false => ("application/json", body),
         };
         let reply = Reply::new(outcome).header("content-type", content_type).body(body);
-        self.desk.answer(pages::unkept(reply).named(self.request_id.as_deref()))
+        self.desk.answer(pages::unkept(reply).named(self.request_id.as_deref()), self.began)
     }
 
     pub fn refuse(&self, refusal: &Refusal) -> Reply {
@@ -399,7 +407,7 @@ impl Asked {
 
     fn refuse_request(&self, refusal: &Refusal, id: Option<&Id>) -> Reply {
         let McpRoute { route, link, .. } = &*self.route;
-        self.desk.refuse(refusal, &route.id, self.request_id.as_deref(), Some(link), id)
+        self.desk.refuse(refusal, &route.id, self.request_id.as_deref(), Some(link), id, self.began)
     }
 }
 

@@ -3,7 +3,10 @@
 //! Nothing passes without a token. What is refused before it is known whose request it is costs no call. A request that
 //! has no token is answered in the upstream's place, so that the person learns where to connect.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use tokio_util::task::TaskTracker;
@@ -120,7 +123,7 @@ impl Role for Traffic {
             Ok(found) => found,
             Err(refusal) => {
                 let name = route.as_ref().map_or(request.authority(), |route| &route.id);
-                return Verdict::Reply(self.desk.refuse(&refusal, name, request.id(), None, None));
+                return Verdict::Reply(self.desk.refuse(&refusal, name, request.id(), None, None, Instant::now()));
             }
         };
         let cached = self.desk.tokens.cached(route.owner(user));
@@ -128,6 +131,7 @@ impl Role for Traffic {
             return self.desk.forward(bearer);
         }
         let asked = Asked {
+            began: Instant::now(),
             request_id: request.id().map(str::to_owned),
             version: request.sole(Header::McpProtocolVersion).map(<[u8]>::to_owned),
             way: Way::of(request, ends),

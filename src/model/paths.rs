@@ -56,6 +56,9 @@ pub enum Part {
 }
 
 impl Part {
+    pub const ALL: [Self; 6] =
+        [Self::Document, Self::Start, Self::Callback, Self::Disconnect, Self::Traffic, Self::Refused];
+
     /// Its label in log lines and metrics.
     pub fn name(self) -> &'static str {
         match self {

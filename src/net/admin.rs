@@ -15,7 +15,7 @@ use axum::{
     extract::{DefaultBodyLimit, State},
     http::{
         HeaderMap, Request, StatusCode,
-        header::{CONTENT_TYPE, HOST},
+        header::{ACCEPT, CONTENT_TYPE, HOST, VARY},
     },
     response::IntoResponse,
     routing::get,
@@ -35,6 +35,7 @@ use crate::{
     telemetry::{
         audit,
         directives::{self, Directives},
+        exposition::Format,
         log::LogFilter,
         metrics::Metrics,
     },
@@ -68,9 +69,10 @@ pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) 
         .with_state(readiness)
         .route(
             "/metrics",
-            get(move || async move {
-                ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.text())
-                    .into_response()
+            get(async move |headers: HeaderMap| {
+                let accept = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+                let format = Format::asked(accept);
+                ([(CONTENT_TYPE, format.content_type()), (VARY, "accept")], metrics.text_in(format)).into_response()
             }),
         )
 }

@@ -7,10 +7,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -31,7 +31,7 @@ mod tls;
 
 use crate::{
     model::{client::ClientId, loopback::is_loopback, paths::Paths},
-    telemetry::traces::Span,
+    telemetry::{metrics::Metrics, traces::Span},
 };
 
 use allow_host::AllowHost;
@@ -76,6 +76,8 @@ struct Inner {
     paths: Paths,
     resolver: Arc<dyn Resolver>,
     tls: rustls::ClientConfig,
+    /// Where it is noted how long fetches take.
+    metrics: OnceLock<Arc<Metrics>>,
 }
 
 impl Outgoing {
@@ -93,10 +95,15 @@ impl Outgoing {
         let tls = tls::client_config(settings.extra_ca.as_deref())?;
         let Config { allow_hosts, paths, .. } = settings.clone();
         let reach = Reach(allow_hosts.iter().filter(|allowed| allowed.from().is_none()).cloned().collect());
-        let inner = Inner { allow_hosts, paths, resolver, tls };
+        let inner = Inner { allow_hosts, paths, resolver, tls, metrics: OnceLock::new() };
         // What is wrong with the client shows now, not at the first fetch.
         client(&inner.tls, Vec::new(), Arc::default()).build().context("the HTTP client")?;
         Ok(Self { inner: Arc::new(inner), reach })
+    }
+
+    /// From now on it is noted here how long fetches take; whoever comes first is the one.
+    pub(crate) fn measured_by(&self, metrics: &Arc<Metrics>) {
+        let _ = self.inner.metrics.set(Arc::clone(metrics));
     }
 
     /// The way out on behalf of a route, with what is exempt for it besides what is for every route.
@@ -173,12 +180,15 @@ impl Outgoing {
         let span = Span::part("fetch", SpanKind::Client);
         span.set("http.request.method", request.method().to_string());
         span.set("server.address", error::authority(&url));
-        let connected = Arc::default();
+        let (connected, began) = (Arc::default(), Instant::now());
         let exchange = self.exchange(&url, trusted, request, wanted, &connected);
         let outcome = span.cover(timeout(deadline, exchange)).await.unwrap_or_else(|_| {
             let connected = connected.load(Ordering::Relaxed);
             Err(FetchError::Timeout { url: redacted(&url), connected, seconds: deadline.as_secs() })
         });
+        if let Some(metrics) = self.inner.metrics.get() {
+            metrics.fetched_since(outcome.is_ok(), began);
+        }
         match &outcome {
             Ok(response) => span.set("http.response.status_code", i64::from(response.status().as_u16())),
             Err(error) => span.failed(error.to_string()),

@@ -3,16 +3,20 @@
 use std::{
     collections::HashMap,
     sync::{OnceLock, atomic::AtomicU64},
+    time::Instant,
 };
 
 use foldhash::fast::RandomState;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
-use super::lines;
+use super::{
+    exposition::{self, Format},
+    lines,
+};
 use crate::model::{clock::UnixTime, paths::Part};
 
 /// The metrics of one process.
@@ -35,6 +39,9 @@ pub struct Metrics {
     refused_tokens: Family<RefusedLabels, Counter>,
     reached: Family<PartLabels, Gauge>,
     certificates: Family<CertificateLabels, Gauge>,
+    answers: Family<EndpointLabels, Histogram, fn() -> Histogram>,
+    calls: Family<CallLabels, Histogram, fn() -> Histogram>,
+    fetches: Family<ResultLabels, Histogram, fn() -> Histogram>,
 }
 
 /// The files that are read again.
@@ -80,6 +87,26 @@ impl Reached {
             Self::Tokens => "tokens",
         }
     }
+}
+
+/// The calls of the exchange, named as their spans are.
+const CALLS: [&str; 9] = [
+    "DescribeUpstream",
+    "DescribeConnection",
+    "BeginAuthorization",
+    "CompleteAuthorization",
+    "Disconnect",
+    "GetUpstreamToken",
+    "AwaitUpstreamToken",
+    "ExpectAgain",
+    "ReportRefusedToken",
+];
+/// What comes of a fetch: an answer, of whatever status, or none.
+const FETCHES: [&str; 2] = ["answered", "failed"];
+
+/// From an answer out of memory to a deadline; in seconds.
+fn durations() -> Histogram {
+    Histogram::new([0.001, 0.01, 0.1, 0.5, 2.0, 10.0])
 }
 
 /// What becomes of a refresh.
@@ -136,6 +163,16 @@ struct CertificateLabels {
     of: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EndpointLabels {
+    endpoint: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CallLabels {
+    call: &'static str,
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("envoy_cimd");
@@ -153,6 +190,9 @@ impl Default for Metrics {
         let refused_tokens = Family::default();
         let reached = Family::default();
         let certificates = Family::default();
+        let answers = Family::new_with_constructor(durations as fn() -> Histogram);
+        let calls = Family::new_with_constructor(durations as fn() -> Histogram);
+        let fetches = Family::new_with_constructor(durations as fn() -> Histogram);
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
         registry.register(
@@ -204,6 +244,21 @@ impl Default for Metrics {
             "1 where this part of the exchange answered when it was last tried, 0 where it did not",
             reached.clone(),
         );
+        registry.register(
+            "answer_seconds",
+            "How long answers took, by endpoint, from the request's headers on; MCP requests that went on are not among them",
+            answers.clone(),
+        );
+        registry.register(
+            "call_seconds",
+            "How long calls of the exchange took, by the name of the call, in this process and to another",
+            calls.clone(),
+        );
+        registry.register(
+            "fetch_seconds",
+            "How long fetches from upstreams and authorization servers took, by result",
+            fetches.clone(),
+        );
         // There is one log in a process, and it starts before this.
         registry.register(
             "log_lines_dropped",
@@ -227,6 +282,9 @@ impl Default for Metrics {
             refused_tokens,
             reached,
             certificates,
+            answers,
+            calls,
+            fetches,
         };
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for file in FILES {
@@ -234,6 +292,15 @@ impl Default for Metrics {
                 drop(metrics.reloads.get_or_create(&ReloadLabels { file, result }));
             }
             metrics.reload_ok.get_or_create(&FileLabels { file }).set(1);
+        }
+        for part in Part::ALL {
+            drop(metrics.answers.get_or_create(&EndpointLabels { endpoint: part.name() }));
+        }
+        for call in CALLS {
+            drop(metrics.calls.get_or_create(&CallLabels { call }));
+        }
+        for result in FETCHES {
+            drop(metrics.fetches.get_or_create(&ResultLabels { result }));
         }
         for reason in RefusedStream::ALL.map(RefusedStream::label) {
             drop(metrics.refused_streams.get_or_create(&StreamLabels { reason }));
@@ -272,6 +339,23 @@ impl Metrics {
             Some(counter) => counter.inc(),
             None => self.requests.get_or_create(&labels).inc(),
         };
+    }
+
+    /// Notes how long an answer took that [`Self::answered`] counts.
+    pub fn answered_since(&self, part: impl Into<Part>, began: Instant) {
+        let labels = EndpointLabels { endpoint: part.into().name() };
+        self.answers.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
+    }
+
+    /// Notes how long a call of the exchange took.
+    pub fn called_since(&self, call: &'static str, began: Instant) {
+        self.calls.get_or_create(&CallLabels { call }).observe(began.elapsed().as_secs_f64());
+    }
+
+    /// Notes how long a fetch took, and whether an answer came.
+    pub fn fetched_since(&self, is_answered: bool, began: Instant) {
+        let result = if is_answered { "answered" } else { "failed" };
+        self.fetches.get_or_create(&ResultLabels { result }).observe(began.elapsed().as_secs_f64());
     }
 
     /// Counts a stream that was refused.
@@ -315,6 +399,14 @@ impl Metrics {
     /// Counts a report of a refused token; `result` is one of the table in the README.
     pub fn refused_token(&self, status: &'static str, result: &'static str) {
         self.refused_tokens.get_or_create(&RefusedLabels { status, result }).inc();
+    }
+
+    /// The text of `/metrics` in a format.
+    pub fn text_in(&self, format: Format) -> String {
+        match format {
+            Format::OpenMetrics => self.text(),
+            Format::Plain => exposition::plain(&self.text()),
+        }
     }
 
     /// The OpenMetrics text of `/metrics`.

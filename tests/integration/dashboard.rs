@@ -1,11 +1,14 @@
 //! The dashboard and the alert rules: what they name is what `/metrics` has.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use serde_json::Value;
 
 use crate::{
-    stack::{Certificates, Cimd, get},
+    stack::{Call, Certificates, Cimd, Client, get},
     world::executable,
 };
 
@@ -93,6 +96,118 @@ fn complaints(expression: &str, samples: &[Series<'_>]) -> Vec<String> {
     let grouped = expression.split("by (").skip(1).filter_map(|rest| rest.split(')').next());
     let labels = grouped.flat_map(|labels| labels.split(',').map(str::trim));
     unknown.chain(labels.filter(|label| !known(label)).map(str::to_owned)).collect()
+}
+
+/// The rules of `promtool check metrics` (promlint), held to what a Prometheus without OpenMetrics gets.
+#[tokio::test]
+async fn metrics_keep_the_rules_of_promlint() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cimd = Cimd::start(&executable(), &Certificates::make(dir.path(), &["localhost"]).flags()).await;
+    let mut call = Call::get("localhost", "/metrics");
+    call.headers.push(("accept", "text/plain".to_owned()));
+    let reply = Client::plain(cimd.admin.parse().expect("an address")).send(http::Version::HTTP_11, call).await;
+    let reply = reply.expect("an answer");
+    assert_eq!(reply.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let text = String::from_utf8(reply.body.to_vec()).expect("text");
+    assert_eq!(faults(&text), [] as [String; 0]);
+    for wrong in [
+        "# TYPE a_total counter\na_total 1\n",
+        "# HELP a A.\n# TYPE a counter\na 1\n",
+        "# HELP a_total A.\n# TYPE a_total gauge\na_total 1\n",
+        "# HELP a_count A.\n# TYPE a_count gauge\na_count 1\n",
+        "# HELP a_ms A.\n# TYPE a_ms gauge\na_ms 1\n",
+        "# HELP a_minutes A.\n# TYPE a_minutes gauge\na_minutes 1\n",
+        "# HELP a_gauge A.\n# TYPE a_gauge gauge\na_gauge 1\n",
+        "# HELP aB A.\n# TYPE aB gauge\naB 1\n",
+        "# HELP a A.\n# TYPE a gauge\na{bC=\"1\"} 1\n",
+        "# HELP a A.\n# TYPE a gauge\na{le=\"1\"} 1\n",
+        "# HELP a A.\n# TYPE a gauge\na 1\nb 1\n",
+        "# HELP a A.\n# TYPE a gauge\na{b=\"1\"} 1\na{b=\"1\"} 2\n",
+        "# HELP a A.\n# TYPE a gauge\na x\n",
+        "# HELP a A.\n# TYPE a gauge\na 1\n# EOF\n",
+    ] {
+        assert!(!faults(wrong).is_empty(), "{wrong}");
+    }
+}
+
+/// What promlint would say of a text in Prometheus's format.
+fn faults(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut help = BTreeSet::new();
+    let mut kinds = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    let is_camel =
+        |name: &str| name.as_bytes().windows(2).any(|two| two[0].is_ascii_lowercase() && two[1].is_ascii_uppercase());
+    for line in text.lines() {
+        let mut fault = |what: &str| faults.push(format!("{what}: {line}"));
+        if let Some((name, said)) = line.strip_prefix("# HELP ").and_then(|of| of.split_once(' ')) {
+            if said.is_empty() || !help.insert(name) {
+                fault("no help, or twice");
+            }
+            continue;
+        }
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|of| of.split_once(' ')) {
+            let ends = |suffixes: &[&str]| suffixes.iter().any(|suffix| name.ends_with(suffix));
+            let words: Vec<&str> = name.split('_').collect();
+            let not_base = [
+                "ms",
+                "milliseconds",
+                "s",
+                "sec",
+                "secs",
+                "us",
+                "ns",
+                "nanoseconds",
+                "microseconds",
+                "minutes",
+                "hours",
+                "days",
+                "weeks",
+                "bits",
+                "kb",
+                "kilobytes",
+                "mb",
+                "megabytes",
+                "percent",
+            ];
+            if kinds.insert(name, kind).is_some() || !help.contains(name) {
+                fault("no help before it, or twice");
+            }
+            if (kind == "counter") != ends(&["_total"]) {
+                fault("counters end in _total, and nothing else does");
+            }
+            if ends(&["_bucket", "_count", "_sum"]) || is_camel(name) || words.contains(&kind) {
+                fault("the name is of another type, in another case, or has its type in it");
+            }
+            if words.iter().any(|word| not_base.contains(word)) || name.contains(':') {
+                fault("no base unit, or a colon");
+            }
+            continue;
+        }
+        if line.starts_with('#') {
+            fault("a comment");
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').unwrap_or((line, ""));
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let of_histogram = ["_bucket", "_count", "_sum"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .filter(|base| kinds.get(base) == Some(&"histogram"));
+        if of_histogram.is_none() && !kinds.contains_key(name) {
+            fault("of no family");
+        }
+        let has_le = labels.split(',').any(|label| label.starts_with("le=\""));
+        if is_camel(labels.split('=').next().unwrap_or_default())
+            || has_le != (of_histogram.is_some() && name.ends_with("_bucket"))
+        {
+            fault("a label that it should not have, or lacks");
+        }
+        if value.parse::<f64>().is_err() || !seen.insert(series) {
+            fault("no number, or twice");
+        }
+    }
+    faults
 }
 
 #[tokio::test]
