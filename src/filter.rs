@@ -23,6 +23,7 @@ pub(crate) mod reports;
 pub mod request;
 pub mod request_state;
 pub mod response;
+pub mod route_book;
 pub mod routes;
 pub(crate) mod start;
 pub mod state;

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     exchange::clients::configured::PreRegistered,
-    filter::document::{Document, LONGEST_SAFE_CLIENT_ID},
+    filter::{
+        document::{Document, LONGEST_SAFE_CLIENT_ID},
+        route_book::State,
+    },
     model::{issuer::is_same, paths::Paths, public_url::PublicUrl, route::Key},
     telemetry::exposure,
 };
@@ -51,6 +54,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
         writeln!(text, "  client_id     {client_id}")?;
         writeln!(text, "  redirect_uri  {}", paths.redirect_uri(&route.from))?;
         writeln!(text, "  document      {} bytes", document.body.len())?;
+        writeln!(text, "  route         from this file: {}", State::of(&route).name())?;
         if length > LONGEST_SAFE_CLIENT_ID {
             writeln!(
                 text,

@@ -77,6 +77,7 @@ pub async fn run(
         metrics,
         calls: vec![served, calls],
         readiness: trying.readiness,
+        list_routes: None,
         tokens,
     };
     let result = process.run(tasks).await;

@@ -33,6 +33,8 @@ pub struct Process<'a> {
     /// What must be finished before the process ends.
     pub calls: Vec<TaskTracker>,
     pub readiness: Arc<Readiness>,
+    /// What the admin listener says of routes.
+    pub list_routes: Option<admin::Routes>,
     /// Where tokens are handed out: it starts and drains with the main one.
     pub tokens: Option<GrpcListener>,
 }
@@ -53,7 +55,7 @@ impl Process<'_> {
 
         let readiness = self.readiness;
         log_ready("admin", &admin.address()?);
-        let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log);
+        let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log, self.list_routes);
         tasks.spawn("the admin listener", admin::serve(admin, router));
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status(self.service, ServingStatus::Serving).await;

@@ -33,7 +33,7 @@ use crate::{
         server::Server,
     },
     exchange::{clients::configured::ClientError, embedded::Embedded},
-    filter::{endpoint::Endpoints, refused::Refused, state::StateKeys, traffic::Traffic},
+    filter::{endpoint::Endpoints, refused::Refused, route_book, state::StateKeys, traffic::Traffic},
     model::{
         paths::Paths,
         route::RouteTable,
@@ -230,6 +230,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
     });
     endpoints.tools.tokens = kept.clone();
     let endpoints = Arc::new(endpoints);
+    route_book::say_file(&endpoints.routes.table.load());
     tracing::info!(%roles, left_out = roles.left_out, "what is served");
     warn_of(&settings, &roles);
     notices::of_serve(&settings, &roles, given).iter().for_each(|notice| tracing::warn!("{notice}"));
@@ -286,6 +287,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
     let traffic = traffic.map(|kept| Arc::new(Traffic::new(settings.traffic.config(), &endpoints, kept)) as _);
     let roles = Roles { endpoints: roles.endpoints.then(|| Arc::clone(&endpoints) as _), traffic, refused };
     let ext_proc = Server::new(ExtProc::new(roles, shared, settings.streams()));
+    let listed = Arc::clone(&endpoints.routes);
     let process = Process {
         main: GrpcListener {
             name: "ext_proc",
@@ -302,6 +304,7 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
         metrics: Arc::clone(&endpoints.metrics),
         calls,
         readiness: trying.readiness,
+        list_routes: Some(Arc::new(move || listed.list())),
         tokens,
     };
     let result = process.run(tasks).await;

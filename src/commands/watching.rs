@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     exchange::clients::Clients,
-    filter::{endpoint::Endpoints, state::StateKeys},
+    filter::{endpoint::Endpoints, route_book, state::StateKeys},
     model::secret::parse_keys,
     process::tasks::Tasks,
     telemetry::{
@@ -78,6 +78,7 @@ impl Takers {
             None => {}
         }
         if let Some((endpoints, routes)) = routes {
+            route_book::say_file(&routes);
             endpoints.routes.table.store(Arc::new(routes));
         }
         Ok(())

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use super::{
     recent::Recent,
     request::{Request, Sources},
+    route_book::{RouteBook, Source},
 };
 use crate::model::route::{Key, Route, RouteError, RouteMetadata, RouteTable};
 
@@ -19,11 +20,23 @@ pub struct Routes {
     pub table: ArcSwap<RouteTable>,
     /// Whether the dynamic metadata of a request may name its route.
     dynamic_metadata: bool,
+    /// Those that requests brought.
+    pub book: RouteBook,
 }
 
 impl Routes {
     pub fn new(table: RouteTable, dynamic_metadata: bool) -> Self {
-        Self { recent: Recent::default(), table: ArcSwap::from_pointee(table), dynamic_metadata }
+        Self {
+            recent: Recent::default(),
+            table: ArcSwap::from_pointee(table),
+            dynamic_metadata,
+            book: RouteBook::default(),
+        }
+    }
+
+    /// The JSON text that says which there are.
+    pub fn list(&self) -> String {
+        self.book.list(&self.table.load())
     }
 
     /// The route of a path of ours under `path`; none where no route has that path.
@@ -68,12 +81,23 @@ impl Routes {
 
     fn of_attributes(&self, sources: &Sources<'_>) -> Option<Result<Arc<Route>, RouteError>> {
         let metadata = &sources.attributes;
-        gives_from(metadata).then(|| self.recent.get(metadata, |route| route.is_of(metadata), || Route::new(metadata)))
+        gives_from(metadata).then(|| {
+            let make = || self.noted(Source::Attributes, metadata);
+            self.recent.get(metadata, |route| route.is_of(metadata), make)
+        })
     }
 
     fn of_dynamic_metadata(&self, sources: &Sources<'_>) -> Option<Result<Arc<Route>, RouteError>> {
         let metadata = &sources.dynamic_metadata;
-        (self.dynamic_metadata && gives_from(metadata)).then(|| Route::new(metadata).map(Arc::new))
+        (self.dynamic_metadata && gives_from(metadata))
+            .then(|| self.noted(Source::DynamicMetadata, metadata).map(Arc::new))
+    }
+
+    /// A route that is made now.
+    fn noted(&self, source: Source, metadata: &RouteMetadata<'_>) -> Result<Route, RouteError> {
+        let route = Route::new(metadata);
+        self.book.note(source, metadata, route.as_ref());
+        route
     }
 }
 

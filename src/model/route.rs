@@ -403,6 +403,11 @@ impl RouteTable {
         Ok(Self { hosts })
     }
 
+    /// All of them, some perhaps twice.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.hosts.values().flat_map(|host| host.0.values()).map(Arc::as_ref)
+    }
+
     /// Whether a request that names this origin's host and no port means this origin.
     pub fn is_default(&self, origin: &Origin) -> bool {
         let [by_host, by_origin] =

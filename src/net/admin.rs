@@ -1,4 +1,4 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/log`.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/log`, and `/routes` where there are any.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},
@@ -52,8 +52,16 @@ const SILENT: Duration = Duration::from_millis(200);
 /// The same for one that has sent a whole head, whose request is being answered.
 const BEING_ANSWERED: Duration = Duration::from_secs(1);
 
-/// What the listener answers.
-pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) -> Router {
+/// The JSON text of `/routes`.
+pub type Routes = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What the listener answers; `routes` is none where there are none.
+pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter, routes: Option<Routes>) -> Router {
+    let of_routes = match routes {
+        Some(list) => Router::new()
+            .route("/routes", get(async move || ([(CONTENT_TYPE, "application/json")], list()).into_response())),
+        None => Router::new(),
+    };
     Router::new()
         .route("/log", get(async |State(log): State<LogFilter>| log.text() + "\n").put(set_log))
         .layer(DefaultBodyLimit::max(directives::LONGEST))
@@ -75,6 +83,7 @@ pub fn router(metrics: Arc<Metrics>, readiness: Arc<Readiness>, log: LogFilter) 
                 ([(CONTENT_TYPE, format.content_type()), (VARY, "accept")], metrics.text_in(format)).into_response()
             }),
         )
+        .merge(of_routes)
 }
 
 /// Serves until it is dropped. Slow callers are cut off, and only so many are served at once, so that they cannot take

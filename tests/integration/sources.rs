@@ -6,7 +6,7 @@ use http::Version;
 use serde_json::{Value, json};
 
 use crate::{
-    stack::Call,
+    stack::{Call, get},
     world::{DISCONNECT, DOCUMENT, START, Wish, World, http_filters, list, metadata, virtual_hosts, without_metadata},
 };
 
@@ -21,6 +21,41 @@ fn found(client_id: &str) -> (u16, Option<String>) {
 fn document_route(host: &mut Value) -> &mut Value {
     let routes = host["routes"].as_array_mut().expect("routes");
     routes.iter_mut().find(|route| route["match"]["path"] == DOCUMENT).expect("the document's route")
+}
+
+/// What came through of Envoy's configuration and the file's is listed, each route said once, and nothing of an upstream.
+#[tokio::test]
+async fn routes_that_were_seen_are_listed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("config.yaml");
+    let routes = "routes:\n- from: https://file.localhost\n  to: https://up.localhost/SECRET/mcp\n";
+    std::fs::write(&config, routes).expect("written");
+    let edit = |config: &mut Value| {
+        for host in virtual_hosts(config) {
+            if host["name"] == "notes.localhost" {
+                metadata(host)["to"] = "https://up.localhost/SECRET/mcp".into();
+            }
+        }
+    };
+    let flags = ["--config", config.to_str().expect("text")];
+    let mut world = World::start(Wish { cimd: &flags, edit: &edit, ..Wish::default() }).await;
+    for _ in 0..3 {
+        assert_eq!(world.document("notes.localhost").await.0, 200);
+    }
+    let said = world.cimd.process.line(|line| line.contains("\"attributes\"").then(|| line.to_owned())).await;
+    assert!(said.contains("\"connects\"") && said.contains("https://notes.localhost"), "{said}");
+    let (status, body) = get(world.cimd.admin.parse().expect("an address"), "/routes").await.expect("an answer");
+    let listed: Value = serde_json::from_slice(&body).expect("JSON");
+    let of = |from: &str, source: &str| json!({"from": format!("https://{from}"), "source": source, "route_id": from, "state": "connects"});
+    assert_eq!(status, 200);
+    assert_eq!(
+        listed["routes"],
+        json!([of("notes.localhost", "attributes"), of("file.localhost", "file")]),
+        "{listed}"
+    );
+    let output = world.cimd.process.output();
+    assert_eq!(output.matches("\"attributes\"").count(), 1, "{output}");
+    assert!(output.contains("https://file.localhost") && !output.contains("SECRET"), "{output}");
 }
 
 #[tokio::test]

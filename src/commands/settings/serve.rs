@@ -32,7 +32,7 @@ pub struct Serve {
     /// Where Envoy's ext_proc filter connects: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9001")]
     pub listen: ListenAddr,
-    /// Where /healthz, /readyz, /metrics and /log are served: `host:port` or `unix:/path`.
+    /// Where /healthz, /readyz, /metrics, /log and /routes are served: `host:port` or `unix:/path`.
     #[arg(long, env = "ENVOY_CIMD_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:9002")]
     pub admin_listen: ListenAddr,
     /// The authorization choreographer: `http://host:port`, `https://host:port` or `unix:/path`.
