@@ -8,10 +8,13 @@ use tonic::service::Routes;
 
 use super::{
     listeners::{TokensListener, main_tls},
-    notices::{self, Given},
+    notices,
     running::Process,
     serve::{embedded, kept_files, watched, watched_tokens},
-    settings::{ChoreographerCommand, parse::LoadedFile},
+    settings::{
+        ChoreographerCommand,
+        parse::{Given, LoadedFile},
+    },
     trying::Trying,
     watching::Takers,
 };

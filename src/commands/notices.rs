@@ -1,19 +1,15 @@
 //! What is allowed, and does nothing: where nobody can connect, and settings that have no effect beside others.
 
-use std::collections::BTreeSet;
-
 use super::{
     roles::Served,
     settings::{
         ChoreographerCommand,
+        parse::Given,
         serve::Serve,
         shared::{ExchangeArgs, ProcessArgs},
     },
 };
 use crate::net::{dial::GrpcUrl, listen::ListenAddr};
-
-/// The settings that were given, by flag, variable or file, each by its key.
-pub type Given = BTreeSet<String>;
 
 /// What settings have no effect beside.
 struct Idle {
@@ -176,6 +172,8 @@ fn idle(of: &Of<'_>, given: &Given) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::commands::{
         roles::roles,

@@ -15,10 +15,14 @@ use zeroize::Zeroizing;
 
 use super::{
     listeners::{TokensListener, main_tls},
-    notices::{self, Given},
+    notices,
     roles::{Served, roles},
     running::Process,
-    settings::{parse::LoadedFile, serve::Serve, shared::ExchangeArgs},
+    settings::{
+        parse::{Given, LoadedFile},
+        serve::Serve,
+        shared::ExchangeArgs,
+    },
     trying::Trying,
     watching::{CLIENTS_ELSEWHERE, Takers, watch_state_keys},
 };

@@ -1,6 +1,10 @@
 //! From arguments, variables and the config file to a task.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::PathBuf,
+};
 
 use anyhow::{Context, bail};
 use clap::{
@@ -9,10 +13,10 @@ use clap::{
 };
 
 use super::{Cli, Task};
-use crate::commands::{
-    config_file::{self, ConfigFile},
-    notices::Given,
-};
+use crate::commands::config_file::{self, ConfigFile};
+
+/// The settings that were given, by flag, variable or file, each by its key.
+pub type Given = BTreeSet<String>;
 
 /// What was asked for, and the config file that came with it.
 #[derive(Debug)]
