@@ -57,8 +57,8 @@ pub async fn run(
     let trying = Trying::new(settings.process.ready_needs_exchange, &metrics);
     trying.store(&embedded, &mut tasks);
     Takers { endpoints: None, clients: Some(embedded.tokens.clients.clone()) }.watch(file, &metrics, &mut tasks);
-    let watched = Arc::clone(&metrics);
-    tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(watched).await });
+    let counted = Arc::clone(&metrics);
+    tasks.spawn("the watch over the encryption keys", async move { vault.watch_keys(counted).await });
     let handed_out = || watched_tokens(&traces, SpanKind::Server, &metrics, Arc::new(embedded.tokens.clone()));
     let tokens = tokens.map(|listener| listener.serving(handed_out()));
     let choreographer = watched(&traces, SpanKind::Server, &metrics, Arc::new(embedded));
