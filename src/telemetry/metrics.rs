@@ -45,8 +45,16 @@ pub struct Metrics {
 }
 
 /// The files that are read again.
-const FILES: [&str; 7] =
-    ["config", "state_keys", "client_secrets", "tls", "tokens_tls", "choreographer_tls", "tokens_client_tls"];
+const FILES: [&str; 8] = [
+    "config",
+    "state_keys",
+    "encryption_keys",
+    "client_secrets",
+    "tls",
+    "tokens_tls",
+    "choreographer_tls",
+    "tokens_client_tls",
+];
 
 /// Why a stream is refused before anything of its request is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
