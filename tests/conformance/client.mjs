@@ -1,7 +1,8 @@
 // What the suite runs in the place of an MCP client, for one scenario: `client.mjs URL`. It puts a real Envoy and
 // envoy-cimd before the suite's MCP server, and is two programs of a person's: an MCP client that knows nothing of
-// OAuth, and the browser in which they connect whenever they are told to. Where the suite gives the credentials of a
-// client (MCP_CONFORMANCE_CONTEXT), it is also the operator, who puts them into the config file.
+// OAuth, and the browser in which they connect whenever they are told to. CONFORMANCE_CLIENT is the kind of client that
+// the route is to be (scenarios.mjs); for a pre-registered one it is also the operator, who puts the credentials that
+// the suite gives (MCP_CONFORMANCE_CONTEXT) into the config file.
 //
 // It prints what came of it: `called`, or the label of envoy-cimd's refusal. Whatever else goes wrong ends it with an
 // error.
@@ -19,16 +20,19 @@ import { text } from 'node:stream/consumers';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { Reach } from './reach.mjs';
+import { DOCUMENT, PRE_REGISTERED, REGISTERED } from './scenarios.mjs';
 
-const { ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, MCP_CONFORMANCE_PROTOCOL_VERSION } = process.env;
+const {
+  ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, CONFORMANCE_CLIENT, MCP_CONFORMANCE_PROTOCOL_VERSION,
+} = process.env;
 for (const [name, value] of Object.entries({
-  ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, MCP_CONFORMANCE_PROTOCOL_VERSION,
+  ENVOY, ENVOY_CIMD, CONFORMANCE_CERT, CONFORMANCE_KEY, CONFORMANCE_CLIENT, MCP_CONFORMANCE_PROTOCOL_VERSION,
 })) {
   assert.ok(value, `${name} must be set`);
 }
 /** With the path of the document, this makes the client_id that the suite expects. */
 const FROM = 'https://conformance-test.local';
-const DOCUMENT = '/client-metadata.json';
+const DOCUMENT_PATH = '/client-metadata.json';
 const START = '/.pomerium/oauth/start';
 /** What the suite hands over besides the address. */
 const CONTEXT = JSON.parse(process.env.MCP_CONFORMANCE_CONTEXT ?? '{}');
@@ -73,7 +77,7 @@ function cleanUp() {
 
 /** What the suite registered by hand, as an operator enters it: a config file, and the issuer that the route pins. */
 async function preregistered(to) {
-  if (CONTEXT.client_id === undefined) {
+  if (CONFORMANCE_CLIENT !== PRE_REGISTERED) {
     return {};
   }
   const { origin, pathname } = new URL(to);
@@ -93,9 +97,11 @@ async function startCimd(socket, config) {
   const { promise: ready, resolve } = Promise.withResolvers();
   let last;
   const child = start(ENVOY_CIMD, [
-    'serve', '--listen', socket, '--admin-listen', '127.0.0.1:0', '--single-user', '--document-path', DOCUMENT,
-    '--state-dir', join(dir, 'state'), '--extra-ca', CONFORMANCE_CERT, '--allow-host', 'localhost',
-    '--drain-delay', '0', '--dynamic-registration', ...(config === undefined ? [] : ['--config', config]),
+    'serve', '--listen', socket, '--admin-listen', '127.0.0.1:0', '--single-user',
+    '--document-path', DOCUMENT_PATH, '--state-dir', join(dir, 'state'), '--extra-ca', CONFORMANCE_CERT,
+    '--allow-host', 'localhost', '--drain-delay', '0',
+    ...(CONFORMANCE_CLIENT === DOCUMENT ? [] : ['--dynamic-registration']),
+    ...(config === undefined ? [] : ['--config', config]),
   ], (line) => {
     const { message, listener, label, request_id: request } = line.startsWith('{') ? JSON.parse(line) : {};
     if (message === 'ready' && listener === 'ext_proc') {
@@ -120,7 +126,7 @@ async function startEnvoy(socket, to, issuer) {
   const pin = issuer === undefined ? '' : `,authorization_server=${issuer}`;
   const printed = spawn(ENVOY_CIMD, [
     'envoy-config', '--route', `from=${FROM},to=${to}${pin}`, '--processor', socket, '--single-user',
-    '--document-path', DOCUMENT, '--https-listen', '127.0.0.1:0', '--http-listen', '127.0.0.1:0',
+    '--document-path', DOCUMENT_PATH, '--https-listen', '127.0.0.1:0', '--http-listen', '127.0.0.1:0',
     '--envoy-admin', '127.0.0.1:0', '--downstream-cert', CONFORMANCE_CERT, '--downstream-key', CONFORMANCE_KEY,
     '--upstream-ca', CONFORMANCE_CERT,
   ], { stdio: ['ignore', 'pipe', 'inherit'] });
@@ -197,9 +203,20 @@ async function connect() {
   const pressed = new URL(action.replaceAll('&#38;', '&').replaceAll('&amp;', '&'), FROM);
   const begun = await browse(pressed, { site: 'same-origin', method: 'POST' });
   accepted(begun, 303);
+  isTheClient(new URL(begun.headers.location).searchParams.get('client_id'));
   const allowed = await browse(begun.headers.location, { site: 'cross-site' });
   assert.equal(allowed.status, 302, 'the suite allows everything');
   accepted(await browse(allowed.headers.location, { site: 'cross-site' }), 303);
+}
+
+/** The suite's servers take any client_id, so it is here that it is seen whose it is. */
+function isTheClient(clientId) {
+  const document = FROM + DOCUMENT_PATH;
+  if (CONFORMANCE_CLIENT === REGISTERED) {
+    assert.ok(clientId && clientId !== document, `${clientId} is registered`);
+  } else {
+    assert.equal(clientId, CONFORMANCE_CLIENT === DOCUMENT ? document : CONTEXT.client_id);
+  }
 }
 
 function accepted({ status, body }, expected) {
@@ -274,7 +291,8 @@ process.on('SIGTERM', () => {
   process.exit(1);
 });
 try {
-  const reach = new Reach({ cert: ca, key: readFileSync(CONFORMANCE_KEY, 'utf8') });
+  const tls = { cert: ca, key: readFileSync(CONFORMANCE_KEY, 'utf8') };
+  const reach = new Reach(tls, CONFORMANCE_CLIENT === DOCUMENT);
   const to = await reach.outer(process.argv[2]);
   const socket = `unix:${join(dir, 'ext_proc.sock')}`;
   const { issuer, config } = await preregistered(to);

@@ -1,4 +1,5 @@
-// Makes the suite's servers reachable for a client that speaks https alone.
+// Makes the suite's servers reachable for a client that speaks https alone, and on request announces at the
+// authorization servers that they take metadata documents.
 //
 // The suite serves http://localhost:A. This serves the same at https://localhost:B, one B for each A. So that client
 // and server each see one world, in which all addresses fit together, one origin becomes the other wherever a client or
@@ -7,6 +8,10 @@
 //   - on the way out, A becomes B: in JSON that answers a GET (the two kinds of metadata: `resource`, `issuer`, the
 //     endpoints and the rest), in `location` (its parameter `iss` too), in `www-authenticate` (`resource_metadata`);
 //   - on the way in, B becomes A: in `host`, in the parameters of the query and of a form (`resource`).
+//
+// Apart from origins, one thing changes, and only where it is asked for: metadata of an authorization server that does
+// not say whether it takes metadata documents says that it does. Scenarios about something else leave it out, for
+// clients that register.
 //
 // All else passes as it is: MCP messages, codes, tokens, PKCE, registrations, credentials of clients.
 
@@ -21,14 +26,19 @@ const HOP_BY_HOP = ['connection', 'keep-alive', 'transfer-encoding', 'upgrade', 
 
 export class Reach {
   #tls;
+  #announceDocuments;
   #servers = [];
   /** Promises of outer origins, by inner origin. */
   #outer = new Map();
   #inner = new Map();
 
-  /** @param {{cert: string, key: string}} tls  for `localhost` */
-  constructor(tls) {
+  /**
+   * @param {{cert: string, key: string}} tls  for `localhost`
+   * @param {boolean} announceDocuments
+   */
+  constructor(tls, announceDocuments) {
     this.#tls = tls;
+    this.#announceDocuments = announceDocuments;
   }
 
   /** A text with addresses of the suite, as the client sees it. */
@@ -99,7 +109,7 @@ export class Reach {
       headers.location = await this.#location(headers.location);
     }
     if (method === 'GET' && headers['content-type']?.startsWith('application/json')) {
-      const body = await this.outer((await buffer(answer)).toString());
+      const body = this.#announced(await this.outer((await buffer(answer)).toString()));
       response.writeHead(answer.statusCode, { ...headers, 'content-length': Buffer.byteLength(body) });
       response.end(body);
     } else {
@@ -107,6 +117,18 @@ export class Reach {
       response.flushHeaders();
       answer.pipe(response);
     }
+  }
+
+  /** What answers a GET, with the announcement where that is metadata of an authorization server. */
+  #announced(json) {
+    if (!this.#announceDocuments) {
+      return json;
+    }
+    const metadata = JSON.parse(json);
+    if (metadata.authorization_endpoint !== undefined) {
+      metadata.client_id_metadata_document_supported ??= true;
+    }
+    return JSON.stringify(metadata);
   }
 
   async #location(location) {

@@ -11,7 +11,7 @@ import { availableParallelism } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { text } from 'node:stream/consumers';
 
-import { LEFT_OUT, REVISIONS, RUN } from './scenarios.mjs';
+import { DOCUMENT, EXPECTED_FAILURES, LEFT_OUT, REVISIONS, RUN } from './scenarios.mjs';
 
 const here = import.meta.dirname;
 const suite = join(here, 'node_modules/@modelcontextprotocol/conformance');
@@ -29,31 +29,34 @@ execFileSync('openssl', [
   '-days', '2', '-subj', '/CN=envoy-cimd conformance', '-addext', 'basicConstraints=critical,CA:FALSE',
   '-addext', 'subjectAltName=DNS:localhost,DNS:conformance-test.local',
 ], { stdio: ['ignore', 'ignore', 'pipe'] });
+const expected = join(results, 'expected-failures.yml');
+// JSON is YAML.
+writeFileSync(expected, JSON.stringify({ client: Object.keys(EXPECTED_FAILURES) }));
 
 /** The suite's own command line. */
-function conformance(...args) {
+function conformance(args, env = {}) {
   return spawn(process.execPath, [join(suite, 'dist/index.js'), ...args], {
     // The suite gives the client its variables on.
-    env: { ...process.env, CONFORMANCE_CERT: cert, CONFORMANCE_KEY: key },
+    env: { ...process.env, CONFORMANCE_CERT: cert, CONFORMANCE_KEY: key, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
 }
 
 /** The client scenarios, and the revisions that each is of. */
 async function known() {
-  const lines = (await text(conformance('list', '--client').stdout)).matchAll(/^ +- (\S+) \[(\S+)\]$/gm);
+  const lines = (await text(conformance(['list', '--client']).stdout)).matchAll(/^ +- (\S+) \[(\S+)\]$/gm);
   return new Map([...lines].map(([, name, revisions]) => [name, revisions.split(',')]));
 }
 
 /** What is wrong with how a scenario went; nothing where it came to what it is to come to. */
-async function fault(scenario, revision) {
-  const output = join(results, revision);
-  const run = conformance(
+async function fault({ name: scenario, client, revision }) {
+  const output = join(results, client, revision);
+  const run = conformance([
     'client', '--scenario', scenario, '--spec-version', revision, '--timeout', String(PATIENCE),
     // The shell makes way for the client, so that whoever stops the one stops the other.
     '--command', `exec "${process.execPath}" "${join(here, 'client.mjs')}"`,
-    '--output-dir', output,
-  );
+    '--output-dir', output, ...(client === DOCUMENT ? ['--expected-failures', expected] : []),
+  ], { CONFORMANCE_CLIENT: client });
   const ended = once(run, 'close');
   const said = (await Promise.all([text(run.stdout), text(run.stderr)])).join('');
   const [code] = await ended;
@@ -64,7 +67,8 @@ async function fault(scenario, revision) {
   const kept = join(output, dirname(scenario));
   const folder = readdirSync(kept).find((name) => name.startsWith(`${basename(scenario)}-2`));
   const outcome = readFileSync(join(kept, folder, 'stdout.txt'), 'utf8').trim();
-  return outcome === RUN[scenario] ? undefined : `it came to ${outcome || 'nothing'}, not to ${RUN[scenario]}\n${said}`;
+  const wanted = RUN[scenario].outcome;
+  return outcome === wanted ? undefined : `it came to ${outcome || 'nothing'}, not to ${wanted}\n${said}`;
 }
 
 const all = await known();
@@ -81,17 +85,18 @@ for (const name of [...Object.keys(RUN), ...Object.keys(LEFT_OUT)]) {
   }
 }
 
-const runs = REVISIONS.flatMap((revision) => Object.keys(RUN)
-  .filter((name) => all.get(name)?.includes(revision) && (chosen.length === 0 || chosen.includes(name)))
-  .map((name) => ({ name, revision })));
+const runs = REVISIONS.flatMap((revision) => Object.entries(RUN)
+  .filter(([name]) => all.get(name)?.includes(revision) && (chosen.length === 0 || chosen.includes(name)))
+  .flatMap(([name, { clients }]) => clients.map((client) => ({ name, client, revision }))));
 assert.ok(runs.length > 0, `no scenario is called ${chosen.join(' or ')}`);
 const waiting = [...runs];
 await Promise.all(Array.from({ length: Math.min(availableParallelism(), AT_ONCE) }, async () => {
   for (let run = waiting.shift(); run !== undefined; run = waiting.shift()) {
-    run.fault = await fault(run.name, run.revision);
-    console.log(`${run.name} of ${run.revision}: ${run.fault === undefined ? 'passed' : 'FAILED'}`);
+    run.fault = await fault(run);
+    const play = `${run.name} of ${run.revision}, ${run.client}`;
+    console.log(`${play}: ${run.fault === undefined ? 'passed' : 'FAILED'}`);
     if (run.fault !== undefined) {
-      faults.push(`${run.name} of ${run.revision}: ${run.fault}`);
+      faults.push(`${play}: ${run.fault}`);
     }
   }
 }));
@@ -114,18 +119,23 @@ process.exitCode = faults.length > 0 ? 1 : 0;
 
 /** What came of each scenario, and of which none did. */
 function tabulated() {
-  const head = ['scenario', ...REVISIONS, 'what came of it, or why it is left out'];
+  const head = ['scenario', 'client', ...REVISIONS, 'what came of it, or why it is left out'];
   const rows = [head, head.map(() => '---')];
-  for (const [name, outcome] of Object.entries(RUN)) {
-    const verdicts = REVISIONS.map((revision) => {
-      const run = runs.find((run) => run.name === name && run.revision === revision);
-      return run === undefined ? '–' : run.fault === undefined ? 'passed' : 'FAILED';
-    });
+  for (const [name, { clients, outcome }] of Object.entries(RUN)) {
     const came = outcome === 'called' ? 'the call is answered' : `refused: \`${outcome}\``;
-    rows.push([`\`${name}\``, ...verdicts, came]);
+    for (const client of clients) {
+      const verdicts = REVISIONS.map((revision) => {
+        const run = runs.find((run) => run.name === name && run.client === client && run.revision === revision);
+        return run === undefined ? '–' : run.fault === undefined ? 'passed' : 'FAILED';
+      });
+      const but = Object.entries(client === DOCUMENT ? EXPECTED_FAILURES : {})
+        .filter(([check]) => check.startsWith(`${name}:`))
+        .map(([check, reason]) => `, but for \`${check.slice(name.length + 1)}\`, which ${reason}`);
+      rows.push([`\`${name}\``, client, ...verdicts, came + but.join('')]);
+    }
   }
   for (const [name, reason] of Object.entries(LEFT_OUT)) {
-    rows.push([`\`${name}\``, ...REVISIONS.map(() => 'left out'), reason]);
+    rows.push([`\`${name}\``, '–', ...REVISIONS.map(() => 'left out'), reason]);
   }
   return rows.map((cells) => `| ${cells.join(' | ')} |\n`).join('');
 }

@@ -4,36 +4,55 @@
 /** The revisions of MCP that the suite plays them in. */
 export const REVISIONS = ['2025-11-25', '2026-07-28'];
 
+/** The kinds of client that a route can be, as the table calls them. */
+export const DOCUMENT = 'document';
+export const REGISTERED = 'registered';
+export const PRE_REGISTERED = 'pre-registered';
+
 /**
- * Those that are run, each in every revision that it is of, and what is to come of it besides the suite's own verdict:
- * the person's call is answered (`called`), or envoy-cimd refuses with this label.
+ * Those that are run, each in every revision that it is of and as each of these clients, and what is to come of it
+ * besides the suite's own verdict: the person's call is answered (`called`), or envoy-cimd refuses with this label.
+ *
+ * A scenario is played by document where it lets a client be one, and by a registered one too where it looks at the
+ * registration or at how a client authenticates.
  */
 export const RUN = {
-  'auth/metadata-default': 'called',
-  'auth/metadata-var1': 'called',
-  'auth/metadata-var2': 'called',
-  'auth/metadata-var3': 'called',
-  'auth/basic-cimd': 'called',
-  'auth/scope-from-www-authenticate': 'called',
-  'auth/scope-from-scopes-supported': 'called',
-  'auth/scope-omitted-when-undefined': 'called',
-  'auth/scope-step-up': 'called',
-  'auth/scope-retry-limit': 'no_more_scope',
-  'auth/token-endpoint-auth-none': 'called',
-  'auth/token-endpoint-auth-basic': 'called',
-  'auth/token-endpoint-auth-post': 'called',
-  'auth/pre-registration': 'called',
-  'auth/resource-mismatch': 'authorization_server_unusable',
-  'auth/offline-access-scope': 'called',
-  'auth/offline-access-not-supported': 'called',
-  'auth/authorization-server-migration': 'called',
-  'auth/iss-supported': 'called',
-  'auth/iss-not-advertised': 'called',
-  'auth/iss-supported-missing': 'issuer_mismatch',
-  'auth/iss-wrong-issuer': 'issuer_mismatch',
-  'auth/iss-unexpected': 'issuer_mismatch',
-  'auth/iss-normalized': 'issuer_mismatch',
-  'auth/metadata-issuer-mismatch': 'authorization_server_unusable',
+  'auth/metadata-default': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/metadata-var1': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/metadata-var2': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/metadata-var3': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/basic-cimd': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/scope-from-www-authenticate': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/scope-from-scopes-supported': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/scope-omitted-when-undefined': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/scope-step-up': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/scope-retry-limit': { clients: [DOCUMENT], outcome: 'no_more_scope' },
+  'auth/token-endpoint-auth-none': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/token-endpoint-auth-basic': { clients: [REGISTERED], outcome: 'called' },
+  'auth/token-endpoint-auth-post': { clients: [REGISTERED], outcome: 'called' },
+  'auth/pre-registration': { clients: [PRE_REGISTERED], outcome: 'called' },
+  'auth/resource-mismatch': { clients: [DOCUMENT], outcome: 'authorization_server_unusable' },
+  'auth/offline-access-scope': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/offline-access-not-supported': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/authorization-server-migration': { clients: [DOCUMENT, REGISTERED], outcome: 'called' },
+  'auth/iss-supported': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/iss-not-advertised': { clients: [DOCUMENT], outcome: 'called' },
+  'auth/iss-supported-missing': { clients: [DOCUMENT], outcome: 'issuer_mismatch' },
+  'auth/iss-wrong-issuer': { clients: [DOCUMENT], outcome: 'issuer_mismatch' },
+  'auth/iss-unexpected': { clients: [DOCUMENT], outcome: 'issuer_mismatch' },
+  'auth/iss-normalized': { clients: [DOCUMENT], outcome: 'issuer_mismatch' },
+  'auth/metadata-issuer-mismatch': { clients: [DOCUMENT], outcome: 'authorization_server_unusable' },
+};
+
+const NEVER_REGISTERS = 'wants to see a registration, and a document takes none';
+
+/** Single checks that must fail where a scenario is played by document, and why. One that passes fails the run. */
+export const EXPECTED_FAILURES = {
+  'auth/metadata-default:client-registration': NEVER_REGISTERS,
+  'auth/metadata-var1:client-registration': NEVER_REGISTERS,
+  'auth/metadata-var2:client-registration': NEVER_REGISTERS,
+  'auth/metadata-var3:client-registration': NEVER_REGISTERS,
+  'auth/authorization-server-migration:sep-2352-reregister-on-as-change': NEVER_REGISTERS,
 };
 
 const NO_PERSON = 'a grant without a person; envoy-cimd has the authorization code grant alone';
