@@ -394,17 +394,17 @@ impl Metrics {
         self.reload_ok.get_or_create(&FileLabels { file }).set(0);
     }
 
-    /// Counts a refresh; `result` is one of the table in the README.
+    /// Counts a refresh; `result` is one of the table in `docs/operations.md`.
     pub fn refreshed(&self, result: &'static str) {
         self.refreshes.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Counts a token that was asked for; `result` is one of the table in the README.
+    /// Counts a token that was asked for; `result` is one of the table in `docs/operations.md`.
     pub fn token_looked_up(&self, result: &'static str) {
         self.token_lookups.get_or_create(&ResultLabels { result }).inc();
     }
 
-    /// Counts a report of a refused token; `result` is one of the table in the README.
+    /// Counts a report of a refused token; `result` is one of the table in `docs/operations.md`.
     pub fn refused_token(&self, status: &'static str, result: &'static str) {
         self.refused_tokens.get_or_create(&RefusedLabels { status, result }).inc();
     }

@@ -1,7 +1,7 @@
-//! The audit log: the README's table of its events is complete and true, each line says of whom and of what it is, and
+//! The audit log: the table of its events in docs/operations.md is complete and true, each line says of whom and of what it is, and
 //! the metrics agree with it.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
 use envoy_cimd::contract::{
     error::{BeginError, CallError, CompleteError, Label},
@@ -18,7 +18,7 @@ use crate::{
     authorization_server::{Lie, Refresh, Token},
     exchange::{CALLBACK, CLIENT, Party, single},
     security::exists,
-    settings::section,
+    settings::{OPERATIONS, page, section},
     stack::metric,
     tokens::{connect, disconnect, over, party, tag, token},
 };
@@ -40,10 +40,10 @@ const OF_THE_STORE: [(&str, &str); 5] = [
     ("completed", "choreographer_failed"),
 ];
 
-/// The rows of the README's table.
+/// The rows of the table.
 fn documented() -> BTreeSet<Kind> {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the page");
-    let rows = section(&readme, "audit").lines().filter(|line| line.starts_with("| ")).skip(2);
+    let page = page(OPERATIONS);
+    let rows = section(&page, "audit").lines().filter(|line| line.starts_with("| ")).skip(2);
     rows.flat_map(|row| {
         let columns: Vec<&str> = row.trim_matches('|').split(" | ").collect();
         let [event, level, outcomes, _] = columns[..] else { panic!("not four columns: {row}") };
@@ -149,7 +149,7 @@ async fn tokens(party: &mut Party, client: &UpstreamTokensClient<Channel>) {
 }
 
 #[tokio::test]
-async fn each_event_is_in_the_readme_and_can_be_seen() {
+async fn each_event_is_on_the_page_and_can_be_seen() {
     let lies = vec![
         Lie::none("good"),
         Lie::none("never"),
@@ -233,7 +233,7 @@ async fn each_event_is_in_the_readme_and_can_be_seen() {
     let seen: BTreeSet<Kind> = lines.iter().map(kind).collect();
     let documented = documented();
     let unknown: Vec<&Kind> = seen.difference(&documented).collect();
-    assert!(unknown.is_empty(), "not in the README: {unknown:?}");
+    assert!(unknown.is_empty(), "not in {OPERATIONS}: {unknown:?}");
     for (_, _, test) in ELSEWHERE {
         exists(test);
     }
@@ -241,12 +241,12 @@ async fn each_event_is_in_the_readme_and_can_be_seen() {
     let elsewhere: BTreeSet<(&str, &str)> = elsewhere.collect();
     let unseen: BTreeSet<(&str, &str)> =
         documented.difference(&seen).map(|(event, outcome, _)| (event.as_str(), outcome.as_str())).collect();
-    assert_eq!(unseen, elsewhere, "what is in the README is provoked here or elsewhere");
+    assert_eq!(unseen, elsewhere, "what is on the page is provoked here or elsewhere");
 }
 
 /// No error is without its word in the table.
 #[test]
-fn each_error_of_a_flow_is_in_the_readme() {
+fn each_error_of_a_flow_is_on_the_page() {
     let documented = documented();
     let is_there = |events: &[&str], outcome: &str| {
         let is_one = |(event, documented, _): &Kind| events.contains(&event.as_str()) && documented == outcome;

@@ -14,6 +14,7 @@ mod compose;
 mod connection;
 mod contract;
 mod dashboard;
+mod docs;
 mod document;
 mod documents;
 mod e2e;

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::{
-    settings::{readme, section},
+    settings::{REFERENCE, page, section},
     stack::{Authority, Call, Cimd, tls_listener},
     world::{DOCUMENT, Wish, World, executable},
 };
@@ -39,9 +39,9 @@ async fn probe(args: &[&str]) -> (Option<i32>, String, Vec<String>) {
     let mut codes: Vec<String> =
         report["findings"].as_array().expect("findings").iter().map(|finding| text(&finding["code"])).collect();
     codes.dedup();
-    let readme = readme();
-    let table = section(&readme, "findings");
-    assert!(codes.iter().all(|code| table.contains(&format!("`{code}`"))), "the README lacks one of {codes:?}");
+    let page = page(REFERENCE);
+    let table = section(&page, "findings");
+    assert!(codes.iter().all(|code| table.contains(&format!("`{code}`"))), "{REFERENCE} lacks one of {codes:?}");
     (code, text(&report["verdict"]), codes)
 }
 

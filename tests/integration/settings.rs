@@ -580,9 +580,9 @@ fn bad_values_of_a_route_are_named() {
 
 /// The keys of a route are the program's own list, wherever they stand.
 #[test]
-fn the_readme_and_the_help_list_every_route_key() {
-    let readme = readme();
-    let rows = section(&readme, "route keys").lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+fn the_page_and_the_help_list_every_route_key() {
+    let page = page(REFERENCE);
+    let rows = section(&page, "route keys").lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     let documented: Vec<&str> = rows.map(|(key, _)| key).collect();
     assert_eq!(documented, Key::NAMES);
     let help = run(&["envoy-config", "--help"], &[]).1;
@@ -632,13 +632,19 @@ fn hosts_that_routes_share_are_named() {
     assert!(stdout.contains("all keys of a route from the level that sets `from`"), "{stdout}");
 }
 
-pub fn readme() -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("the README")
+/// The page that has every setting, key and label.
+pub const REFERENCE: &str = "docs/reference.md";
+/// The page that has every metric and event.
+pub const OPERATIONS: &str = "docs/operations.md";
+
+/// A page of this repository.
+pub fn page(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
 }
 
-/// What stands between two markers of the README.
-pub fn section<'a>(readme: &'a str, name: &str) -> &'a str {
-    let (_, rest) = readme.split_once(&format!("<!-- {name} -->")).unwrap_or_else(|| panic!("no section {name}"));
+/// What stands between two markers of a page.
+pub fn section<'a>(page: &'a str, name: &str) -> &'a str {
+    let (_, rest) = page.split_once(&format!("<!-- {name} -->")).unwrap_or_else(|| panic!("no section {name}"));
     rest.split_once(&format!("<!-- /{name} -->")).unwrap_or_else(|| panic!("{name} has no end")).0
 }
 
@@ -664,8 +670,8 @@ fn setting_row(command: &str, arg: &clap::Arg) -> Option<String> {
 }
 
 #[test]
-fn the_readme_lists_every_setting() {
-    let readme = readme();
+fn the_page_lists_every_setting() {
+    let page = page(REFERENCE);
     let cli = Cli::command();
     let mut rows: Vec<String> = Vec::new();
     for command in ["serve", "choreographer"] {
@@ -677,20 +683,20 @@ fn the_readme_lists_every_setting() {
         }
     }
     assert!(rows.len() > 5);
-    let table = section(&readme, "settings");
+    let table = section(&page, "settings");
     let documented: Vec<String> = table
         .lines()
         .filter(|line| line.starts_with("| `"))
         .map(|line| line.trim_end_matches(" |").trim_end_matches('.').to_owned() + " |")
         .collect();
     let missing: Vec<&str> = rows.iter().filter(|row| !documented.contains(row)).map(String::as_str).collect();
-    assert!(missing.is_empty(), "the README's table of settings lacks\n{}", missing.join("\n"));
+    assert!(missing.is_empty(), "the table of settings in {REFERENCE} lacks\n{}", missing.join("\n"));
     assert_eq!(documented.len(), rows.len(), "and has rows that no setting has:\n{documented:#?}");
 }
 
 #[tokio::test]
-async fn the_readme_lists_every_metric() {
-    let readme = readme();
+async fn the_page_lists_every_metric() {
+    let page = page(OPERATIONS);
     let dir = tempfile::tempdir().expect("a folder");
     let cimd = Cimd::start(&executable(), &Certificates::make(dir.path(), &["localhost"]).flags()).await;
     let (_, text) = get(cimd.admin.parse().expect("an address"), "/metrics").await.expect("metrics");
@@ -705,19 +711,19 @@ async fn the_readme_lists_every_metric() {
             _ => name.to_owned(),
         })
         .collect();
-    let documented: BTreeSet<String> = section(&readme, "metrics")
+    let documented: BTreeSet<String> = section(&page, "metrics")
         .lines()
         .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
         .collect();
     assert_eq!(documented, metrics);
 }
 
-/// Every configuration that the README shows is one that `serve` takes.
+/// Every config file that the page shows is one that `serve` takes.
 #[test]
-fn the_readmes_config_files_are_good() {
-    let readme = readme();
+fn the_pages_config_files_are_good() {
+    let page = page(REFERENCE);
     let mut found = 0;
-    for block in readme.split("```yaml\n").skip(1) {
+    for block in page.split("```yaml\n").skip(1) {
         let yaml = block.split("```").next().expect("an end");
         if !yaml.contains("routes:\n- from:") {
             continue;
@@ -728,7 +734,7 @@ fn the_readmes_config_files_are_good() {
         let (code, _, stderr) = run(&["check", "--config", path_of(&file)], &[]);
         assert_eq!((code, stderr.as_str()), (Some(0), ""), "{yaml}");
     }
-    assert!(found > 0, "the README shows no config file");
+    assert!(found > 0, "the page shows no config file");
 }
 
 /// What `--help` prints is reviewed like a page of documentation: a change of it shows in a diff.

@@ -9,7 +9,7 @@ use crate::{
     world::{CALLBACK, DOCUMENT, START, Wish, World, virtual_hosts},
 };
 
-/// What cannot be equal: what differs and, where there is one, the header. The README has the same list.
+/// What cannot be equal: what differs and, where there is one, the header. docs/envoy.md has the same list.
 ///
 /// - A bad `from` is refused when the configuration is printed, so there is no 500.
 /// - `date` is the moment.

@@ -196,7 +196,7 @@ impl Tokens {
         }
     }
 
-    /// Counts a refresh, and has it in the audit log; `outcome` is one of the tables in the README.
+    /// Counts a refresh, and has it in the audit log; `outcome` is one of the tables in `docs/operations.md`.
     async fn came_to(&self, owner: &TokenOwner, old: &TokenRecord, outcome: &'static str) {
         self.metrics.refreshed(outcome);
         audit::event("refreshed", &owner.user, owner.client_id.as_str(), &old.issuer, None, outcome).await;

@@ -138,7 +138,7 @@ fn status_code(status: RefusedStatus) -> &'static str {
     }
 }
 
-/// What a report came to, in a word of the README's table.
+/// What a report came to, in a word of the table in `docs/operations.md`.
 fn outcome(result: &Result<Renewal, TokenError>) -> &'static str {
     match result {
         Ok(Renewal::Renewed) => "renewed",
