@@ -102,8 +102,12 @@ async function wholeWay(from, method, clientId) {
   const client = open({ url: new URL('/mcp', from), dispatcher });
   try {
     const [before, grants] = [seen.length, granted.length];
+    // What the client before sent last may still be on its way, with a token that was given out before.
+    const earlier = new Set(granted.map(({ access_token: token }) => `Bearer ${token}`));
+    const credentials = () => seen.slice(before).map(({ authorization }) => authorization.join());
+    const own = () => [...new Set(credentials())].filter((token) => !earlier.has(token));
     await assert.rejects(client.connect(), ({ message }) => message.includes(link));
-    assert.equal(seen.length, before, 'nothing went on');
+    assert.deepEqual(own(), [], 'nothing went on');
 
     lifetime = SHORT;
     await person.connect(link);
@@ -116,10 +120,7 @@ async function wholeWay(from, method, clientId) {
       assert.deepEqual([given?.client, given?.method, given?.grant], [clientId(), method, grant]);
     }
     assert.equal(more.length, 0);
-    assert.deepEqual(
-      [...new Set(seen.slice(before).map(({ authorization }) => authorization.join()))],
-      [`Bearer ${second.access_token}`],
-    );
+    assert.deepEqual(own(), [`Bearer ${second.access_token}`]);
     assert.ok((await provider.RefreshToken.find(first.refresh_token)).consumed, 'it rotated');
 
     await person.disconnect(link);
