@@ -86,8 +86,8 @@ impl ClientTls {
     }
 
     /// Follows the files, for ever.
-    pub async fn watch(self, metrics: Arc<Metrics>) -> anyhow::Result<()> {
-        self.config.watch(metrics).await
+    pub fn watch(self, metrics: Arc<Metrics>) -> impl Future<Output = anyhow::Result<()>> + Send {
+        self.config.watch(metrics)
     }
 }
 

@@ -104,11 +104,13 @@ impl<C: Send + Sync> Following<C> {
         self.current.load_full()
     }
 
-    /// Follows the files, and says when their certificates are about to end, for ever.
-    pub async fn watch(self, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+    /// Says when the certificates end, at once and whenever they are nearer to it, and follows the files for ever.
+    pub fn watch(self, metrics: Arc<Metrics>) -> impl Future<Output = anyhow::Result<()>> + Send {
         let Self { files, seen, build, current, validities } = self;
+        let mut said = Said::default();
+        said.note(files.name, &validities.load(), UnixTime::now(), &metrics);
+        let ends = say_when_they_end(said, files.name, Arc::clone(&validities), Arc::clone(&metrics));
         let paths = files.all().map(|file| file.path.clone()).collect();
-        let ends = say_when_they_end(files.name, Arc::clone(&validities), Arc::clone(&metrics));
         let reloads = watch(Watched { name: files.name, paths, seen }, metrics, move |contents| {
             if let Some([_, key]) = &files.identity {
                 exposure::warn(&key.path);
@@ -117,22 +119,24 @@ impl<C: Send + Sync> Following<C> {
             validities.store(Arc::new(files.validities(contents)));
             Ok(())
         });
-        tokio::select! {
-            ended = reloads => ended,
-            ended = ends => match ended {},
+        async {
+            tokio::select! {
+                ended = reloads => ended,
+                ended = ends => match ended {},
+            }
         }
     }
 }
 
 async fn say_when_they_end(
+    mut said: Said,
     file: &'static str,
     validities: Arc<ArcSwap<Validities>>,
     metrics: Arc<Metrics>,
 ) -> Infallible {
-    let mut said = Said::default();
     loop {
-        said.note(file, &validities.load(), UnixTime::now(), &metrics);
         sleep(LOOK).await;
+        said.note(file, &validities.load(), UnixTime::now(), &metrics);
     }
 }
 
