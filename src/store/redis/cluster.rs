@@ -1,15 +1,20 @@
 //! Which node of a cluster has which slot.
 
-use std::{collections::HashSet, ops::RangeInclusive, pin::Pin, sync::Arc};
+use std::{collections::HashSet, ops::RangeInclusive, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::future::select_ok;
 use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, from_redis_value};
+use tokio::time::timeout;
 
 use super::{
     dial::{Effect, Pool, Server},
     hearsay::Hearsay,
 };
 use crate::store::url::Address;
+
+/// How long one node may take to say who has what: less than the step has that waits for it, so that a connection on which
+/// nothing comes any more is known for that.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The nodes, and what they said last of who has what.
 pub struct Cluster {
@@ -57,8 +62,10 @@ impl Cluster {
 async fn slots(node: Address, pool: &Pool) -> RedisResult<Vec<Part>> {
     let server = pool.server(&node)?;
     let mut connection = pool.connection(&server, Effect::Reads).await?;
+    let mut question = redis::cmd("CLUSTER");
+    let answer = timeout(PATIENCE, question.arg("SLOTS").query_async(&mut connection.redis)).await;
     let answer: RedisResult<Vec<Vec<Value>>> =
-        redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection.redis).await;
+        answer.unwrap_or_else(|_| Err((ErrorKind::Io, "a node did not answer in time").into()));
     let answer = answer.inspect_err(|_| connection.give_up())?;
     let parts: Vec<_> = answer.into_iter().filter_map(|part| read_part(part, &node)).collect();
     if parts.is_empty() {

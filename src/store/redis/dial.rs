@@ -12,7 +12,8 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind,
-    RedisConnectionInfo, RedisResult, ServerErrorKind, TlsCertificates, aio::MultiplexedConnection,
+    RedisConnectionInfo, RedisResult, ServerErrorKind, TlsCertificates, Value, aio::MultiplexedConnection,
+    from_redis_value,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
@@ -91,6 +92,11 @@ impl Connection {
     }
 }
 
+/// Whether an answer to `ROLE` is a master's. What follows the name differs with the role.
+fn is_master(role: Vec<Value>) -> bool {
+    role.into_iter().next().and_then(|name| from_redis_value::<String>(name).ok()).is_some_and(|name| name == "master")
+}
+
 impl Dialer {
     /// # Errors
     /// Where the server cannot be reached or refuses us, or has another role.
@@ -109,8 +115,8 @@ impl Dialer {
             });
         let mut redis = client.get_multiplexed_async_connection_with_config(&config).await?;
         if role == Role::Master {
-            let (found, ..): (String, redis::Value, redis::Value) = redis::cmd("ROLE").query_async(&mut redis).await?;
-            if found != "master" {
+            let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut redis).await?;
+            if !is_master(role) {
                 return Err((ErrorKind::Server(ServerErrorKind::ReadOnly), "it is not the master").into());
             }
         }
@@ -249,6 +255,18 @@ mod tests {
     use rustls::{RootCertStore, pki_types::pem::PemObject};
 
     use super::*;
+
+    /// As servers of each role answer it.
+    #[test]
+    fn a_master_is_told_from_others() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let master = vec![text("master"), Value::Int(3129), Value::Array(Vec::new())];
+        let replica = vec![text("slave"), text("127.0.0.1"), Value::Int(9000), text("connected"), Value::Int(3167)];
+        let sentinel = vec![text("sentinel"), Value::Array(vec![text("main")])];
+        for (role, expected) in [(master, true), (replica, false), (sentinel, false), (Vec::new(), false)] {
+            assert_eq!(is_master(role), expected);
+        }
+    }
 
     #[test]
     fn an_extra_authority_comes_beside_the_systems() {
