@@ -47,9 +47,9 @@ impl Embedded {
     }
 
     async fn find_or_register(&self, wanted: &Wanted) -> Result<Credentials, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
-        let open = self.tokens.open().await.map_err(|error| failed(&error))?;
-        let holder: Holder = random().map_err(|error| failed(&error))?;
+        let away = |error| Failure::Away(format!("the store cannot be opened: {error}"));
+        let open = self.tokens.open().await.map_err(away)?;
+        let holder: Holder = random().map_err(|error| Failure::Failed(error.to_string()))?;
         if let Some(there) = self.claim(open, wanted, holder).await? {
             return Ok(there);
         }
@@ -58,7 +58,7 @@ impl Embedded {
             let issuer = truncate(wanted.issuer.clone());
             tracing::warn!(client_id = %wanted.document, issuer, why, "no client was registered");
         }
-        self.keep(open, wanted, holder, answer, arrived).await
+        self.keep(open, wanted, holder, answer, arrived).await.map_err(Failure::after_asking)
     }
 
     /// The client that is there, perhaps since another process was at it; none once this one may register.

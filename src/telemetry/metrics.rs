@@ -389,9 +389,9 @@ impl Metrics {
         self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
     }
 
-    /// Shows that one of several files is still bad.
-    pub fn still_bad(&self, file: &'static str) {
-        self.reload_ok.get_or_create(&FileLabels { file }).set(0);
+    /// Shows whether all of several files are good.
+    pub fn all_good(&self, file: &'static str, ok: bool) {
+        self.reload_ok.get_or_create(&FileLabels { file }).set(i64::from(ok));
     }
 
     /// Counts a refresh; `result` is one of the table in `docs/operations.md`.

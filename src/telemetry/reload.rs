@@ -86,10 +86,9 @@ pub async fn watch_each(
                 .look(name, &metrics, &mut |contents| apply(&path, contents.first().copied().unwrap_or_default()))
                 .await;
         }
-        // The good one that was read last says nothing of a bad one that was read before it.
-        if states.values().any(|state| !state.is_good) {
-            metrics.still_bad(name);
-        }
+        // The good one that was read last says nothing of a bad one that was read before it, nor a bad one that is none of
+        // them any more.
+        metrics.all_good(name, states.values().all(|state| state.is_good));
     }
 }
 

@@ -44,6 +44,10 @@ impl SecretFile {
     /// # Errors
     /// Where the file cannot be read, or has no client secret.
     pub fn read(path: &Path) -> Result<Self, SecretFileError> {
+        // To open a pipe would wait for somebody who writes to it.
+        if !path.metadata()?.is_file() {
+            return Err(io::Error::other("it is no regular file").into());
+        }
         let mut content = Zeroizing::new(Vec::new());
         // What tells a secret of the greatest length, with its newline, from a longer one.
         File::open(path)?.take(MAX_SECRET as u64 + 3).read_to_end(&mut content)?;

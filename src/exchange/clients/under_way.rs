@@ -19,6 +19,8 @@ pub type Registering = Joined<(ClientId, String, RedirectUri), (), Result<Creden
 pub enum Failure {
     /// The authorization server did not give one, or may not be asked.
     Unusable(String),
+    /// The store cannot be reached: nothing was asked for.
+    Away(String),
     /// The store, or a fault of our own.
     Failed(String),
     /// What is kept for the route is another's.
@@ -30,6 +32,7 @@ impl From<KeptError> for Failure {
         tracing::error!(%error, "the store failed");
         match error {
             KeptError::Sealed(_, UnsealError::DoesNotOpen) => Self::Violation(error.to_string()),
+            KeptError::Store(StoreError::Away(_)) => Self::Away(error.to_string()),
             KeptError::Sealed(..) | KeptError::Store(_) => Self::Failed(error.to_string()),
         }
     }
@@ -41,10 +44,21 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl Failure {
+    /// The same, once the authorization server was asked: what it gave is lost.
+    pub fn after_asking(self) -> Self {
+        match self {
+            Self::Away(why) => Self::Failed(why),
+            other => other,
+        }
+    }
+}
+
 impl From<Failure> for BeginError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Unusable(why) => Self::AuthorizationServerUnusable(why.into()),
+            Failure::Away(why) => CallError::Unavailable(why.into()).into(),
             Failure::Failed(why) | Failure::Violation(why) => CallError::Failed(why.into()).into(),
         }
     }

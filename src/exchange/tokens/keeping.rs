@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Tokens,
@@ -24,6 +24,9 @@ use crate::{
 /// another server can take the place of one that died. In milliseconds.
 const STORE_PAUSES: [u64; 7] = [500, 500, 1000, 1000, 2000, 2000, 3000];
 
+/// How long what was there before is looked for, which is not worth a person's wait.
+const READ_BEFORE: Duration = Duration::from_secs(2);
+
 impl Tokens {
     /// Stores what a flow brought. What this user had of this route before is forgotten; it is revoked only where it is
     /// another authorization server's, or was given to another client, since revoking may end the whole grant (RFC 7009,
@@ -37,7 +40,8 @@ impl Tokens {
         let key = TokenKey::of(&owner.user, &owner.client_id, Issuer(&record.issuer), Resource(&record.resource));
         let route = RouteKey::of(&owner.user, &owner.client_id, &owner.upstream.url);
         // Where it cannot be read, the token comes first.
-        let before = self.found_if_any(owner).await.unwrap_or_default();
+        let before = timeout(READ_BEFORE, self.found_if_any(owner)).await;
+        let before = before.ok().and_then(Result::ok).flatten();
         if let Some(before) = &before {
             record.step_up = before.record.step_up.connected((self.clock)());
         }
@@ -45,7 +49,8 @@ impl Tokens {
         let replaced = persistently(|| open.store.put_token(key, route, sealed.clone())).await?;
         self.setbacks.forget(&key).await;
         let Some((old_key, sealed)) = replaced else {
-            let others = before.filter(|before| before.key == key && before.record.is_anothers(&record));
+            // Perhaps the step was done once before, and its answer lost.
+            let others = before.filter(|before| before.record.is_anothers(&record));
             if let Some(before) = others {
                 self.end_grant(owner, &before.record).await;
             }
