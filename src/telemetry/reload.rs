@@ -208,7 +208,10 @@ fn read(paths: &[PathBuf]) -> Found {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    };
 
     use tokio::time::timeout;
 
@@ -263,6 +266,31 @@ mod tests {
         state.look("config", &metrics, &mut apply).await;
         assert!(is(1), "{}", metrics.text());
         assert_eq!(*taken.lock().expect("taken"), ["new"]);
+    }
+
+    /// A bad file counts for as long as it is one of those that are watched.
+    #[tokio::test(start_paused = true)]
+    async fn a_bad_file_that_nobody_names_any_more_is_forgotten() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("file");
+        std::fs::write(&path, "bad").expect("written");
+        let (metrics, named) = (Arc::new(Metrics::default()), AtomicBool::new(true));
+        let files = || Vec::from_iter(named.load(Relaxed).then(|| (path.clone(), fingerprint(&["good"]))));
+        let watching = watch_each("client_secrets", Arc::clone(&metrics), files, |_, _| anyhow::bail!("it is bad"));
+        let is = |value| metrics.text().contains(&format!("envoy_cimd_reload_ok{{file=\"client_secrets\"}} {value}\n"));
+        let seen = async {
+            while !is(0) {
+                sleep(PERIOD).await;
+            }
+            named.store(false, Relaxed);
+            while !is(1) {
+                sleep(PERIOD).await;
+            }
+        };
+        tokio::select! {
+            ended = watching => panic!("{ended:?}"),
+            () = seen => {}
+        }
     }
 
     /// What is half written is never taken, nor what is not there for a moment.

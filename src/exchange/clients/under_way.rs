@@ -63,3 +63,20 @@ impl From<Failure> for BeginError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::error::Label;
+
+    /// As of every other call: 503 where nothing was done.
+    #[test]
+    fn a_store_that_is_away_is_unavailable_until_a_server_was_asked() {
+        let away = || Failure::from(StoreError::Away("it is gone".to_owned()));
+        assert_eq!(BeginError::from(away()).label(), "choreographer_unavailable");
+        assert_eq!(BeginError::from(away().after_asking()).label(), "choreographer_failed");
+        let failed = Failure::from(StoreError::Failed("it broke".to_owned()));
+        assert_eq!(BeginError::from(failed.clone()).label(), "choreographer_failed");
+        assert_eq!(BeginError::from(failed.after_asking()).label(), "choreographer_failed");
+    }
+}
