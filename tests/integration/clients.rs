@@ -386,7 +386,7 @@ fn clients_that_cannot_be() {
         (of_file("long"), at(&format!("`client_secret_file` {} has more than 4096 bytes", path("long")))),
         (of_file("lines"), at(&format!("`client_secret_file` {} is not one line", path("lines")))),
         (of_file("missing"), at(&format!("`client_secret_file` {} cannot be read: No such file", path("missing")))),
-        (of_file("."), at(&format!("`client_secret_file` {} cannot be read: Is a directory", path(".")))),
+        (of_file("."), at(&format!("`client_secret_file` {} cannot be read: it is no regular file", path(".")))),
         (
             client("- issuer: https://as.example/\n  client_id: d\n  routes: [https://a.example]\n"),
             "clients[1] (https://as.example/): clients[0] is for this issuer and the route https://a.example too"
