@@ -96,23 +96,12 @@ pub fn render(options: &EnvoyConfig, file: Option<&LoadedFile>) -> anyhow::Resul
         Some(Part::Secrets) => part(&[secrets.context("only --sign-in has secrets")?]),
         Some(Part::Routes) => part(&hosts(false)?),
         None => Whole {
-            admin: address(&options.envoy_admin),
-            https: address(&options.https_listen()),
-            http: address(&options.http_listen()),
-            cert: quoted(&options.downstream_cert),
-            key: quoted(&options.downstream_key),
-            hosts: hosts(false)?,
-            plain_hosts: hosts(true)?,
             clusters,
             secrets,
             filters,
-            sign_in: names.sign_in.as_ref(),
-            document: paths.of(Endpoint::Document).as_str(),
-            filter_name: &names.ours,
             takes_tokens: has_upstream && names.traffic.is_ok(),
-            others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
             largest_document: options.static_cimd.then_some(MAX_DOCUMENT_BYTES),
-            documents_only: false,
+            ..Whole::of_hosts(options, &paths, &names, hosts)?
         }
         .render()?,
     })
@@ -143,23 +132,9 @@ fn documents_only(specs: &[RouteSpec], paths: &Paths, options: &EnvoyConfig) -> 
         Some(Part::Routes) => hosts(false)?.join("\n") + "\n",
         Some(_) => bail!("--documents-only has no filter, no cluster and no secrets"),
         None => Whole {
-            admin: address(&options.envoy_admin),
-            https: address(&options.https_listen()),
-            http: address(&options.http_listen()),
-            cert: quoted(&options.downstream_cert),
-            key: quoted(&options.downstream_key),
-            hosts: hosts(false)?,
-            plain_hosts: hosts(true)?,
-            clusters: Vec::new(),
-            secrets: None,
-            filters: Vec::new(),
-            sign_in: None,
-            document: paths.of(Endpoint::Document).as_str(),
-            filter_name: &names.ours,
-            takes_tokens: false,
-            others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
             largest_document: Some(MAX_DOCUMENT_BYTES),
             documents_only: true,
+            ..Whole::of_hosts(options, paths, &names, hosts)?
         }
         .render()?,
     })
@@ -421,6 +396,37 @@ struct Whole<'a> {
     largest_document: Option<usize>,
     /// Whether there is nothing else.
     documents_only: bool,
+}
+
+impl<'a> Whole<'a> {
+    /// What every configuration has: where it listens, and its virtual hosts, of which `hosts` gives those for https, or the
+    /// plain ones.
+    fn of_hosts(
+        options: &EnvoyConfig,
+        paths: &'a Paths,
+        names: &'a Names<'_>,
+        hosts: impl Fn(bool) -> anyhow::Result<Vec<String>>,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            admin: address(&options.envoy_admin),
+            https: address(&options.https_listen()),
+            http: address(&options.http_listen()),
+            cert: quoted(&options.downstream_cert),
+            key: quoted(&options.downstream_key),
+            hosts: hosts(false)?,
+            plain_hosts: hosts(true)?,
+            clusters: Vec::new(),
+            secrets: None,
+            filters: Vec::new(),
+            sign_in: names.sign_in.as_ref(),
+            document: paths.of(Endpoint::Document).as_str(),
+            filter_name: &names.ours,
+            takes_tokens: false,
+            others: FOR_PEOPLE.map(|endpoint| paths.of(endpoint).as_str()),
+            largest_document: None,
+            documents_only: false,
+        })
+    }
 }
 
 #[derive(Template)]
