@@ -71,8 +71,8 @@ struct Settings {
     rounds: usize,
     seconds: usize,
     connections: usize,
-    /// How many people many are. Each of them is greeted before they are measured, and a token that was kept for half a
-    /// minute is looked up again: where a machine greets fewer in that time, these are to be fewer.
+    /// How many people many are. Each of them sends a request before (o) and (s) are measured. A token that was kept for
+    /// half a minute is looked up again, so (o) wants fewer on a machine that takes longer for as many requests.
     people: usize,
     /// Of the variants that are measured; all where it is empty.
     letters: String,
@@ -161,7 +161,18 @@ async fn variants<'a>(
         let path = path.to_owned();
         let host = if listener == "h" { Host::Many(ROUTES) } else { Host::One(configuration::host(listener)) };
         let name = format!("({}) {name}", &key[..1]);
-        variants.push(Variant { key, name, host, address, path, accept, people: None, expected, process });
+        variants.push(Variant {
+            key,
+            name,
+            host,
+            address,
+            path,
+            accept,
+            people: None,
+            before: None,
+            expected,
+            process,
+        });
     }
     variants
 }

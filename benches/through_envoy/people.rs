@@ -64,24 +64,18 @@ const STEP: usize = 7919;
 /// So many in turn.
 pub struct People {
     count: usize,
-    /// Whether each of them is to have sent a request shortly before a measurement.
-    greeted: bool,
     /// Whose turn it is.
     next: AtomicUsize,
 }
 
 impl People {
     pub fn new(count: usize) -> Self {
-        Self { count, greeted: false, next: AtomicUsize::new(0) }
+        Self { count, next: AtomicUsize::new(0) }
     }
 
-    pub fn greeted(count: usize) -> Self {
-        Self { greeted: true, ..Self::new(count) }
-    }
-
-    /// How many requests are to come before a measurement.
-    pub fn to_greet(&self) -> u64 {
-        if self.greeted { self.count as u64 } else { 0 }
+    /// How many requests let each of them send one.
+    pub fn count(&self) -> u64 {
+        self.count as u64
     }
 
     /// The next run goes on where this one ended.

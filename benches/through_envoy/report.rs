@@ -45,7 +45,7 @@ const fn ratio(
     Ratio { what, of, to, figure, target }
 }
 
-const RATIOS: [Ratio; 33] = [
+const RATIOS: [Ratio; 35] = [
     ratio("(b) to (a), throughput: the price of ext_proc", "b", "a", THROUGHPUT, None),
     ratio("(c) to (b), throughput", "c", "b", THROUGHPUT, at_least(0.97)),
     ratio("(c) to (b), CPU a request", "c", "b", CPU, at_most(1.05)),
@@ -73,8 +73,10 @@ const RATIOS: [Ratio; 33] = [
     ratio("(o) to (m), throughput", "o", "m", THROUGHPUT, None),
     ratio("(o) to (m), CPU a request: many people to one", "o", "m", CPU, None),
     ratio("(p) one person to (m), CPU a request: no token kept", "p", "m", CPU, None),
-    ratio("(p) many to one person, throughput", "p many", "p", THROUGHPUT, None),
-    ratio("(p) many to one person, CPU a request", "p many", "p", CPU, None),
+    ratio("(s) to (m), CPU a request: many people's tokens kept to one's", "s", "m", CPU, at_most(1.05)),
+    ratio("(p) beside many tokens to one person's alone, CPU a request", "p beside", "p", CPU, at_most(1.05)),
+    ratio("(p) many to one person, throughput", "p many", "p beside", THROUGHPUT, None),
+    ratio("(p) many to one person, CPU a request", "p many", "p beside", CPU, None),
     ratio("(m) to (q), throughput: to `ext_authz`", "m", "q", THROUGHPUT, None),
     ratio("(m) to (q), CPU a request", "m", "q", CPU, None),
     ratio("(m) to (q), CPU a request with Envoy's", "m", "q", ALL_CPU, None),

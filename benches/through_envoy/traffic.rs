@@ -35,8 +35,8 @@ struct Processors {
     floor: [Floor; 2],
     /// With our service and codec.
     lean_floor: Floor,
-    /// With a token of one person.
-    few: [Cimd; 2],
+    /// With a token of one person: the last does not keep what it handed out.
+    few: [Cimd; 3],
     /// With the tokens of many: one keeps what it handed out, one does not.
     many: [Cimd; 2],
 }
@@ -91,6 +91,7 @@ impl Processors {
             few: [
                 start("store-of-tcp", &one, &["--insecure-traffic"]).await,
                 start("store-of-unix", &one, &["--listen", &socket("few")]).await,
+                start("store-of-few-never", &one, &["--listen", &socket("few-never"), NEVER_KEPT]).await,
             ],
             many: [
                 start("store-of-kept", &all, &["--listen", &socket("kept"), KEPT]).await,
@@ -99,10 +100,13 @@ impl Processors {
         }
     }
 
-    async fn variants(&self, envoy: &Envoy, has_refused: bool, people: usize) -> Vec<Variant<'_>> {
-        let (turns, looked_up) =
-            (format!("as (m), {people} people in turn"), format!("as (m), none kept, {people} people"));
-        let Self { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix], many: [kept, never] } = self;
+    async fn variants(&self, envoy: &Envoy, has_refused: bool, everybody: usize) -> Vec<Variant<'_>> {
+        let (turns, looked_up, beside) = (
+            format!("as (m), {everybody} people in turn"),
+            format!("as (m), none kept, {everybody} people"),
+            format!("as (m), with the tokens of {everybody} people kept"),
+        );
+        let Self { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix, few_never], many: [kept, never] } = self;
         let one = || People::new(1);
         let mut variants = Vec::new();
         for (key, name, listener, people, process) in [
@@ -112,12 +116,18 @@ impl Processors {
             ("l", "the floor, Unix socket", "floor", one(), Some(&floor.process)),
             ("m", "envoy-cimd, Unix socket", "unix", one(), Some(&unix.process)),
             ("n", "as (m), and who learns of refusals", "refused", one(), Some(&unix.process)),
-            ("o", &turns, "kept", People::greeted(people), Some(&kept.process)),
-            ("p", "as (m), none kept, one person", "never", one(), Some(&never.process)),
-            ("p many", &looked_up, "never", People::new(people), Some(&never.process)),
+            ("o", &turns, "kept", People::new(everybody), Some(&kept.process)),
+            ("p", "as (m), none kept, one person", "few-never", one(), Some(&few_never.process)),
+            ("p beside", "as (p), with the tokens of all in the store", "never", one(), Some(&never.process)),
+            ("p many", &looked_up, "never", People::new(everybody), Some(&never.process)),
             ("q", "`ext_authz`, always the same token", "authz", one(), Some(&floor.process)),
             ("r", "as (l), with envoy-cimd's service and codec", "lean", one(), Some(&lean_floor.process)),
+            ("s", &beside, "kept", one(), Some(&kept.process)),
         ] {
+            let before = match key {
+                "o" | "s" => Some(People::new(everybody)),
+                _ => None,
+            };
             if listener == "refused" && !has_refused {
                 eprintln!("(n): the printed configuration has no {REFUSED}");
                 continue;
@@ -131,6 +141,7 @@ impl Processors {
                 path: "/mcp".to_owned(),
                 accept: None,
                 people: Some(people),
+                before,
                 expected: Expected::Upstream(came),
                 process,
             });
@@ -145,7 +156,8 @@ const EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 
 /// The whole configuration; a processor's cluster has the name of its listener.
 fn configuration(certificates: &Certificates, processors: &Processors, upstream: &str) -> Value {
-    let Processors { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix], many: [kept, never] } = processors;
+    let Processors { floor: [floor_tcp, floor], lean_floor, few: [tcp, unix, few_never], many: [kept, never] } =
+        processors;
     // A socket is logged as it is bound, with or without its scheme.
     let socket = |address: &str| format!("unix:{}", address.trim_start_matches("unix:"));
     let (floor, lean, unix) = (socket(&floor.address), socket(&lean_floor.address), socket(&unix.ext_proc));
@@ -159,6 +171,7 @@ fn configuration(certificates: &Certificates, processors: &Processors, upstream:
         ("unix", &unix, &without),
         ("refused", &unix, &with),
         ("kept", &socket(&kept.ext_proc), &without),
+        ("few-never", &socket(&few_never.ext_proc), &without),
         ("never", &socket(&never.ext_proc), &without),
         ("authz", &floor, &Between::ExtAuthz),
         ("lean", &lean, &without),

@@ -21,6 +21,8 @@ pub struct Variant<'a> {
     pub accept: Option<&'static str>,
     /// Who sends it, where it is an MCP request.
     pub people: Option<People>,
+    /// Who is to have sent one each, shortly before it is measured.
+    pub before: Option<People>,
     pub expected: Expected,
     /// Whose CPU time is measured beside Envoy's.
     pub process: Option<&'a Process>,
@@ -89,9 +91,10 @@ impl Variant<'_> {
     /// Makes connections, caches and pages of memory be there before anything counts; where everybody is to have sent a
     /// request just now, lets them.
     pub async fn prepare(&self, connections: usize) {
+        let Some(people) = &self.before else { return };
         let mut requests = 0;
-        while requests < self.people.as_ref().map_or(0, People::to_greet) {
-            requests += self.load(1, connections).await.requests;
+        while requests < people.count() {
+            requests += self.load(Some(people), 1, connections).await.requests;
         }
     }
 
@@ -100,7 +103,7 @@ impl Variant<'_> {
         self.prepare(connections).await;
         let processes = [Some(envoy), self.process];
         let before = processes.map(|process| process.map(Process::cpu));
-        let load = self.load(seconds, connections).await;
+        let load = self.load(self.people.as_ref(), seconds, connections).await;
         let after = processes.map(|process| process.map(Process::cpu));
         let million = load.requests as f64 / 1e6;
         let mut costs =
@@ -116,15 +119,15 @@ impl Variant<'_> {
     }
 
     /// No request may break, or be answered as it should not be.
-    async fn load(&self, seconds: usize, connections: usize) -> Load {
+    async fn load(&self, people: Option<&People>, seconds: usize, connections: usize) -> Load {
         let (host, headers) = (self.host.first(), self.headers());
-        let script = match &self.people {
+        let script = match people {
             Some(people) => people.script(),
             None => self.host.script(),
         };
         let sent = Sent { address: self.address, host: &host, path: &self.path, headers: &headers, script };
         let load = wrk(sent, seconds, connections).await;
-        if let Some(people) = &self.people {
+        if let Some(people) = people {
             people.sent(load.requests);
         }
         assert!(load.requests > 0 && load.broken == 0, "{}: {} requests broke", self.name, load.broken);
