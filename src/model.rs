@@ -16,6 +16,7 @@ pub mod public_url;
 pub mod resource;
 pub mod return_to;
 pub mod route;
+pub mod route_table;
 pub mod scope;
 pub mod seal;
 pub mod secret;

@@ -42,7 +42,7 @@ use envoy_cimd::{
         flow::FlowId,
         paths::{Endpoint, Paths},
         public_url::PublicUrl,
-        route::RouteTable,
+        route_table::RouteTable,
         scope::Scope,
         secret::{Key, Secret},
         trace::Trace,

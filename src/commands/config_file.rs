@@ -9,10 +9,7 @@ use serde_saphyr::Budget;
 
 use crate::{
     exchange::clients::configured::ClientSpec,
-    model::{
-        paths::Paths,
-        route::{RouteSpec, RouteTable},
-    },
+    model::{paths::Paths, route::RouteSpec, route_table::RouteTable},
 };
 
 /// What a file says. Only the lists are read again while the program runs.

@@ -19,7 +19,8 @@ use crate::{
     },
     model::{
         paths::{Endpoint, Paths},
-        route::{MAX_DOCUMENT_BYTES, Route, RouteTable},
+        route::{MAX_DOCUMENT_BYTES, Route},
+        route_table::RouteTable,
     },
     store::whole_file,
 };

@@ -19,7 +19,8 @@ use crate::{
     model::{
         origin::Origin,
         paths::{Endpoint, Paths},
-        route::{Key, MAX_DOCUMENT_BYTES, NAMESPACE, Route, RouteSpec, RouteTable},
+        route::{Key, MAX_DOCUMENT_BYTES, NAMESPACE, Route, RouteSpec},
+        route_table::RouteTable,
     },
     net::{
         listen::{ListenAddr, bare_host},

@@ -40,7 +40,7 @@ use crate::{
     filter::{endpoint::Endpoints, refused::Refused, route_book, state::StateKeys, traffic::Traffic},
     model::{
         paths::Paths,
-        route::RouteTable,
+        route_table::RouteTable,
         secret::{Key, parse_keys, random},
     },
     net::{

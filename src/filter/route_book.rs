@@ -10,7 +10,10 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    model::route::{Field, Key, Route, RouteError, RouteMetadata, RouteTable},
+    model::{
+        route::{Field, Key, Route, RouteError, RouteMetadata},
+        route_table::RouteTable,
+    },
     telemetry::throttle::Throttle,
 };
 

@@ -9,7 +9,10 @@ use super::{
     request::{Request, Sources},
     route_book::{RouteBook, Source},
 };
-use crate::model::route::{Key, Route, RouteError, RouteMetadata, RouteTable};
+use crate::model::{
+    route::{Key, Route, RouteError, RouteMetadata},
+    route_table::RouteTable,
+};
 
 /// Where routes come from.
 #[derive(Debug)]

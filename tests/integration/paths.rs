@@ -9,12 +9,7 @@ use envoy_cimd::{
         endpoint::{Config, Endpoints},
         state::StateKeys,
     },
-    model::{
-        paths::Paths,
-        route::{RouteSpec, RouteTable},
-        secret::Key,
-        user::Users,
-    },
+    model::{paths::Paths, route::RouteSpec, route_table::RouteTable, secret::Key, user::Users},
     store::vault,
 };
 use envoy_types::pb::envoy::service::ext_proc::v3::processing_response::Response;

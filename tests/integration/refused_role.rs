@@ -27,7 +27,8 @@ use envoy_cimd::{
     },
     model::{
         client::ClientId,
-        route::{Field, Key, Keyed, RouteTable},
+        route::{Field, Key, Keyed},
+        route_table::RouteTable,
         scope::Scope,
         secret::Key as SecretKey,
         shares::ShareLimits,

@@ -29,7 +29,8 @@ use envoy_cimd::{
     model::{
         client::ClientId,
         clock::UnixTime,
-        route::{Key, RouteTable},
+        route::Key,
+        route_table::RouteTable,
         secret::{Key as SecretKey, Secret},
         trace::Trace,
         user::{Claims, User, UserSource, Users},

@@ -21,7 +21,7 @@ use envoy_cimd::{
         client::{ClientId, RedirectUri},
         clock::UnixTime,
         flow::FlowId,
-        route::RouteTable,
+        route_table::RouteTable,
         secret::{Key, Secret, random},
         upstream::Upstream,
         user::User,
