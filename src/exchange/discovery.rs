@@ -10,7 +10,6 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use http::{Method, StatusCode};
 use moka::{Entry, Expiry, future::Cache, ops::compute::Op};
 use tokio::{task::JoinHandle, time::timeout};
 use url::{Origin, Url};
@@ -19,42 +18,28 @@ pub mod documents;
 pub mod error;
 pub mod members;
 mod reception;
+mod search;
 mod strangers_url;
 
 use crate::{
     model::{
-        challenge::Challenge,
         client::ClientId,
         clock::UnixTime,
         issuer::is_same,
-        scope::Scope,
         shares::{Share, ShareLimits, Shares, UsedUp},
         upstream::Upstream,
         user::User,
     },
-    net::outgoing::{
-        Outgoing, Reach,
-        error::{FetchError, redacted, truncate},
-        packed,
-    },
+    net::outgoing::{Outgoing, reach::Reach},
     telemetry::traces::covered,
 };
-use documents::{
-    AuthorizationServer, Document, ResourceMetadata, ServerMetadata, asks_for_metadata, challenged, is_resource_of,
-    named_address, resource_addresses, server_addresses,
-};
-use error::{DiscoveryError, Others, Problem};
-use members::Members;
-use reception::{Reception, request};
+use documents::{AuthorizationServer, is_resource_of};
+use error::DiscoveryError;
+use search::Search;
 
 /// How long what was found is used, and how long a failure is not tried again.
 const FRESH: Duration = Duration::from_secs(600);
 const FAILED: Duration = Duration::from_secs(5);
-/// How long an upstream is not asked again as a client of MCP would ask, whatever came of it.
-const POSTED: Duration = Duration::from_secs(60);
-/// The longest that an upstream may take to say what it says without a token. Whoever waits for the look-up still has time
-/// for the metadata of one that says nothing, and is told why there is none.
-const RECEIVED: Duration = Duration::from_secs(4);
 /// The longest that a look-up may take in all: longer than anybody waits, so that who comes back finds it done.
 const LONGEST: Duration = Duration::from_secs(15);
 /// How long, in seconds, an upstream is not looked up anew because of a refusal of it.
@@ -65,10 +50,8 @@ const REMEMBERED: u64 = 10_000;
 /// The look-ups, and what they found.
 #[derive(Clone, Debug)]
 pub struct Discovery {
-    outgoing: Outgoing,
+    search: Search,
     lookups: Cache<Sought, LookUp>,
-    /// What upstreams said to POST, by their URLs.
-    posts: Cache<String, Post>,
     /// When upstreams were last looked up anew though their look-ups were fresh, by their URLs.
     renewals: Cache<String, UnixTime>,
     longest: Duration,
@@ -85,9 +68,9 @@ struct Sought {
 }
 
 impl Sought {
-    /// `outgoing` is the way out of the route.
-    fn of(upstream: &Upstream, outgoing: &Outgoing) -> Self {
-        Self { upstream: upstream.clone(), reach: outgoing.reach().clone() }
+    /// `search` is the route's.
+    fn of(upstream: &Upstream, search: &Search) -> Self {
+        Self { upstream: upstream.clone(), reach: search.reach().clone() }
     }
 }
 
@@ -100,19 +83,13 @@ enum LookUp {
     Over(Found),
 }
 
-/// What an upstream says to POST, perhaps still under way.
-#[derive(Clone, Debug)]
-struct Post(Shared<BoxFuture<'static, Reception>>);
-
 impl Discovery {
     /// `limits` is how many upstreams may be looked up at once for who waits, and as many again for who does not.
     pub fn new(outgoing: Outgoing, limits: ShareLimits) -> Self {
         let lookups = Cache::builder().max_capacity(REMEMBERED).expire_after(Lasting).build();
-        let posts = Cache::builder().max_capacity(REMEMBERED).time_to_live(POSTED).build();
         Self {
-            outgoing,
+            search: Search::new(outgoing, REMEMBERED),
             lookups,
-            posts,
             renewals: Cache::builder().max_capacity(REMEMBERED).build(),
             longest: LONGEST,
             awaited: Shares::new(limits),
@@ -135,7 +112,7 @@ impl Discovery {
 
     /// The issuer, where it is pinned or was found before.
     pub async fn known(&self, client_id: &ClientId, upstream: &Upstream) -> Option<String> {
-        let sought = Sought::of(upstream, &self.outgoing.for_route(client_id));
+        let sought = Sought::of(upstream, &self.search.for_route(client_id));
         match self.lookups.get(&sought).await {
             Some(LookUp::Over(Ok(server))) => Some(server.issuer.clone()),
             Some(LookUp::Over(Err(_)) | LookUp::UnderWay(_)) | None => upstream.authorization_server.clone(),
@@ -173,9 +150,9 @@ impl Discovery {
             tracing::debug!(upstream = upstream.url, reason = %DiscoveryError::Busy(used_up), "it is not looked up anew");
         }
         let share = taken?;
-        let outgoing = self.outgoing.for_route(client_id);
-        let sought = Sought::of(upstream, &outgoing);
-        let of_route = Self { outgoing, ..self.clone() };
+        let search = self.search.for_route(client_id);
+        let sought = Sought::of(upstream, &search);
+        let of_route = Self { search, ..self.clone() };
         Some(tokio::spawn(covered(async move { of_route.look_up_anew(sought, share).await })))
     }
 
@@ -207,7 +184,7 @@ impl Discovery {
     }
 
     async fn look_up_in_time(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
-        let found = timeout(self.longest, self.look_up(upstream)).await;
+        let found = timeout(self.longest, self.search.look_up(upstream)).await;
         found.unwrap_or_else(|_| Err(DiscoveryError::TooSlow(upstream.url.clone(), self.longest)))
     }
 
@@ -218,8 +195,8 @@ impl Discovery {
         upstream: &Upstream,
         take: impl FnOnce() -> Result<Share, UsedUp>,
     ) -> Result<LookUp, DiscoveryError> {
-        let outgoing = self.outgoing.for_route(client_id);
-        let sought = Sought::of(upstream, &outgoing);
+        let search = self.search.for_route(client_id);
+        let sought = Sought::of(upstream, &search);
         if let Some(lookup) = self.lookups.get(&sought).await {
             return Ok(lookup);
         }
@@ -227,7 +204,7 @@ impl Discovery {
             Some(_) => Ok(Op::Nop),
             // One who has no share left does not speak for the next.
             None => take().map(|share| {
-                let of_route = Self { outgoing, ..self.clone() };
+                let of_route = Self { search, ..self.clone() };
                 Op::Put(LookUp::UnderWay(of_route.spawn(sought.clone(), share)))
             }),
         };
@@ -249,152 +226,6 @@ impl Discovery {
         }));
         task.map(|found| found.unwrap_or(Err(DiscoveryError::Broken(url)))).boxed().shared()
     }
-
-    async fn look_up(&self, upstream: &Upstream) -> Result<AuthorizationServer, DiscoveryError> {
-        let at_upstream = |problem| DiscoveryError::Upstream(upstream.url.clone(), problem);
-        let url = Url::parse(&upstream.url).map_err(|_| at_upstream(Problem::NotUrl("to")))?;
-        let at_resource = |problem| DiscoveryError::Resource(upstream.url.clone(), problem);
-        // A pin says who the issuer is, and nothing else. So what the upstream says still counts, but it need not say
-        // anything.
-        let pin = upstream.authorization_server.as_deref();
-        let unnamed = async |issuer: &str, problem: &Problem, scope| {
-            note_unsaid(upstream, problem);
-            self.server(issuer, upstream.default_resource().to_owned(), scope).await
-        };
-        let Reception { challenge, is_open } = match (self.reception(&url).await, pin) {
-            (Ok(reception), _) => reception,
-            (Err(error), None) => return Err(at_upstream(error.into())),
-            (Err(error), Some(issuer)) => return unnamed(issuer, &error.into(), Scope::default()).await,
-        };
-        if challenge.is_unclear() {
-            tracing::warn!(upstream = upstream.url, "its challenge (`www-authenticate`) cannot be read whole");
-        }
-        let metadata = match (self.resource(&url, upstream, &challenge).await, pin) {
-            (Ok(metadata), _) => metadata,
-            (Err(problem), Some(issuer)) if !problem.is_foreign() => {
-                return unnamed(issuer, &problem, challenged(&challenge, &upstream.url)).await;
-            }
-            (Err(problem), None) if is_open && problem.is_absence() => {
-                return Err(DiscoveryError::NoSignIn(upstream.url.clone()));
-            }
-            (Err(problem), _) => return Err(at_resource(problem)),
-        };
-        let scope = metadata.scope(&challenge, &upstream.url);
-        let (issuer, others) = match pin {
-            Some(issuer) => (issuer, &[][..]),
-            None => metadata.authorization_servers().map_err(at_resource)?,
-        };
-        let others = others.iter().filter(|other| server_addresses(other).is_ok()).cloned();
-        self.server(issuer, metadata.resource.clone(), scope).await.map_err(|error| match Others::of(others) {
-            Some(others) => DiscoveryError::FirstOf(error.into(), others),
-            None => error,
-        })
-    }
-
-    /// What the upstream says to whoever comes without a token. One that says nothing may still have its metadata at the
-    /// well-known addresses.
-    async fn reception(&self, upstream: &Url) -> Result<Reception, FetchError> {
-        let begun = Instant::now();
-        if let Some(challenge) = reception::get(&self.outgoing, upstream).await? {
-            return Ok(Reception { challenge, is_open: false });
-        }
-        // Kept from when it begins, and a task of its own, so that it is one however many look-ups fail meanwhile.
-        let post = async {
-            let (outgoing, upstream) = (self.outgoing.clone(), upstream.clone());
-            let left = RECEIVED.saturating_sub(begun.elapsed());
-            let post = async move { timeout(left, reception::post(&outgoing, &upstream)).await.unwrap_or_default() };
-            Post(tokio::spawn(covered(post)).map(Result::unwrap_or_default).boxed().shared())
-        };
-        let Post(reception) = self.posts.get_with_by_ref(upstream.as_str(), post).await;
-        Ok(reception.await)
-    }
-
-    /// At the challenge's address where that leads somewhere, else at the well-known ones.
-    async fn resource(
-        &self,
-        url: &Url,
-        upstream: &Upstream,
-        challenge: &Challenge,
-    ) -> Result<ResourceMetadata, Problem> {
-        let named = match named_address(challenge) {
-            Ok(None) => None,
-            Ok(Some(address)) => {
-                // The upstream may be one of our own network, where its word must not have us ask for whatever it likes.
-                let trusted = asks_for_metadata(&address).then_some(url);
-                Some(self.metadata(&[address], trusted).await)
-            }
-            Err(problem) => Some(Err(problem)),
-        };
-        let metadata: ResourceMetadata = match named {
-            None => self.well_known(url).await,
-            // An http address behind a proxy that ends TLS, or a relative one, most of the time.
-            Some(Err(problem)) if problem.leads_nowhere() => {
-                let well_known = self.well_known(url).await;
-                well_known.map_err(|other| if other.is_absence() { problem } else { other })
-            }
-            Some(found) => found,
-        }?;
-        metadata.check(url, upstream.resource.as_ref())?;
-        Ok(metadata)
-    }
-
-    async fn well_known(&self, upstream: &Url) -> Result<ResourceMetadata, Problem> {
-        self.metadata(&resource_addresses(upstream), Some(upstream)).await
-    }
-
-    async fn server(
-        &self,
-        issuer: &str,
-        resource: String,
-        scope: Scope,
-    ) -> Result<AuthorizationServer, DiscoveryError> {
-        let of_server = |problem| DiscoveryError::Server(truncate(issuer.to_owned()), problem);
-        let addresses = server_addresses(issuer).map_err(of_server)?;
-        let metadata: ServerMetadata = self.metadata(&addresses, None).await.map_err(of_server)?;
-        metadata.server(&self.outgoing, issuer, resource, scope).map_err(of_server)
-    }
-
-    /// The first of these addresses that has a document. A document that cannot be used ends the search: the next address
-    /// must not answer for one that lies.
-    async fn metadata<T: Document>(&self, addresses: &[Url], trusted: Option<&Url>) -> Result<T, Problem> {
-        let mut absence = Problem::Lacks("an address");
-        for address in addresses {
-            let problem = match self.outgoing.send(request(address, Method::GET, "application/json"), trusted).await {
-                Ok(answer) if answer.status() == StatusCode::OK => match document::<T>(answer.body()) {
-                    Ok(members) => return T::of(&members),
-                    Err(why) => Problem::NotMetadata(redacted(address), packed(answer.headers()).unwrap_or(why)),
-                },
-                Ok(answer) => Problem::NoMetadata(redacted(address), answer.status()),
-                Err(error @ FetchError::TooLarge { .. }) => error.into(),
-                Err(error) => return Err(error.into()),
-            };
-            // Something that is not metadata says more than that there is nothing.
-            if !absence.is_absence() || matches!(absence, Problem::NoMetadata(..)) {
-                absence = problem;
-            }
-        }
-        Err(absence)
-    }
-}
-
-/// Says why a pin's upstream says nothing of itself. To have no metadata is what many are pinned for.
-fn note_unsaid(upstream: &Upstream, problem: &Problem) {
-    let (upstream, resource) = (&upstream.url, upstream.default_resource());
-    match problem {
-        Problem::NoMetadata(..) => tracing::debug!(upstream, resource, %problem, "the upstream has no metadata"),
-        _ => tracing::warn!(
-            upstream,
-            resource,
-            %problem,
-            "the upstream's metadata cannot be read: its pinned authorization server is asked for this resource"
-        ),
-    }
-}
-
-/// The members of a document of this kind.
-fn document<T: Document>(body: &[u8]) -> Result<Members, String> {
-    let members = Members::read(body)?;
-    if members.has(T::WHOSE) { Ok(members) } else { Err(format!("it has no `{}`", T::WHOSE)) }
 }
 
 /// The server that a look-up asks first, where it names one.
@@ -428,6 +259,7 @@ impl Expiry<Sought, LookUp> for Lasting {
 
 #[cfg(test)]
 mod tests {
+    use http::{Method, StatusCode};
     use tokio::{net::TcpListener, sync::mpsc};
 
     use super::*;

@@ -3,8 +3,8 @@
 //! best practices on server-side request forgery; RFC 9700, section 4).
 
 use std::{
-    fmt, mem,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    fmt,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc, OnceLock,
@@ -20,28 +20,26 @@ use http::{
 };
 use opentelemetry::trace::SpanKind;
 use tokio::time::timeout;
-use tower::util::MapResponseLayer;
-use url::{Host, Url};
+use url::Url;
 
 pub(crate) mod address;
 pub mod allow_host;
+pub(crate) mod client;
 pub mod error;
+pub mod reach;
 pub mod resolver;
 mod tls;
 
 use crate::{
-    model::{client::ClientId, loopback::is_loopback, paths::Paths},
+    model::{client::ClientId, paths::Paths},
     telemetry::{metrics::Metrics, traces::Span},
 };
 
 use allow_host::AllowHost;
-use error::{DEADLINE, FetchError, MAX_BODY, UrlFault, redacted, truncate};
+use error::{DEADLINE, FetchError, redacted, truncate};
+use reach::{Reach, known_addresses};
 use resolver::{Resolver, SystemResolver};
 pub(crate) use tls::client_config;
-
-/// The largest headers of an answer over HTTP/2, in bytes.
-const MAX_HEADERS: u32 = 256 << 10;
-const USER_AGENT: &str = concat!("envoy-cimd/", env!("CARGO_PKG_VERSION"));
 
 /// What an operator says of outgoing fetches.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -67,10 +65,6 @@ pub struct Outgoing {
     reach: Reach,
 }
 
-/// The hosts that are exempt from the address rules.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Reach(Arc<[AllowHost]>);
-
 struct Inner {
     allow_hosts: Vec<AllowHost>,
     paths: Paths,
@@ -94,10 +88,10 @@ impl Outgoing {
     pub fn with_resolver(settings: &Config, resolver: Arc<dyn Resolver>) -> anyhow::Result<Self> {
         let tls = tls::client_config(settings.extra_ca.as_deref())?;
         let Config { allow_hosts, paths, .. } = settings.clone();
-        let reach = Reach(allow_hosts.iter().filter(|allowed| allowed.from().is_none()).cloned().collect());
+        let reach = Reach::new(&allow_hosts, |_| false);
         let inner = Inner { allow_hosts, paths, resolver, tls, metrics: OnceLock::new() };
         // What is wrong with the client shows now, not at the first fetch.
-        client(&inner.tls, Vec::new(), Arc::default()).build().context("the HTTP client")?;
+        client::builder(&inner.tls, Vec::new(), Arc::default()).build().context("the HTTP client")?;
         Ok(Self { inner: Arc::new(inner), reach })
     }
 
@@ -110,8 +104,7 @@ impl Outgoing {
     #[must_use]
     pub fn for_route(&self, client_id: &ClientId) -> Self {
         let Inner { allow_hosts, paths, .. } = &*self.inner;
-        let is_for = |allowed: &&AllowHost| allowed.from().is_none_or(|from| paths.client_id(from) == *client_id);
-        let reach = Reach(allow_hosts.iter().filter(is_for).cloned().collect());
+        let reach = Reach::new(allow_hosts, |from| paths.client_id(from) == *client_id);
         Self { inner: Arc::clone(&self.inner), reach }
     }
 
@@ -176,7 +169,7 @@ impl Outgoing {
         if !body.is_empty() {
             *request.body_mut() = Some(body.into());
         }
-        self.check_url(&url, trusted)?;
+        self.reach.check_url(&url, trusted)?;
         let span = Span::part("fetch", SpanKind::Client);
         span.set("http.request.method", request.method().to_string());
         span.set("server.address", error::authority(&url));
@@ -196,43 +189,6 @@ impl Outgoing {
         outcome
     }
 
-    /// The rules, as far as they need no name look-up: for a URL that is kept for later, or given to a browser.
-    ///
-    /// # Errors
-    /// Where the URL is not allowed. That it is allowed here does not mean that its host's addresses are.
-    pub fn check_url(&self, url: &Url, trusted: Option<&Url>) -> Result<(), FetchError> {
-        let fault = match url.scheme() {
-            "https" => None,
-            "http" if is_origin_of(url, trusted) => None,
-            _ => Some(UrlFault::NotHttps),
-        };
-        let has_userinfo = !url.username().is_empty() || url.password().is_some();
-        let fault = fault
-            .or(has_userinfo.then_some(UrlFault::Userinfo))
-            .or(url.fragment().is_some().then_some(UrlFault::Fragment));
-        if let Some(fault) = fault {
-            return Err(FetchError::Url { url: redacted(url), fault });
-        }
-        self.check_addresses(url, trusted, &known_addresses(url).unwrap_or_default())
-    }
-
-    /// One bad address spoils them all. To go on with the others would leave it to the name's owner which one is
-    /// tried, and hide from the operator what the name says.
-    fn check_addresses(&self, url: &Url, trusted: Option<&Url>, addresses: &[IpAddr]) -> Result<(), FetchError> {
-        let exempt = is_origin_of(url, trusted) || self.reach.0.iter().any(|allowed| allowed.covers(url));
-        for address in addresses {
-            match address::special_use(*address) {
-                Some(special_use) if special_use.is_link_local() || !exempt => {
-                    let remedy = (!special_use.is_link_local()).then(|| error::authority(url));
-                    let url = redacted(url);
-                    return Err(FetchError::Address { url, address: *address, special_use, remedy });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     async fn exchange(
         &self,
         url: &Url,
@@ -242,7 +198,7 @@ impl Outgoing {
         connected: &Arc<AtomicBool>,
     ) -> Result<Response<Vec<u8>>, FetchError> {
         let addresses = self.resolve(url).await?;
-        self.check_addresses(url, trusted, &addresses)?;
+        self.reach.check_addresses(url, trusted, &addresses)?;
         let port = url.port_or_known_default().unwrap_or_default();
         let addresses = addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect();
         let failed = |error: reqwest::Error| {
@@ -252,12 +208,12 @@ impl Outgoing {
                 false => FetchError::Connect { url, reason },
             }
         };
-        let client = client(&self.inner.tls, addresses, Arc::clone(connected)).build().map_err(failed)?;
+        let client = client::builder(&self.inner.tls, addresses, Arc::clone(connected)).build().map_err(failed)?;
         if matches!(wanted, Wanted::Headers) {
             let response = client.execute(request).await.map_err(failed)?;
-            return Ok(with_body(response, Vec::new()));
+            return Ok(client::with_body(response, Vec::new()));
         }
-        let whole = execute(&client, request).await.map_err(failed)?;
+        let whole = client::execute(&client, request).await.map_err(failed)?;
         whole.ok_or_else(|| FetchError::TooLarge { url: redacted(url) })
     }
 
@@ -285,57 +241,6 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// A client for one host, which connects to these addresses whatever the name. `connected` is set once a connection,
-/// with TLS, is made: nothing of the request leaves before.
-pub(crate) fn client(
-    tls: &rustls::ClientConfig,
-    addresses: Vec<SocketAddr>,
-    connected: Arc<AtomicBool>,
-) -> reqwest::ClientBuilder {
-    let note = MapResponseLayer::new(move |connection| {
-        connected.store(true, Ordering::Relaxed);
-        connection
-    });
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls.clone())
-        .dns_resolver(resolver::Pinned(addresses))
-        .connector_layer(note)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        // The default sends again what an HTTP/2 server says it did not process. An authorization server may
-        // revoke tokens when a code comes twice (RFC 6749, section 4.1.2), so we do not take its word for it.
-        .retry(reqwest::retry::never())
-        .pool_max_idle_per_host(0)
-        // As over HTTP/1.1, where the default is of that size; here it is 16 kB, which some challenges take.
-        .http2_max_header_list_size(MAX_HEADERS)
-        .user_agent(USER_AGENT)
-}
-
-/// The whole answer; nothing where its body has more than [`MAX_BODY`] bytes.
-pub(crate) async fn execute(
-    client: &reqwest::Client,
-    request: reqwest::Request,
-) -> reqwest::Result<Option<Response<Vec<u8>>>> {
-    let mut response = client.execute(request).await?;
-    // Counted as it comes, whatever length was announced.
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await? {
-        if chunk.len() > MAX_BODY.saturating_sub(body.len()) {
-            return Ok(None);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(Some(with_body(response, body)))
-}
-
-fn with_body(mut response: reqwest::Response, body: Vec<u8>) -> Response<Vec<u8>> {
-    let mut whole = Response::new(body);
-    (*whole.status_mut(), *whole.version_mut()) = (response.status(), response.version());
-    *whole.headers_mut() = mem::take(response.headers_mut());
-    whole
-}
-
 /// How the body of an answer is packed, though nobody asked for that: in words for an operator, where it is.
 pub fn packed(headers: &HeaderMap) -> Option<String> {
     let coding = headers.get(CONTENT_ENCODING)?.to_str().ok()?.trim();
@@ -343,22 +248,6 @@ pub fn packed(headers: &HeaderMap) -> Option<String> {
     (!coding.eq_ignore_ascii_case("identity")).then(|| {
         format!("it is packed (`content-encoding: {}`), though nobody asked for that", if shown { coding } else { "…" })
     })
-}
-
-fn is_origin_of(url: &Url, trusted: Option<&Url>) -> bool {
-    trusted.is_some_and(|trusted| trusted.origin() == url.origin())
-}
-
-/// The addresses that need no look-up: a literal is its own address and reaches no resolver, and `localhost` and what
-/// is below it are loopback by definition (RFC 6761, section 6.3), though many systems cannot resolve the latter.
-pub(crate) fn known_addresses(url: &Url) -> Option<Vec<IpAddr>> {
-    match url.host()? {
-        Host::Ipv4(address) => Some(vec![address.into()]),
-        Host::Ipv6(address) => Some(vec![address.into()]),
-        Host::Domain(name) => {
-            is_loopback(&Host::Domain(name)).then(|| vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()])
-        }
-    }
 }
 
 #[cfg(test)]
@@ -372,120 +261,8 @@ mod tests {
 
     fn check(outgoing: &Outgoing, url: &str, trusted: Option<&str>) -> String {
         let parse = |url: &str| Url::parse(url).expect("a URL");
-        let checked = outgoing.check_url(&parse(url), trusted.map(parse).as_ref());
+        let checked = outgoing.reach.check_url(&parse(url), trusted.map(parse).as_ref());
         checked.map_or_else(|error| error.to_string(), |()| "allowed".to_owned())
-    }
-
-    #[test]
-    fn urls_of_strangers() {
-        let outgoing = outgoing(&[]);
-        for (url, outcome) in [
-            ("https://as.example/token", "allowed"),
-            ("https://as.example:8443/token?a=b", "allowed"),
-            ("https://as.example./", "allowed"),
-            ("https://192.0.1.1/", "allowed"),
-            ("https://[2606:4700::1]/", "allowed"),
-            ("https://[::ffff:192.0.1.1]/", "allowed"),
-            ("https://localhost.example/", "allowed"),
-            ("https://notlocalhost/", "allowed"),
-            ("http://as.example/token?code=secret", "http://as.example/token: must be https"),
-            ("http://127.0.0.1/", "http://127.0.0.1/: must be https"),
-            ("ftp://as.example/", "ftp:…: must be https"),
-            ("file:///etc/passwd", "file:…: must be https"),
-            ("data:text/plain,secret", "data:…: must be https"),
-            ("https://user@as.example/", "https://as.example/: must not have a user name or password"),
-            ("https://:pw@as.example/", "https://as.example/: must not have a user name or password"),
-            ("https://as.example/#secret", "https://as.example/: must not have a fragment"),
-            (
-                "https://10.0.0.5/token",
-                "https://10.0.0.5/token: 10.0.0.5 is a private address; --allow-host 10.0.0.5 would allow it",
-            ),
-            (
-                "https://10.0.0.5:8443/",
-                "https://10.0.0.5:8443/: 10.0.0.5 is a private address; --allow-host 10.0.0.5:8443 would allow it",
-            ),
-            (
-                "https://169.254.169.254/latest",
-                "https://169.254.169.254/latest: 169.254.169.254 is a link-local address, which no setting allows",
-            ),
-            (
-                "https://[fd00:ec2::254]/",
-                "https://[fd00:ec2::254]/: fd00:ec2::254 is a unique local address; --allow-host [fd00:ec2::254] would \
-                 allow it",
-            ),
-            (
-                "https://as.localhost/",
-                "https://as.localhost/: 127.0.0.1 is a loopback address; --allow-host as.localhost would allow it",
-            ),
-        ] {
-            assert_eq!(check(&outgoing, url, None), outcome, "{url}");
-        }
-    }
-
-    /// Other spellings of loopback, private and link-local hosts, which must not slip past the table above.
-    #[test]
-    fn spellings_of_literals() {
-        let outgoing = outgoing(&[]);
-        for host in [
-            "2130706433",
-            "0x7f000001",
-            "017700000001",
-            "0x7f.1",
-            "127.1",
-            "127.0.0.1.",
-            "127。0。0。1",
-            "１２７.0.0.1",
-            "%31%32%37.0.0.1",
-            "0",
-            "0x0a000005",
-            "3232235521",
-            "[::1]",
-            "[::]",
-            "[::127.0.0.1]",
-            "[::ffff:127.0.0.1]",
-            "[::ffff:7f00:1]",
-            "[0:0:0:0:0:ffff:a9fe:a9fe]",
-            "[::ffff:169.254.169.254]",
-            "[64:ff9b::7f00:1]",
-            "[64:ff9b::169.254.169.254]",
-            "[2002:7f00:1::]",
-            "[2001:db8::1]",
-            "[fe80::1]",
-            "[fec0::1]",
-            "localhost",
-            "LOCALHOST",
-            "localhost.",
-            "a.b.localhost",
-            "a.localhost.",
-            "LocalHo\u{17f}t",
-        ] {
-            let outcome = check(&outgoing, &format!("https://{host}/"), None);
-            assert!(outcome.contains(" address"), "{host}: {outcome}");
-        }
-    }
-
-    #[test]
-    fn allowed_hosts() {
-        let outgoing =
-            outgoing(&["10.0.0.5", "[fd00::1]:8443", "as.localhost:8443", "metadata.example", "[::ffff:10.0.0.6]"]);
-        for (url, allowed) in [
-            ("https://10.0.0.5/", true),
-            ("https://10.0.0.5:8443/", true),
-            ("https://0x0a000005/", true),
-            ("https://[::ffff:10.0.0.6]/", true),
-            ("https://10.0.0.6/", false),
-            ("https://[::ffff:10.0.0.5]/", false),
-            ("https://[fd00::1]:8443/", true),
-            ("https://[fd00::1]/", false),
-            ("https://as.localhost:8443/", true),
-            ("https://AS.localhost.:8443/", true),
-            ("https://as.localhost/", false),
-            ("https://evil.as.localhost:8443/", false),
-            ("http://10.0.0.5/", false),
-            ("https://user@10.0.0.5/", false),
-        ] {
-            assert_eq!(check(&outgoing, url, None) == "allowed", allowed, "{url}");
-        }
     }
 
     /// What is exempt for one route is for none but that, whatever the others of its host are called.
@@ -522,46 +299,5 @@ mod tests {
         let reach = |client_id| outgoing.for_route(&ClientId::new(client_id)).reach().clone();
         assert_ne!(reach(a), reach(b));
         assert_eq!(&reach("https://c.example/.well-known/mcp-client-metadata.json"), outgoing.reach());
-    }
-
-    #[test]
-    fn the_operators_own_origin() {
-        let outgoing = outgoing(&[]);
-        for (url, trusted, allowed) in [
-            ("http://10.0.0.5/.well-known/oauth-authorization-server", "http://10.0.0.5/mcp", true),
-            ("http://10.0.0.5:80/", "http://10.0.0.5/mcp", true),
-            ("https://10.0.0.5/", "https://10.0.0.5:443/mcp", true),
-            ("http://notes.localhost:8080/", "http://notes.localhost:8080/mcp", true),
-            ("http://mcp.example/", "http://mcp.example/mcp", true),
-            ("http://10.0.0.5:8080/", "http://10.0.0.5/mcp", false),
-            ("https://10.0.0.5/", "http://10.0.0.5/mcp", false),
-            ("http://10.0.0.5/", "https://10.0.0.5/mcp", false),
-            ("http://10.0.0.6/", "http://10.0.0.5/mcp", false),
-            ("http://mcp.example/", "http://as.example/mcp", false),
-            ("http://user@10.0.0.5/", "http://user@10.0.0.5/mcp", false),
-            ("http://169.254.169.254/", "http://169.254.169.254/", false),
-            ("http://[fe80::1]/", "http://[fe80::1]/", false),
-            ("http://[::ffff:169.254.169.254]/", "http://[::ffff:169.254.169.254]/", false),
-            ("data:a", "data:a", false),
-        ] {
-            assert_eq!(check(&outgoing, url, Some(trusted)) == "allowed", allowed, "{url} of {trusted}");
-        }
-    }
-
-    #[test]
-    fn one_bad_address_spoils_them_all() {
-        let outgoing = outgoing(&["as.example"]);
-        let addresses = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|ip| ip.parse().expect("ip")).collect() };
-        for (url, resolved, allowed) in [
-            ("https://x.example/", &["192.0.1.1", "2606:4700::1"][..], true),
-            ("https://x.example/", &["192.0.1.1", "127.0.0.1"], false),
-            ("https://x.example/", &["192.0.1.1", "64:ff9b::a00:5"], false),
-            ("https://as.example/", &["192.0.1.1", "127.0.0.1"], true),
-            ("https://as.example/", &["127.0.0.1", "169.254.169.254"], false),
-            ("https://as.example/", &["127.0.0.1", "64:ff9b::169.254.169.254"], false),
-        ] {
-            let checked = outgoing.check_addresses(&Url::parse(url).expect("url"), None, &addresses(resolved));
-            assert_eq!(checked.is_ok(), allowed, "{url} at {resolved:?}");
-        }
     }
 }

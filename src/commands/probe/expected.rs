@@ -20,7 +20,7 @@ pub struct Expected {
 
 impl Expected {
     /// # Errors
-    /// Where the file cannot be read, or is no document.
+    /// Where the file cannot be read, or is not a document.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         let named = || format!("--expect {}", file.display());
         let bytes = std::fs::read(file).with_context(named)?;
@@ -31,7 +31,7 @@ impl Expected {
     /// Where it should be served: at its `client_id`.
     ///
     /// # Errors
-    /// Where it has none, or one that is no URL of a document.
+    /// Where it has none, or one that is not the URL of a document.
     pub fn target(&self) -> anyhow::Result<Target> {
         let file = self.file.display();
         let client_id = self.document.members.get("client_id").and_then(Value::as_str);
@@ -41,7 +41,7 @@ impl Expected {
 
     /// What is served otherwise. White space and order are no matter for servers, but for their caches.
     pub fn differences(&self, served: &[u8]) -> Vec<Finding> {
-        // What is no object is found by who judges the answer.
+        // What is not an object is found by who judges the answer.
         let Ok(found) = serde_json::from_slice::<Object>(served) else { return Vec::new() };
         let expected = &self.document.members;
         let mut names: Vec<&String> = expected.keys().chain(found.members.keys()).collect();

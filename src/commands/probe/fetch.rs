@@ -19,9 +19,9 @@ use crate::{
     commands::settings::probe::Probe,
     model::{origin::Origin, paths::EndpointPath},
     net::outgoing::{
-        self,
+        self, client,
         error::{self, truncate},
-        known_addresses,
+        reach::known_addresses,
         resolver::{Resolver, SystemResolver},
     },
 };
@@ -109,7 +109,7 @@ impl Fetcher {
     /// Where no whole answer came.
     pub async fn send(&self, method: Method, headers: &[(&'static str, &str)]) -> Result<Answer, Failure> {
         let began = Instant::now();
-        let client = outgoing::client(&self.tls, self.addresses.clone(), Arc::default()).http1_only().build();
+        let client = client::builder(&self.tls, self.addresses.clone(), Arc::default()).http1_only().build();
         let client = client.map_err(failed)?;
         // The URL's port is where to connect; `host` is the origin's, unless a header says otherwise.
         let mut all = HeaderMap::new();
@@ -119,7 +119,7 @@ impl Fetcher {
             all.insert(*name, value);
         }
         let request = client.request(method, self.url.clone()).headers(all).build().map_err(failed)?;
-        match timeout(self.patience, outgoing::execute(&client, request)).await {
+        match timeout(self.patience, client::execute(&client, request)).await {
             Ok(Ok(Some(answer))) => {
                 let (head, body) = answer.into_parts();
                 Ok(Answer { status: head.status.as_u16(), headers: head.headers, body, elapsed: began.elapsed() })

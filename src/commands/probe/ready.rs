@@ -9,7 +9,7 @@ use url::Url;
 use crate::net::{
     listen::{bare_host, unix_path},
     outgoing::{
-        self,
+        self, client,
         error::{self, truncate},
     },
 };
@@ -64,17 +64,16 @@ async fn ask(url: &ReadyUrl) -> anyhow::Result<()> {
             let host = bare_host(url.host_str().unwrap_or_default());
             let port = url.port_or_known_default().unwrap_or_default();
             let addresses = lookup_host((host, port)).await.with_context(|| host.to_owned())?.collect();
-            (outgoing::client(&tls, addresses, Arc::default()), url.clone())
+            (client::builder(&tls, addresses, Arc::default()), url.clone())
         }
         ReadyUrl::Unix(path) => {
-            let client = outgoing::client(&tls, Vec::new(), Arc::default()).unix_socket(path.clone());
+            let client = client::builder(&tls, Vec::new(), Arc::default()).unix_socket(path.clone());
             (client, Url::parse("http://localhost/readyz")?)
         }
     };
     let client = client.build()?;
     let request = client.get(url).build()?;
-    let answer =
-        outgoing::execute(&client, request).await.map_err(|failure| anyhow::anyhow!(error::reason(&failure)))?;
+    let answer = client::execute(&client, request).await.map_err(|failure| anyhow::anyhow!(error::reason(&failure)))?;
     let answer = answer.context("its answer does not end")?;
     if answer.status() != http::StatusCode::OK {
         let body = String::from_utf8_lossy(answer.body());

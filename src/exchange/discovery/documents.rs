@@ -3,16 +3,18 @@
 
 use url::Url;
 
-use super::{
-    error::{MAX_SCOPE, Problem},
-    members::Members,
-    strangers_url::strangers_url,
-};
+use super::{error::Problem, members::Members, strangers_url::strangers_url};
 use crate::{
-    model::{challenge::Challenge, issuer::is_same, resource::ResourceIndicator, scope::Scope, upstream::Upstream},
+    model::{
+        challenge::Challenge,
+        issuer::is_same,
+        resource::ResourceIndicator,
+        scope::{MAX_SCOPE, Scope},
+        upstream::Upstream,
+    },
     net::outgoing::{
-        Outgoing,
         error::{redacted, truncate},
+        reach::Reach,
     },
 };
 
@@ -94,7 +96,7 @@ impl ResourceMetadata {
     /// name.
     ///
     /// # Errors
-    /// Where its `resource` is no URL, or another's.
+    /// Where its `resource` is not a URL, or is another's.
     pub fn check(&self, upstream: &Url, name: Option<&ResourceIndicator>) -> Result<(), Problem> {
         let named = strangers_url("resource", &self.resource)?;
         match name {
@@ -222,14 +224,14 @@ impl Document for ServerMetadata {
 }
 
 impl ServerMetadata {
-    /// The server, where it can be used: RFC 8414, section 3.3, what MCP asks of a server, and the rules for `outgoing`
-    /// fetches.
+    /// The server, where it can be used: RFC 8414, section 3.3, what MCP asks of a server, and the rules for what
+    /// is fetched, with what is exempt of them.
     ///
     /// # Errors
     /// What it lacks, or demands of us.
     pub fn server(
         self,
-        outgoing: &Outgoing,
+        reach: &Reach,
         issuer: &str,
         resource: String,
         scope: Scope,
@@ -259,7 +261,7 @@ impl ServerMetadata {
         }
         let endpoint = |name, url: Option<String>| {
             let url = strangers_url(name, &url.ok_or(Problem::Lacks(name))?)?;
-            outgoing.check_url(&url, None)?;
+            reach.check_url(&url, None)?;
             Ok::<_, Problem>(url)
         };
         let authorization_endpoint = endpoint("authorization_endpoint", self.authorization_endpoint)?;
@@ -292,7 +294,7 @@ impl ServerMetadata {
 /// Where an authorization server's metadata may be, in the order that MCP asks for.
 ///
 /// # Errors
-/// Where the issuer is no URL, or none that RFC 8414, section 2, allows.
+/// Where the issuer is not a URL, or not one that RFC 8414, section 2, allows.
 pub fn server_addresses(issuer: &str) -> Result<Vec<Url>, Problem> {
     let url = strangers_url("issuer", issuer)?;
     // Without a host there is nobody to ask: `mailto:` and its like.

@@ -11,7 +11,6 @@ use crate::{
 
 /// The longest URL that is taken of a stranger, in bytes.
 pub const MAX_URL: usize = 2048;
-pub use crate::model::scope::MAX_SCOPE;
 
 /// Why no authorization server can be used. For operators.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -19,7 +19,7 @@ pub struct AllowHost {
     from: Option<PublicUrl>,
 }
 
-/// Why a text is no [`AllowHost`].
+/// Why a text is not an [`AllowHost`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AllowHostError {
     #[error("{0}")]
