@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::verdict::{Edits, Said};
 use crate::{
-    contract::tokens::{AccessToken, TOO_LATE, TokenTag},
+    contract::tokens::{AccessToken, TOO_LATE, TokenError, TokenTag},
     model::clock::UnixTime,
 };
 
@@ -29,12 +29,14 @@ pub struct Bearer {
 }
 
 impl Bearer {
-    /// None where it has characters that no token has.
-    pub fn new(token: AccessToken) -> Option<Self> {
+    /// # Errors
+    /// Where it has characters that no token has.
+    pub fn new(token: AccessToken) -> Result<Self, TokenError> {
         let AccessToken { secret, tag, expires_at, again: again_until } = token;
         let text = secret.expose();
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return None;
+            let cause = "the token has characters that no header may have, and is not sent";
+            return Err(TokenError::Unavailable(cause.into()));
         }
         let authorization = Bytes::from_owner(Zeroizing::new([SCHEME, text].concat().into_bytes()));
         let edits = Said::new(Edits {
@@ -43,7 +45,7 @@ impl Bearer {
             tag: Some(tag),
             body: None,
         });
-        Some(Self { edits, tag, expires_at, again_until })
+        Ok(Self { edits, tag, expires_at, again_until })
     }
 
     /// Whether requests of its owner may come again with members of ours in their bodies.
