@@ -2,6 +2,6 @@
 //! the upstream's place.
 
 pub mod answers;
-pub mod cut;
+mod cut;
 pub mod digest;
 pub mod message;

@@ -11,6 +11,11 @@ pub(super) struct Member {
     pub goes: bool,
 }
 
+/// Where a part of a text stands in it.
+pub(super) fn offset(text: &[u8], part: &str) -> usize {
+    part.as_ptr().addr().saturating_sub(text.as_ptr().addr())
+}
+
 /// What is to be cut of `text` for those of an object's members that go; all its members are there, in order. What is
 /// left is an object: a member goes with the comma that parts it from one that stays.
 pub(super) fn gaps(text: &[u8], members: &[Member]) -> Vec<Range<usize>> {
