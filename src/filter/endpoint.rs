@@ -14,7 +14,10 @@ use super::{
     document::{self, Document, NameTemplate},
     outcome::Outcome,
     recent::Recent,
-    refusal::{Audience, Reader, Refusal},
+    refusal::{
+        Refusal,
+        answer::{Audience, Reader},
+    },
     refusal_log::RefusalLog,
     reply::Reply,
     request::{Request, Sources},
@@ -99,7 +102,7 @@ pub struct Endpoints {
 
 /// A document, and what of a route it follows from.
 #[derive(Debug)]
-pub struct KeptDocument {
+struct KeptDocument {
     from: PublicUrl,
     client_name: Option<String>,
     document: Document,

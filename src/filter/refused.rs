@@ -14,7 +14,10 @@ use super::{
     mcp_routes::{McpRoute, McpRoutes},
     outcome::Outcome,
     pages,
-    refusal::{Audience, Reader, Refusal},
+    refusal::{
+        Refusal,
+        answer::{Audience, Reader},
+    },
     refusal_log::RefusalLog,
     reply::Reply,
     reports::Reports,

@@ -25,7 +25,10 @@ use super::{
     mcp_routes::McpRoute,
     outcome::Outcome,
     pages,
-    refusal::{Audience, Reader, Refusal, told},
+    refusal::{
+        Refusal,
+        answer::{Audience, Reader, told},
+    },
     refusal_log::RefusalLog,
     reply::Reply,
     request::{Header, Request},

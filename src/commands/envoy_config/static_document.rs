@@ -10,7 +10,10 @@ use crate::{
     commands::settings::shared::DocumentArgs,
     filter::{
         document::{self, Document},
-        refusal::{Audience, Reader, Refusal},
+        refusal::{
+            Refusal,
+            answer::{Audience, Reader},
+        },
         reply::Reply,
     },
     model::{
