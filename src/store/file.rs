@@ -2,60 +2,32 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use redb::{
-    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition, TableError,
-    WriteTransaction,
-};
-use subtle::ConstantTimeEq;
+use redb::{Database, ReadableDatabase, ReadableTable, WriteTransaction};
+
+mod database;
+mod flows;
+mod opening;
+mod tables;
 
 use super::{
     backend::{Flow, FlowLimits, Found, Holder, Kept, Store, Taken},
     error::{OpenError, StoreError, blocking},
-    key_file::{self, KeysError},
-    keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey, UserKey},
-    whole_file,
+    keys::{Context, FlowKey, RegistrationsKey, RouteKey, TokenKey},
 };
 use crate::model::{clock::UnixTime, seal::Sealer};
-
-/// A flow by its id: context, user, expiry, sequence, what is sealed (none once it is taken), tombstone.
-const FLOWS: TableDefinition<&[u8; 32], StoredFlow> = TableDefinition::new("flows-v1");
-type StoredFlow<'a> = (&'a [u8; 32], &'a [u8; 32], u64, u64, Option<&'a [u8]>, &'a [u8]);
-/// Every flow, by expiry and id.
-const EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("expiry-v1");
-/// Every flow, by user, expiry, sequence and id.
-const BY_USER: TableDefinition<ByUser, ()> = TableDefinition::new("by-user-v1");
-type ByUser<'a> = (&'a [u8; 32], u64, u64, &'a [u8; 32]);
-const TOKENS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("tokens-v1");
-/// The key of a route's token.
-const ROUTES: TableDefinition<&[u8; 32], &[u8; 32]> = TableDefinition::new("routes-v1");
-/// Until when requests of a route may come again.
-const AGAIN: TableDefinition<&[u8; 32], u64> = TableDefinition::new("again-v1");
-/// The same, by that time.
-const AGAIN_EXPIRY: TableDefinition<(u64, &[u8; 32]), ()> = TableDefinition::new("again-expiry-v1");
-/// The clients that were registered for a route.
-const REGISTRATIONS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("registrations-v1");
-const CHECK: TableDefinition<(), &[u8]> = TableDefinition::new("key-check-v1");
-/// How many flows were ever added, which tells the older of two apart.
-const SEQUENCE: TableDefinition<(), u64> = TableDefinition::new("sequence-v1");
-
-/// How many expired flows, or notes, one call removes, at most: more than it adds, so that they become fewer.
-const REMOVED_AT_ONCE: usize = 100;
-/// redb would take a gigabyte.
-const CACHE_BYTES: usize = 32 << 20;
+use database::{DatabaseFile, Failure};
+use flows::{FlowTables, REMOVED_AT_ONCE};
+use tables::{AGAIN, AGAIN_EXPIRY, CHECK, REGISTRATIONS, ROUTES, TOKENS};
 
 /// The store in a file. Its work is done on threads that may block.
-pub struct FileStore(Arc<Inner>);
-
-struct Inner {
-    path: PathBuf,
-    /// None after a failure of the disk: redb then does nothing more until the file is opened anew.
-    database: RwLock<Option<Database>>,
+pub struct FileStore {
+    file: Arc<DatabaseFile>,
     /// Who refreshes which token, and until when at most. One process has the file, so its memory will do.
     claims: Mutex<HashMap<TokenKey, (Holder, Instant)>>,
 }
@@ -68,7 +40,9 @@ impl FileStore {
     /// Where the file cannot be opened, another process has it open, or the keys are not the ones it was sealed with.
     pub async fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(Self, Sealer, Vec<u8>), OpenError> {
         let (path, encryption_keys) = (path.to_owned(), encryption_keys.map(Path::to_owned));
-        blocking(move || open(&path, encryption_keys.as_deref())).await?
+        let opened = blocking(move || opening::open(&path, encryption_keys.as_deref())).await??;
+        let (file, sealer, record) = opened;
+        Ok((Self { file: Arc::new(file), claims: Mutex::default() }, sealer, record))
     }
 
     async fn run<T, E>(&self, step: impl FnOnce(&Database) -> Result<T, E> + Send + 'static) -> Result<T, StoreError>
@@ -76,8 +50,8 @@ impl FileStore {
         T: Send + 'static,
         E: Into<Failure>,
     {
-        let inner = Arc::clone(&self.0);
-        blocking(move || inner.run(step)).await?
+        let file = Arc::clone(&self.file);
+        blocking(move || file.run(step)).await?
     }
 }
 
@@ -174,7 +148,7 @@ impl Store for FileStore {
 
     async fn claim(&self, key: TokenKey, holder: Holder, seconds: u64) -> Result<bool, StoreError> {
         let now = Instant::now();
-        let mut claims = self.0.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         claims.retain(|_, (_, until)| *until > now);
         if claims.contains_key(&key) {
             return Ok(false);
@@ -184,7 +158,7 @@ impl Store for FileStore {
     }
 
     async fn release(&self, key: TokenKey, holder: Holder) -> Result<(), StoreError> {
-        let mut claims = self.0.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         if claims.get(&key).is_some_and(|(other, _)| *other == holder) {
             claims.remove(&key);
         }
@@ -263,174 +237,6 @@ impl Store for FileStore {
     }
 }
 
-/// Why a step was not done.
-enum Failure {
-    Redb(redb::Error),
-    Store(StoreError),
-}
-
-impl<E: Into<redb::Error>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Redb(error.into())
-    }
-}
-
-impl Inner {
-    fn run<T, E: Into<Failure>>(&self, step: impl FnOnce(&Database) -> Result<T, E>) -> Result<T, StoreError> {
-        let failure = loop {
-            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(database) = database.as_ref() {
-                match step(database) {
-                    Ok(done) => return Ok(done),
-                    Err(error) => break error.into(),
-                }
-            }
-            drop(database);
-            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-            if database.is_none() {
-                *database = Some(builder().open(&self.path).map_err(|error| failed(&self.path, &error.into()))?);
-            }
-        };
-        match failure {
-            Failure::Store(error) => Err(error),
-            Failure::Redb(error) => {
-                if needs_reopening(&error) {
-                    *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
-                }
-                Err(failed(&self.path, &error))
-            }
-        }
-    }
-}
-
-/// The tables of flows, within one transaction.
-struct FlowTables<'t> {
-    flows: Table<'t, &'static [u8; 32], StoredFlow<'static>>,
-    expiry: Table<'t, (u64, &'static [u8; 32]), ()>,
-    by_user: Table<'t, ByUser<'static>, ()>,
-    sequence: Table<'t, (), u64>,
-}
-
-/// What of a flow is needed to find it in the other tables.
-struct Indexed {
-    user: [u8; 32],
-    expires_at: u64,
-    sequence: u64,
-}
-
-impl<'t> FlowTables<'t> {
-    fn open(transaction: &'t WriteTransaction) -> Result<Self, redb::TableError> {
-        Ok(Self {
-            flows: transaction.open_table(FLOWS)?,
-            expiry: transaction.open_table(EXPIRY)?,
-            by_user: transaction.open_table(BY_USER)?,
-            sequence: transaction.open_table(SEQUENCE)?,
-        })
-    }
-
-    fn add(mut self, flow: &Flow, limits: FlowLimits, now: UnixTime) -> Result<(), Failure> {
-        let Flow { id, context, user, expires_at, sealed, tombstone } = flow;
-        let expires_at = *expires_at;
-        self.remove_expired(now, REMOVED_AT_ONCE)?;
-        if let Some(other) = self.indexed(id)? {
-            if other.expires_at > now.secs() {
-                return Err(Failure::Store(StoreError::Failed("there is a flow of this id".to_owned())));
-            }
-            self.remove(id)?;
-        }
-        if expires_at <= now {
-            return Ok(());
-        }
-
-        let of_user = self.flows_of(user, now)?;
-        let surplus = (of_user.len() + 1).saturating_sub(limits.of_user.max(1));
-        let oldest = of_user.get(..surplus).unwrap_or_default();
-        for id in oldest {
-            self.remove(id)?;
-        }
-        // More may have expired than was removed above, and those do not count.
-        while self.by_user.len()? >= limits.in_all as u64 {
-            if self.remove_expired(now, 1)? == 0 {
-                return Err(Failure::Store(StoreError::Full));
-            }
-        }
-
-        let sequence = self.sequence.get(())?.map_or(0, |last| last.value()).wrapping_add(1);
-        self.sequence.insert((), sequence)?;
-        let (id, context, user, expires_at) = (id.as_bytes(), context.as_bytes(), user.as_bytes(), expires_at.secs());
-        self.flows.insert(id, (context, user, expires_at, sequence, Some(sealed.as_slice()), tombstone.as_slice()))?;
-        self.expiry.insert((expires_at, id), ())?;
-        self.by_user.insert((user, expires_at, sequence, id), ())?;
-        Ok(())
-    }
-
-    /// What came of it, and whether there is anything to commit.
-    fn take(mut self, id: &FlowKey, context: &Context, now: UnixTime) -> Result<(Taken, bool), Failure> {
-        let removed = self.remove_expired(now, REMOVED_AT_ONCE)? > 0;
-        let (indexed, sealed, tombstone) = {
-            let Some(stored) = self.flows.get(id.as_bytes())? else {
-                return Ok((Taken::Unknown, removed));
-            };
-            let (stored_context, user, expires_at, sequence, sealed, tombstone) = stored.value();
-            if expires_at <= now.secs() {
-                return Ok((Taken::Unknown, removed));
-            }
-            if !bool::from(stored_context.ct_eq(context.as_bytes())) {
-                return Ok((Taken::WrongContext, removed));
-            }
-            let Some(sealed) = sealed else {
-                return Ok((Taken::Used(tombstone.to_vec()), removed));
-            };
-            (Indexed { user: *user, expires_at, sequence }, sealed.to_vec(), tombstone.to_vec())
-        };
-        let Indexed { user, expires_at, sequence } = indexed;
-        self.flows
-            .insert(id.as_bytes(), (context.as_bytes(), &user, expires_at, sequence, None, tombstone.as_slice()))?;
-        Ok((Taken::Flow(sealed), true))
-    }
-
-    /// Removes the first `at_most` of the expired flows, and says how many there were of them.
-    fn remove_expired(&mut self, now: UnixTime, at_most: usize) -> Result<usize, redb::Error> {
-        let mut expired = Vec::new();
-        for entry in self.expiry.range(..=(now.secs(), &[0xff; 32]))?.take(at_most) {
-            expired.push(FlowKey::from_bytes(*entry?.0.value().1));
-        }
-        for id in &expired {
-            self.remove(id)?;
-        }
-        Ok(expired.len())
-    }
-
-    /// The flows of a user, the oldest first.
-    fn flows_of(&self, user: &UserKey, now: UnixTime) -> Result<Vec<FlowKey>, redb::Error> {
-        let user = user.as_bytes();
-        let first = (user, now.secs().saturating_add(1), 0, &[0; 32]);
-        let last = (user, u64::MAX, u64::MAX, &[0xff; 32]);
-        let mut ids = Vec::new();
-        for entry in self.by_user.range(first..=last)? {
-            ids.push(FlowKey::from_bytes(*entry?.0.value().3));
-        }
-        Ok(ids)
-    }
-
-    fn indexed(&self, id: &FlowKey) -> Result<Option<Indexed>, redb::Error> {
-        Ok(self.flows.get(id.as_bytes())?.map(|stored| {
-            let (_, user, expires_at, sequence, ..) = stored.value();
-            Indexed { user: *user, expires_at, sequence }
-        }))
-    }
-
-    fn remove(&mut self, id: &FlowKey) -> Result<(), redb::Error> {
-        if let Some(Indexed { user, expires_at, sequence }) = self.indexed(id)? {
-            let id = id.as_bytes();
-            self.flows.remove(id)?;
-            self.expiry.remove((expires_at, id))?;
-            self.by_user.remove((&user, expires_at, sequence, id))?;
-        }
-        Ok(())
-    }
-}
-
 /// Notes until when requests of a route may come again, and removes some of what is over by now.
 fn note_again(
     transaction: &WriteTransaction,
@@ -456,129 +262,21 @@ fn note_again(
     Ok(())
 }
 
-fn open(path: &Path, encryption_keys: Option<&Path>) -> Result<(FileStore, Sealer, Vec<u8>), OpenError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |reason| OpenError::Keys { path, reason }
-    };
-    // Keys that are no keys shall not leave an empty store behind.
-    let given = encryption_keys.map(|path| key_file::read(path).map_err(at(path))).transpose()?;
-    let database = open_database(path)?;
-    let failed = |error: redb::Error| failed(path, &error);
-    let content = content(&database).map_err(failed)?;
-    let beside = key_file::beside(path);
-    let keys_path = encryption_keys.unwrap_or(&beside);
-    // Nobody else makes the file meanwhile: whoever would has to open the store first.
-    let sealer = match (given, keys_path.try_exists(), &content) {
-        (Some(sealer), ..) => sealer,
-        (None, Ok(false), Content::Nothing) => key_file::create(keys_path).map_err(at(keys_path))?,
-        (None, Ok(false), _) => return Err(at(keys_path)(KeysError::Lost)),
-        (None, ..) => key_file::read(keys_path).map_err(at(keys_path))?,
-    };
-    let (newer, record) = match content {
-        Content::Nothing => (
-            key_file::check_record(&sealer).map(Some).map_err(|error| StoreError::Failed(error.to_string()))?,
-            Vec::new(),
-        ),
-        Content::Checked(record) => (key_file::check(&sealer, &record).map_err(at(keys_path))?, record),
-        Content::Unchecked => return Err(at(keys_path)(KeysError::Wrong)),
-    };
-    set_up(&database, newer.as_deref()).map_err(failed)?;
-    Ok((
-        FileStore(Arc::new(Inner {
-            path: path.to_owned(),
-            database: RwLock::new(Some(database)),
-            claims: Mutex::default(),
-        })),
-        sealer,
-        newer.unwrap_or(record),
-    ))
-}
-
-fn open_database(path: &Path) -> Result<Database, StoreError> {
-    if !path.exists() {
-        make(path).map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
-    }
-    builder().create(path).map_err(|error| failed(path, &error.into()))
-}
-
-/// Makes the file whole: one that a death left half made would never open again.
-fn make(path: &Path) -> Result<(), redb::Error> {
-    let folder = whole_file::folder(path)?;
-    // Whoever else makes it is waited for.
-    folder.lock()?;
-    if path.exists() {
-        return Ok(());
-    }
-    // redb itself would make the file as readable as the umask allows.
-    whole_file::make(path, |_, draft| {
-        drop(builder().create(draft)?);
-        Ok(())
-    })
-}
-
-fn builder() -> redb::Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
-}
-
-enum Content {
-    Nothing,
-    /// The record that tells whether the keys are right.
-    Checked(Vec<u8>),
-    /// Something, but no such record: it is not ours, or not whole.
-    Unchecked,
-}
-
-fn content(database: &Database) -> Result<Content, redb::Error> {
-    let transaction = database.begin_read()?;
-    if transaction.list_tables()?.next().is_none() {
-        return Ok(Content::Nothing);
-    }
-    match transaction.open_table(CHECK) {
-        Ok(table) => Ok(table.get(())?.map_or(Content::Unchecked, |record| Content::Checked(record.value().to_vec()))),
-        Err(TableError::TableDoesNotExist(_)) => Ok(Content::Unchecked),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Stores the check record, where it is another, and makes all tables that an earlier version did not: from here on they
-/// are there.
-fn set_up(database: &Database, record: Option<&[u8]>) -> Result<(), redb::Error> {
-    let transaction = database.begin_write()?;
-    if let Some(record) = record {
-        transaction.open_table(CHECK)?.insert((), record)?;
-    }
-    FlowTables::open(&transaction)?;
-    transaction.open_table(TOKENS)?;
-    transaction.open_table(ROUTES)?;
-    transaction.open_table(AGAIN)?;
-    transaction.open_table(AGAIN_EXPIRY)?;
-    transaction.open_table(REGISTRATIONS)?;
-    Ok(transaction.commit()?)
-}
-
-fn needs_reopening(error: &redb::Error) -> bool {
-    use redb::Error::{Backend, Corrupted, DatabaseClosed, Io, LockPoisoned, PreviousIo};
-    matches!(error, Io(_) | Backend(_) | PreviousIo | Corrupted(_) | DatabaseClosed | LockPoisoned(_))
-}
-
-fn failed(path: &Path, error: &redb::Error) -> StoreError {
-    let path = path.display();
-    StoreError::Failed(match error {
-        redb::Error::DatabaseAlreadyOpen => {
-            format!("{path}: another process has it open; processes that share a store need one in Redis")
-        }
-        error => format!("{path}: {error}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
-    use super::*;
+    use redb::ReadableTableMetadata;
+
+    use super::{
+        database::builder,
+        flows::{BY_USER, EXPIRY, FLOWS},
+        *,
+    };
+    use crate::store::{
+        key_file::{self, KeysError},
+        keys::UserKey,
+    };
 
     const NOW: UnixTime = UnixTime::from_secs(1_800_000_000);
     const CONTEXT: Context = Context::from_bytes([1; 32]);
@@ -763,7 +461,7 @@ mod tests {
         store.put_token(TOKEN, ROUTE, b"sealed".into()).await.expect("kept");
         let error = store.run(|_| Err::<(), _>(redb::Error::PreviousIo)).await.expect_err("a failure").to_string();
         assert!(error.contains("store.redb: Previous I/O error"), "{error}");
-        assert!(store.0.database.read().expect("no panic").is_none());
+        assert!(store.file.is_closed());
         let found = store.token(ROUTE).await.expect("a store");
         assert_eq!(found.map(|found| found.kept), Some((TOKEN, b"sealed".into())));
     }
