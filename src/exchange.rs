@@ -6,7 +6,6 @@ pub mod discovery;
 pub mod embedded;
 pub mod oauth;
 pub mod records;
-mod registering;
 pub mod step_up;
 pub mod token_answer;
 pub mod tokens;

@@ -7,46 +7,35 @@ use std::{
 };
 
 use async_trait::async_trait;
-use oauth2::{AuthUrl, AuthorizationCode, CsrfToken, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, TokenUrl};
 use tokio::time::timeout;
 
+mod beginning;
+mod completing;
+mod registering;
+
 use super::{
-    clients::{self, Clients, Way, credentials::ActsAs, registration::Wanted, under_way::Registering},
+    clients::{self, Clients, under_way::Registering},
     deadlines::Deadlines,
-    discovery::{Discovery, documents::AuthorizationServer, error::DiscoveryError},
-    oauth::{OAuthClient, failure, refuses_client, registered},
-    records::{Binding, Bound, FlowRecord, TokenRecord, Tombstone},
-    step_up::StepUp,
-    token_answer::TokenAnswer,
+    discovery::{Discovery, documents::AuthorizationServer},
     tokens::Tokens,
 };
 use crate::{
     contract::{
-        choreographer::{AuthorizationAnswer, Begin, Begun, Choreographer, Complete},
+        choreographer::{Begin, Begun, Choreographer, Complete},
         connection::Connection,
-        error::{BeginError, CallError, Cause, CompleteError, Incomplete, Label},
-        tokens::{TokenError, TokenOwner, TokenTag, UpstreamTokens},
+        error::{BeginError, CallError, Cause, Incomplete, Label},
+        tokens::{TokenError, TokenOwner, UpstreamTokens},
     },
     model::{
-        client::ClientId,
-        clock::UnixTime,
-        flow::{FlowId, MAX_LIFETIME},
-        issuer::is_same,
-        paths::{Endpoint, Paths},
-        scope::Scope,
-        seal::UnsealError,
-        secret::{Secret, random},
-        shares::ShareLimits,
-        trace::Trace,
+        client::ClientId, clock::UnixTime, paths::Paths, scope::Scope, shares::ShareLimits, trace::Trace,
         upstream::Upstream,
     },
     net::outgoing::{self, Outgoing},
     store::{
-        backend::{Flow, FlowLimits, Taken},
+        backend::FlowLimits,
         error::StoreError,
-        keys::{Context, FlowKey, UserKey},
         open::Opened,
-        vault::{self, Place, Vault},
+        vault::{self, Vault},
     },
     telemetry::{audit, traces::covered},
 };
@@ -89,7 +78,7 @@ impl Default for Config {
 pub struct Embedded {
     /// The tokens that come of it.
     pub tokens: Tokens,
-    pub(super) registering: Registering,
+    registering: Registering,
     paths: Arc<Paths>,
     require_iss: bool,
     limits: FlowLimits,
@@ -235,180 +224,6 @@ impl Embedded {
         let unavailable = |error| CallError::Unavailable(format!("the store cannot be opened: {error}").into());
         self.tokens.open().await.map_err(unavailable)
     }
-
-    async fn begin_flow(&self, begin: Begin) -> Result<(Begun, String), BeginError> {
-        let found = self.tokens.discovery.find(&begin.client_id, &begin.upstream, Some(&begin.user)).await;
-        let server = found.map_err(|error| match error {
-            DiscoveryError::Busy(_) => BeginError::TooManyFlows(error.to_string().into()),
-            error => BeginError::AuthorizationServerUnusable(error.to_string().into()),
-        })?;
-        if self.require_iss && !server.sends_iss {
-            let lacks = "it does not announce `iss`, which --require-iss asks for";
-            let cause = format!("the authorization server {}: {lacks}", server.issuer).into();
-            return Err(BeginError::AuthorizationServerUnusable(cause));
-        }
-        if !begin.shown_issuer.as_ref().is_some_and(|shown| is_same(shown, &server.issuer)) {
-            return Err(BeginError::IssuerChanged(server.issuer.clone()));
-        }
-        let clients = &self.tokens.clients;
-        let pin = begin.upstream.authorization_server.as_deref();
-        let unusable = |cause: String| BeginError::AuthorizationServerUnusable(cause.into());
-        let acts_as = match clients.choose(&begin.client_id, pin, &server).map_err(unusable)? {
-            Way::Is(acts_as) => acts_as,
-            Way::Registers(endpoint, method) => {
-                let wanted = Wanted {
-                    client_uri: self.client_uri(&begin.client_id),
-                    document: begin.client_id.clone(),
-                    redirect_uri: begin.redirect_uri.clone(),
-                    client_name: begin.client_name.clone(),
-                    issuer: server.issuer.clone(),
-                    endpoint,
-                    method,
-                };
-                ActsAs::Registered(self.registered(wanted, &begin.user).await?)
-            }
-        };
-        let flow_id = FlowId(random().map_err(call_failed)?);
-        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-        let wanted = match begin.scope.clone() {
-            Some(scope) => scope,
-            None => {
-                let owner = TokenOwner {
-                    user: begin.user.clone(),
-                    client_id: begin.client_id.clone(),
-                    upstream: begin.upstream.clone(),
-                };
-                wanted(&server, self.tokens.missing(&owner, &server.issuer).await?)
-            }
-        };
-        let scope = wanted.asked_of(server.offline_access);
-        let authorization_url =
-            authorization_url(&server, acts_as.client_id(&begin.client_id), &begin, &scope, challenge)
-                .ok_or(CallError::Failed("the route's redirect URI is not a URL".into()))?;
-        let now = self.now();
-        let expires_at = now + MAX_LIFETIME;
-        let context = Context::of(&begin.redirect_uri, &begin.user, &begin.browser_hash);
-        let binding = Binding::new(&context, expires_at);
-        let record = FlowRecord {
-            client_id: begin.client_id,
-            upstream: begin.upstream.url,
-            return_to: begin.return_to,
-            issuer: server.issuer.clone(),
-            sends_iss: server.sends_iss,
-            token_endpoint: server.token_endpoint.to_string(),
-            revocation_endpoint: server.revocation_endpoint.as_ref().map(ToString::to_string),
-            resource: server.resource.clone(),
-            scope: scope.text(),
-            verifier: Secret::new(verifier.into_secret()),
-            redirect_uri: begin.redirect_uri,
-            user: begin.user,
-            binding: Some(binding),
-            acts_as,
-        };
-        let key = FlowKey::of(&flow_id);
-        let open = self.open().await?;
-        let sealed = open.seal(Place::Flow(&key), &record).ok_or(NOT_SEALED)?;
-        let tombstone = Tombstone::Bound { return_to: record.return_to.clone(), binding };
-        let tombstone = open.seal(Place::Tombstone(&key), &tombstone).ok_or(NOT_SEALED)?;
-        let of_user = self.limits.of_user.saturating_mul(record.user.people());
-        let flow = Flow { id: key, context, user: UserKey::of(&record.user), expires_at, sealed, tombstone };
-        let limits = FlowLimits { of_user, ..self.limits };
-        open.store.add_flow(flow, limits, now).await.map_err(|error| match error {
-            StoreError::Full => BeginError::TooManyFlows("as many flows are kept as --max-flows allows".into()),
-            error @ (StoreError::Away(_) | StoreError::Failed(_)) => flow_failed(&error).into(),
-        })?;
-        Ok((Begun { flow_id, expires_at, authorization_url }, record.issuer))
-    }
-
-    /// The public URL of a route, by its document.
-    fn client_uri(&self, document: &ClientId) -> String {
-        let path = self.paths.of(Endpoint::Document).as_str();
-        document.as_str().strip_suffix(path).unwrap_or(document.as_str()).to_owned()
-    }
-
-    /// Takes the flow: after this, nobody else can complete it.
-    async fn take(&self, complete: &Complete) -> Result<FlowRecord, CompleteError> {
-        let key = FlowKey::of(&complete.flow_id);
-        let context = Context::of(&complete.redirect_uri, &complete.user, &complete.browser_hash);
-        let (open, now) = (self.open().await?, self.now());
-        let taken = open.store.take_flow(key, context, now).await.map_err(|error| flow_failed(&error))?;
-        match taken {
-            Taken::Flow(sealed) => own(complete, open.unseal(Place::Flow(&key), &sealed), &context, now).await,
-            Taken::WrongContext => Err(CompleteError::WrongContext),
-            Taken::Unknown => Err(CompleteError::UnknownFlow),
-            Taken::Used(tombstone) => {
-                let opened = open.unseal(Place::Tombstone(&key), &tombstone);
-                let tombstone: Tombstone = own(complete, opened, &context, now).await?;
-                Err(CompleteError::AlreadyUsed { return_to: tombstone.into_return_to() })
-            }
-        }
-    }
-
-    /// What follows once the flow is taken. `iss` is looked at first, on errors too (MCP; RFC 9207, section 2.4).
-    async fn finish(&self, complete: Complete, record: &FlowRecord) -> Result<(), CompleteError> {
-        check_issuer(complete.iss.as_deref(), &record.issuer, record.sends_iss || self.require_iss)?;
-        let code = match complete.answer {
-            AuthorizationAnswer::Code(code) => code,
-            AuthorizationAnswer::Error { error, .. } => {
-                return Err(CompleteError::AuthorizationError(registered(&error).into()));
-            }
-        };
-        let token = self.exchange(code, record).await?;
-        let owner = TokenOwner {
-            user: record.user.clone(),
-            client_id: record.client_id.clone(),
-            upstream: Upstream { url: record.upstream.clone(), authorization_server: None, resource: None },
-        };
-        self.tokens.put(&owner, token).await.map_err(|error| store_failed(&error).into())
-    }
-
-    /// Redeems the code, once, at the token endpoint that was recorded before the redirect.
-    async fn exchange(&self, code: Secret, record: &FlowRecord) -> Result<TokenRecord, CompleteError> {
-        let failed = |reason: String| {
-            tracing::warn!(issuer = record.issuer, client_id = %record.client_id, reason, "the exchange failed");
-            CompleteError::ExchangeFailed(reason.into())
-        };
-        let credentials = self.tokens.clients.credentials(&record.acts_as, &record.client_id, &record.issuer);
-        let client = credentials
-            .map_err(|gone| failed(gone.to_string()))?
-            .oauth_client()
-            .set_token_uri(TokenUrl::new(record.token_endpoint.clone()).map_err(|error| failed(error.to_string()))?)
-            .set_redirect_uri(
-                RedirectUrl::new(record.redirect_uri.to_string()).map_err(|error| failed(error.to_string()))?,
-            );
-        let http = self.tokens.http(&record.client_id, self.tokens.deadlines.token_endpoint);
-        let answer: Result<TokenAnswer, _> = client
-            .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
-            .set_pkce_verifier(PkceCodeVerifier::new(record.verifier.expose().to_owned()))
-            .add_extra_param("resource", &record.resource)
-            .request_async(&http)
-            .await;
-        if answer.as_ref().is_err_and(refuses_client) {
-            self.tokens.client_refused(&record.acts_as, &record.client_id, &record.issuer).await;
-        }
-        let answer = answer.map_err(|error| failed(failure(&error)))?;
-        let granted = answer.granted().map_err(|reason| failed(reason.to_owned()))?;
-        granted.note_unread(&record.issuer);
-        let now = self.now();
-        Ok(TokenRecord {
-            expires_at: granted.expires_at(now),
-            access_token: granted.access_token,
-            refresh_token: granted.refresh_token,
-            issued_at: now,
-            since: Some(now),
-            scope: granted.scope.or_else(|| record.scope.clone()),
-            issuer: record.issuer.clone(),
-            token_endpoint: record.token_endpoint.clone(),
-            revocation_endpoint: record.revocation_endpoint.clone(),
-            resource: record.resource.clone(),
-            client_id: record.client_id.clone(),
-            tag: Some(TokenTag(random().map_err(call_failed)?)),
-            refused: None,
-            ended: false,
-            step_up: StepUp::default(),
-            acts_as: record.acts_as.clone(),
-        })
-    }
 }
 
 /// # Errors
@@ -425,44 +240,8 @@ fn wanted(server: &AuthorizationServer, missing: Scope) -> Scope {
     if all.fits() { all } else { missing }
 }
 
-/// The authorization request with every parameter but `state`. None where a URL is none that `oauth2` takes.
-fn authorization_url(
-    server: &AuthorizationServer,
-    client_id: &str,
-    begin: &Begin,
-    scope: &Scope,
-    challenge: PkceCodeChallenge,
-) -> Option<String> {
-    let client = OAuthClient::new(oauth2::ClientId::new(client_id.to_owned()))
-        .set_auth_uri(AuthUrl::from_url(server.authorization_endpoint.clone()))
-        .set_redirect_uri(RedirectUrl::new(begin.redirect_uri.to_string()).ok()?);
-    let mut request = client
-        .authorize_url(|| CsrfToken::new(String::new()))
-        .set_pkce_challenge(challenge)
-        .add_extra_param("resource", &server.resource)
-        .add_scopes(scope.tokens().map(|token| oauth2::Scope::new(token.to_owned())));
-    let prompt = match &begin.prompt {
-        Some(prompt) => prompt.sent(),
-        // OpenID Connect Core, section 11: without the prompt, a server may leave the refresh token out.
-        None => scope.has_offline_access().then_some("consent"),
-    };
-    if let Some(prompt) = prompt {
-        request = request.add_extra_param("prompt", prompt);
-    }
-    let (mut url, _) = request.url();
-    // The caller signs its own `state` when it knows the flow's id.
-    let pairs: Vec<(String, String)> = url
-        .query_pairs()
-        .filter(|(name, _)| name != "state")
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect();
-    url.query_pairs_mut().clear().extend_pairs(pairs);
-    Some(url.into())
-}
-
 const ENDED_EARLY: CallError =
     CallError::Failed(Cause::Borrowed("the exchange ended early: a fault of envoy-cimd itself"));
-const NOT_SEALED: CallError = CallError::Failed(Cause::Borrowed("the record cannot be sealed"));
 
 fn call_failed(error: impl Display) -> CallError {
     CallError::Failed(error.to_string().into())
@@ -482,61 +261,4 @@ fn flow_failed(error: &StoreError) -> CallError {
 fn store_failed(error: &StoreError) -> CallError {
     tracing::error!(%error, "the store failed");
     call_failed(error)
-}
-
-/// What was sealed for a flow, where it is of who completes it. Its context was compared before, but in the clear, where
-/// whoever writes the store can change it.
-async fn own<T: Bound>(
-    complete: &Complete,
-    opened: Result<(T, bool), UnsealError>,
-    context: &Context,
-    now: UnixTime,
-) -> Result<T, CompleteError> {
-    let error = match opened {
-        Ok((record, _)) if record.binding().is_none_or(|binding| binding.holds(context, now)) => return Ok(record),
-        Ok(_) => CompleteError::WrongContext,
-        Err(error) => {
-            tracing::error!(%error, "a stored record cannot be opened");
-            let failed = call_failed(format_args!("a stored record cannot be opened: {error}")).into();
-            match error {
-                UnsealError::DoesNotOpen => failed,
-                _ => return Err(failed),
-            }
-        }
-    };
-    audit::event("isolation_violation", &complete.user, "", "", Some(&complete.flow_id), "refused").await;
-    Err(error)
-}
-
-/// Whether an answer may be the recorded issuer's: `iss` is the same, byte for byte, and there where it must be.
-fn check_issuer(iss: Option<&str>, recorded: &str, must_be_there: bool) -> Result<(), CompleteError> {
-    match iss {
-        Some(iss) if iss == recorded => Ok(()),
-        None if !must_be_there => Ok(()),
-        Some(_) => Err(CompleteError::IssuerMismatch(format!("`iss` is not {recorded}").into())),
-        None => Err(CompleteError::IssuerMismatch("`iss` is missing, and has to be there".into())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn issuers_are_compared_as_they_stand() {
-        let recorded = "https://as.example";
-        for (iss, must_be_there, good) in [
-            (Some(recorded), true, true),
-            (Some(recorded), false, true),
-            (Some("https://as.example/"), false, false),
-            (Some("https://as.example:443"), false, false),
-            (Some("https://AS.example"), false, false),
-            (Some("https://other.example"), true, false),
-            (Some(""), false, false),
-            (None, false, true),
-            (None, true, false),
-        ] {
-            assert_eq!(check_issuer(iss, recorded, must_be_there).is_ok(), good, "{iss:?} {must_be_there}");
-        }
-    }
 }

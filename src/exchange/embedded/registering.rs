@@ -5,17 +5,15 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{
-    clients::{
+use super::Embedded;
+use crate::{
+    contract::error::BeginError,
+    exchange::clients::{
         credentials::Credentials,
         registration::Wanted,
         registrations::{Holder, Kept, MAX_ATTEMPTS, Registration},
         under_way::Failure,
     },
-    embedded::Embedded,
-};
-use crate::{
-    contract::error::BeginError,
     model::{issuer::canonical, secret::random, user::User},
     net::outgoing::error::truncate,
     store::open::Opened,
