@@ -102,6 +102,7 @@ pub async fn bind(flag: &str, address: &ListenAddr, mode: SocketMode) -> anyhow:
     address.bind(mode).await.with_context(|| cannot_listen(flag, address))
 }
 
-fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
+/// What goes before the reason why there is no listening at an address.
+pub fn cannot_listen(flag: &str, address: &ListenAddr) -> String {
     format!("--{flag} {address}: cannot listen there")
 }

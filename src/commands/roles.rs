@@ -5,8 +5,8 @@ use std::fmt;
 
 use anyhow::{Context, bail};
 
-use super::settings::{serve::Serve, traffic::Role};
-use crate::net::listen::ListenAddr;
+use super::{listeners::cannot_listen, settings::serve::Serve};
+use crate::{edge::roles::RoleName, net::listen::ListenAddr};
 
 /// The roles of the listener, of which there is at least one.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,13 +29,13 @@ pub async fn roles(settings: &Serve) -> anyhow::Result<Served> {
     // Whoever says where tokens come from, or allows them where they would not be, wants them.
     let serves = |role| named.as_ref().is_none_or(|named| named.contains(&role));
     let wanted_by = match &named {
-        Some(_) if !serves(Role::Traffic) && !serves(Role::Refused) => {
+        Some(_) if !serves(RoleName::Traffic) && !serves(RoleName::Refused) => {
             if traffic.tokens.is_some() {
                 bail!("--tokens is for the roles traffic and refused, which --roles leaves out");
             }
             return Ok(Served { endpoints: true, traffic: false, refused: false, left_out: None });
         }
-        Some(_) if serves(Role::Traffic) => Some("--roles traffic"),
+        Some(_) if serves(RoleName::Traffic) => Some("--roles traffic"),
         Some(_) => Some("--roles refused"),
         None if traffic.tokens.is_some() => Some("--tokens"),
         None if traffic.insecure_traffic => Some("--insecure-traffic"),
@@ -47,9 +47,9 @@ pub async fn roles(settings: &Serve) -> anyhow::Result<Served> {
     }
     let allowed = left_out.is_none();
     Ok(Served {
-        endpoints: serves(Role::Endpoints),
-        traffic: allowed && serves(Role::Traffic),
-        refused: allowed && serves(Role::Refused),
+        endpoints: serves(RoleName::Endpoints),
+        traffic: allowed && serves(RoleName::Traffic),
+        refused: allowed && serves(RoleName::Refused),
         left_out,
     })
 }
@@ -64,8 +64,7 @@ async fn fault(settings: &Serve) -> anyhow::Result<Option<String>> {
         }
         ListenAddr::Tcp { .. } if tls.is_given() => None,
         ListenAddr::Tcp { .. } => {
-            let named = || format!("--listen {address}: cannot listen there");
-            let is_local = address.is_local().await.with_context(named)?;
+            let is_local = address.is_local().await.with_context(|| cannot_listen("listen", address))?;
             match (is_local, settings.traffic.insecure_traffic) {
                 (true, true) => None,
                 (true, false) => Some(
@@ -91,7 +90,7 @@ async fn fault(settings: &Serve) -> anyhow::Result<Option<String>> {
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { endpoints, traffic, refused, .. } = *self;
-        let all = [(endpoints, Role::Endpoints), (traffic, Role::Traffic), (refused, Role::Refused)];
+        let all = [(endpoints, RoleName::Endpoints), (traffic, RoleName::Traffic), (refused, RoleName::Refused)];
         let served: Vec<String> = all.iter().filter(|(served, _)| *served).map(|(_, role)| role.to_string()).collect();
         f.write_str(&served.join(", "))
     }

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    str::FromStr,
     sync::{Arc, LazyLock},
 };
 
@@ -16,7 +17,7 @@ use crate::{filter::verdict::Role, telemetry::metrics::RefusedStream};
 pub const ROLE_KEY: &str = "envoy-cimd-role";
 
 /// The name of a role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RoleName {
     /// Document, start, callback and disconnect. That of a filter that names none.
     Endpoints,
@@ -45,6 +46,21 @@ impl RoleName {
             Self::Endpoints | Self::Refused => 12,
             Self::Traffic => 24,
         }
+    }
+}
+
+impl FromStr for RoleName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let role = Self::ALL.into_iter().find(|role| role.name() == text);
+        role.ok_or("is `endpoints`, `traffic` or `refused`")
+    }
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -88,8 +104,7 @@ impl Roles {
 }
 
 fn named(value: &MetadataValue<Ascii>) -> Option<RoleName> {
-    let value = value.to_str().ok()?;
-    RoleName::ALL.into_iter().find(|role| role.name() == value)
+    value.to_str().ok()?.parse().ok()
 }
 
 /// Why a stream has no role.
@@ -113,7 +128,7 @@ impl RefusedRole {
         match self {
             Self::Unknown => Status::invalid_argument(format!("{ROLE_KEY} does not name one role of this service")),
             Self::NotServed(role) => {
-                Status::permission_denied(format!("this listener does not serve the role `{}`", role.name()))
+                Status::permission_denied(format!("this listener does not serve the role `{role}`"))
             }
         }
     }

@@ -1,12 +1,13 @@
 //! The settings of MCP traffic.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::bail;
 use clap::{Args, value_parser};
 
 use super::shared::at_least_one;
 use crate::{
+    edge::roles::RoleName,
     filter::traffic,
     model::page_origin::PageOrigin,
     net::{
@@ -23,7 +24,7 @@ pub struct TrafficArgs {
     /// token into MCP requests; and `refused`, which answers for upstreams that refuse one. By default all on a Unix socket
     /// and over mTLS with --allow-peer, and endpoints elsewhere. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ROLES", value_name = "ROLE", value_delimiter = ',')]
-    roles: Vec<Role>,
+    roles: Vec<RoleName>,
     /// Serve traffic on plain loopback too: every account of the machine can have every user's token then. For a demo.
     #[arg(long, env = "ENVOY_CIMD_INSECURE_TRAFFIC", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
@@ -67,7 +68,7 @@ impl TrafficArgs {
     ///
     /// # Errors
     /// Where it names one twice.
-    pub fn roles(&self) -> anyhow::Result<Option<BTreeSet<Role>>> {
+    pub fn roles(&self) -> anyhow::Result<Option<BTreeSet<RoleName>>> {
         let mut named = BTreeSet::new();
         for role in &self.roles {
             if !named.insert(*role) {
@@ -95,39 +96,5 @@ impl TrafficArgs {
             peer: self.tokens_peer.clone(),
         };
         if self.tokens.as_ref().is_some_and(GrpcUrl::is_https) { own.or(choreographer) } else { own }
-    }
-}
-
-/// What a listener of `serve` may be there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Every route's document, pages and redirect endpoint.
-    Endpoints,
-    /// Each user's token, put into MCP requests.
-    Traffic,
-    /// What upstreams answer that refuse one.
-    Refused,
-}
-
-impl FromStr for Role {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "endpoints" => Ok(Self::Endpoints),
-            "traffic" => Ok(Self::Traffic),
-            "refused" => Ok(Self::Refused),
-            _ => Err("is `endpoints`, `traffic` or `refused`"),
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Endpoints => "endpoints",
-            Self::Traffic => "traffic",
-            Self::Refused => "refused",
-        })
     }
 }
