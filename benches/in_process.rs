@@ -2,11 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use divan::{AllocProfiler, Bencher};
 use envoy_cimd::{
-    contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
+    contract::tokens::TokenOwner,
     edge::{codec::Answer, conversation::Conversation, roles::RoleName},
     filter::{
         browser::BrowserCookie,
@@ -38,7 +37,13 @@ use envoy_types::pb::{
 use prost::Message;
 use tokio::runtime::Runtime;
 
-use crate::stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message, said};
+use crate::{
+    one_token::OneToken,
+    stack::in_process::{CALLBACK, attribute, document_of, endpoints, forged, message, said},
+};
+
+#[path = "through_envoy/one_token.rs"]
+mod one_token;
 
 #[path = "../tests/stack/mod.rs"]
 #[expect(dead_code, reason = "the tests use all of it")]
@@ -270,37 +275,14 @@ fn kept(routes: usize) -> (Runtime, Arc<Cached>) {
 fn tokens(token_cache: Duration) -> (Runtime, Arc<Cached>) {
     let config = traffic::Config { token_cache, max_cached_tokens: 2 * ROUTES[2] as u64, ..traffic::Config::default() };
     let limits = endpoint::Config::default().limits.calls;
-    (Runtime::new().expect("a runtime"), config.cached(Arc::new(OneToken), limits, Default::default()))
+    (
+        Runtime::new().expect("a runtime"),
+        config.cached(Arc::new(OneToken("t".repeat(1000))), limits, Default::default()),
+    )
 }
 
 fn keep(runtime: &Runtime, cached: &Cached, owner: &TokenOwner) {
     runtime.block_on(async { cached.look_up(owner, &Trace::default()).expect("a share").await.expect("a token") });
-}
-
-/// Has the same token for everybody.
-struct OneToken;
-
-#[async_trait]
-impl UpstreamTokens for OneToken {
-    async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        Ok(AccessToken { secret: Secret::new("t".repeat(1000)), tag: TokenTag([0; 16]), expires_at: None, again: None })
-    }
-
-    async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
-        self.upstream_token(of, trace).await
-    }
-
-    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        Ok(())
-    }
-
-    async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
-        Ok(Renewal::TooSoon)
-    }
-
-    async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        Ok(())
-    }
 }
 
 /// The origins of that many routes, over and over, none soon after itself.

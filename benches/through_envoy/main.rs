@@ -26,6 +26,7 @@ use crate::{
 mod configuration;
 mod floor;
 mod memory;
+mod one_token;
 mod people;
 mod redis;
 mod report;

@@ -2,15 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use envoy_cimd::{
-    contract::tokens::{AccessToken, Refused, Renewal, TokenError, TokenOwner, TokenTag, UpstreamTokens},
     filter::{endpoint, traffic},
-    model::{secret::Secret, trace::Trace},
+    model::trace::Trace,
 };
 
 use crate::{
     ROUTES, executable,
+    one_token::OneToken,
     people::{authorization, owner},
     report,
     stack::{
@@ -45,7 +44,8 @@ async fn documents() {
 async fn tokens() {
     let config = traffic::Config { token_cache: Duration::from_secs(3600), ..traffic::Config::default() };
     let most = config.max_cached_tokens;
-    let cached = config.cached(Arc::new(Everybody), endpoint::Config::default().limits.calls, Default::default());
+    let tokens = Arc::new(OneToken(authorization(0).split_off("Bearer ".len())));
+    let cached = config.cached(tokens, endpoint::Config::default().limits.calls, Default::default());
     let mut kib = vec![resident(std::process::id())];
     for people in [0..most, most..2 * most, 2 * most..3 * most, 3 * most..4 * most] {
         for person in people {
@@ -65,31 +65,4 @@ async fn tokens() {
         "That is {each:.0} KiB for 1,000 tokens, and bounded: {}.",
         report::mark(kib[4] - kib[0] <= (kib[1] - kib[0]) * 3 / 2)
     );
-}
-
-/// Each has a token.
-struct Everybody;
-
-#[async_trait]
-impl UpstreamTokens for Everybody {
-    async fn upstream_token(&self, _: TokenOwner, _: &Trace) -> Result<AccessToken, TokenError> {
-        let secret = authorization(0).split_off("Bearer ".len());
-        Ok(AccessToken { secret: Secret::new(secret), tag: TokenTag([0; 16]), expires_at: None, again: None })
-    }
-
-    async fn awaited_token(&self, of: TokenOwner, _: Duration, trace: &Trace) -> Result<AccessToken, TokenError> {
-        self.upstream_token(of, trace).await
-    }
-
-    async fn expect_again(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        Ok(())
-    }
-
-    async fn refused(&self, _: TokenOwner, _: Refused, _: &Trace) -> Result<Renewal, TokenError> {
-        Ok(Renewal::TooSoon)
-    }
-
-    async fn disconnect(&self, _: TokenOwner, _: &Trace) -> Result<(), TokenError> {
-        Ok(())
-    }
 }

@@ -152,12 +152,7 @@ impl Choreographer for Client {
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), CallError> {
-        let request = proto::DisconnectRequest {
-            user: Some(owner.user.into()),
-            client_id: owner.client_id.into_string(),
-            upstream: owner.upstream.url,
-            resource: text(owner.upstream.resource),
-        };
+        let request = proto::DisconnectRequest::from(owner);
         let answer =
             self.call(DEADLINE, request, trace, |mut client, request| async move { client.disconnect(request).await });
         answer.await?.refusal.map_or(Ok(()), |refusal| Err(refusal.into()))

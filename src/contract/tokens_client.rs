@@ -89,12 +89,7 @@ impl UpstreamTokens for TokensClient {
     }
 
     async fn disconnect(&self, owner: TokenOwner, trace: &Trace) -> Result<(), TokenError> {
-        let request = proto::DisconnectRequest {
-            user: Some(owner.user.into()),
-            client_id: owner.client_id.into_string(),
-            upstream: owner.upstream.url,
-            resource: text(owner.upstream.resource),
-        };
+        let request = proto::DisconnectRequest::from(owner);
         let mut client = self.inner.clone();
         let call = async |request| client.disconnect(request).await;
         call_once(DEADLINE, request, trace, call).await.map(drop).map_err(|status| refusal(&status))

@@ -34,6 +34,17 @@ impl From<User> for proto::User {
     }
 }
 
+impl From<TokenOwner> for proto::DisconnectRequest {
+    fn from(owner: TokenOwner) -> Self {
+        Self {
+            user: Some(owner.user.into()),
+            client_id: owner.client_id.into_string(),
+            upstream: owner.upstream.url,
+            resource: text(owner.upstream.resource),
+        }
+    }
+}
+
 /// # Errors
 /// `INVALID_ARGUMENT` where it is missing, or has an empty part.
 pub(super) fn user(user: Option<proto::User>) -> Result<User, Status> {
@@ -60,7 +71,7 @@ pub(super) fn owner(
 }
 
 /// # Errors
-/// `INVALID_ARGUMENT` where `resource` is no resource indicator.
+/// `INVALID_ARGUMENT` where `resource` is not a resource indicator.
 pub(super) fn upstream(url: String, authorization_server: String, resource: &str) -> Result<Upstream, Status> {
     let authorization_server = Some(authorization_server).filter(|issuer| !issuer.is_empty());
     Ok(Upstream { url, authorization_server, resource: parsed("resource", resource)? })
