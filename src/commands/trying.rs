@@ -3,6 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
@@ -35,10 +39,11 @@ impl Trying {
     /// The store of the exchange in this process. A file store that is not there yet is not made.
     pub fn store(&self, embedded: &Embedded, tasks: &mut Tasks) {
         let embedded = embedded.clone();
-        self.keep_trying(Reached::Store, tasks, move || {
+        let attempt = move || {
             let embedded = embedded.clone();
             async move { embedded.try_store().await }
-        });
+        };
+        self.keep_trying(Reached::Store, tasks, one_at_a_time(attempt));
     }
 
     /// Another process.
@@ -47,7 +52,7 @@ impl Trying {
         self.keep_trying(part, tasks, move || answers(name, channel.clone()));
     }
 
-    fn keep_trying<F>(&self, part: Reached, tasks: &mut Tasks, attempt: impl Fn() -> F + Send + 'static)
+    fn keep_trying<F>(&self, part: Reached, tasks: &mut Tasks, mut attempt: impl FnMut() -> F + Send + 'static)
     where
         F: Future<Output = Result<(), String>> + Send,
     {
@@ -72,5 +77,47 @@ impl Trying {
                 sleep(PERIOD).await;
             }
         });
+    }
+}
+
+/// What did not come to an end in time is waited for again, and no other begins meanwhile: where a disk hangs, each try of
+/// a file store has a thread that hangs with it.
+fn one_at_a_time<T, F>(begin: impl Fn() -> F) -> impl FnMut() -> Shared<BoxFuture<'static, T>>
+where
+    T: Clone + Send + Sync + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let mut last: Option<Shared<BoxFuture<'static, T>>> = None;
+    move || {
+        let under_way = last.take().filter(|last| last.peek().is_none());
+        last.insert(under_way.unwrap_or_else(|| begin().boxed().shared())).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_try_begins_while_another_hangs() {
+        let (begun, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let mut attempt = one_at_a_time(|| {
+            let (number, gate) = (begun.fetch_add(1, Relaxed) + 1, Arc::clone(&gate));
+            async move {
+                gate.acquire().await.expect("open").forget();
+                number
+            }
+        });
+        for _ in 0..3 {
+            assert_eq!(attempt().now_or_never(), None, "it hangs");
+        }
+        assert_eq!(begun.load(Relaxed), 1);
+        gate.add_permits(2);
+        assert_eq!(attempt().await, 1, "what hung comes to its end");
+        assert_eq!(attempt().await, 2);
     }
 }
