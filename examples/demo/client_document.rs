@@ -75,7 +75,7 @@ impl ClientDocument {
 fn redirects_on_origin(document: &ClientDocument) -> Result<(), String> {
     let uris = document.members["redirect_uris"].as_array().filter(|uris| !uris.is_empty()).ok_or("there are none")?;
     for uri in uris {
-        let text = uri.as_str().ok_or("one is no text")?;
+        let text = uri.as_str().ok_or("one is not a text")?;
         if parse(text)?.origin() != parse(&document.client_id)?.origin() {
             return Err(format!("{text} is on another"));
         }

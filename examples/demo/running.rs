@@ -210,7 +210,7 @@ async fn start_cimd(executable: &Path, state_dir: &Path, tokens: &str, ca: &Path
 
 /// A path as flags have it.
 pub fn text(path: &Path) -> anyhow::Result<String> {
-    path.to_str().map(str::to_owned).with_context(|| format!("{} is no text", path.display()))
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not a text", path.display()))
 }
 
 /// The configuration as the program itself prints it.

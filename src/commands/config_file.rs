@@ -27,7 +27,7 @@ impl ConfigFile {
     /// Reads a file's text; `keys` are the settings that there are.
     ///
     /// # Errors
-    /// Where the text is no YAML of this shape, or has a key that no setting has. The error says where.
+    /// Where the text is not YAML of this shape, or has a key that no setting has. The error says where.
     pub fn parse(text: &str, keys: &[String]) -> anyhow::Result<Self> {
         if text.trim().is_empty() {
             return Ok(Self::default());

@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(sources(&message, Some(&unnamed)).display, None, "where the operator names no claim");
     }
 
-    /// The level that gives `from` gives all, whatever the other one has; a `from` that is no text is one.
+    /// The level that gives `from` gives all, whatever the other one has; a `from` that is not a text is one.
     #[test]
     fn one_level_gives_all_keys() {
         let [route_from, host_from] = ATTRIBUTES.get(Key::From).each_ref().map(String::as_str);

@@ -138,7 +138,7 @@ enum Member {
 impl Member {
     fn add(&mut self, value: Value) {
         *self = match self {
-            // RFC 7159 leaves it open which of two counts; `null` is what many write for "not there".
+            // RFC 8259, section 4, leaves it open which of two counts; `null` is what many write for "not there".
             Self::Absent if value.is_null() => return,
             Self::Absent => Self::Once(value),
             Self::Once(_) | Self::Twice => Self::Twice,

@@ -33,7 +33,7 @@ impl BrowserCookie {
         let name = name(flow_id);
         request
             .values(Header::Cookie)
-            // As bytes: a cookie of somebody else's that is no text is no reason to miss ours.
+            // As bytes: a cookie of somebody else's that is not a text is no reason to miss ours.
             .flat_map(|line| line.split(|byte| *byte == b';'))
             .filter_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
             .find_map(|value| std::str::from_utf8(value).ok().map(|value| Self(Secret::new(value))))

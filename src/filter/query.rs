@@ -8,7 +8,7 @@ use percent_encoding::percent_decode_str;
 /// (OAuth 2.1, section 3.1). Other parameters are ignored.
 ///
 /// # Errors
-/// Where the query is longer, is no percent-encoded UTF-8, or repeats one of `names`.
+/// Where the query is longer, is not percent-encoded UTF-8, or repeats one of `names`.
 pub fn parameters<'a, const N: usize>(
     query: &'a [u8],
     longest: usize,

@@ -163,7 +163,7 @@ impl<'a> Request<'a> {
         self.text(Header::XRequestId).filter(|id| id.len() <= MAX_ID && id.bytes().all(|byte| byte.is_ascii_graphic()))
     }
 
-    /// The path without the query, and the query where there is a `?`. A path that is no text is none; the query may be
+    /// The path without the query, and the query where there is a `?`. A path that is not a text counts as empty; the query may be
     /// any bytes: whether a path is ours must not depend on what is behind it.
     pub fn path_and_query(&self) -> (&'a str, Option<&'a [u8]>) {
         let whole = self.values(Header::Path).next().unwrap_or_default();

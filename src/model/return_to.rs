@@ -14,7 +14,7 @@ const MAX_LENGTH: usize = 2048;
 pub struct ReturnTo(String);
 
 impl ReturnTo {
-    /// Reads a `return_to` for an origin; none where it could lead away, or is no path.
+    /// Reads a `return_to` for an origin; none where it could lead away, or is not a path.
     pub fn parse(text: &str, origin: &Origin) -> Option<Self> {
         // Browsers drop tabs and newlines and take a backslash for a slash, so a text with one of these is not what
         // it looks like. Two slashes begin a host, be it our own. The rest is the URL standard's to say.

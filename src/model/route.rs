@@ -91,7 +91,7 @@ impl Route {
     /// The upstream MCP server's URL, in the operator's spelling.
     ///
     /// # Errors
-    /// Where it is missing, or no http or https URL with a host and without userinfo or fragment.
+    /// Where it is missing, or not an http or https URL with a host and without userinfo, query or fragment.
     pub fn upstream(&self) -> Result<&str, RouteError> {
         let error = |problem| RouteError::Value { key: Key::To.name(), problem };
         let to = self.text(Key::To).ok_or(error("is missing"))?;
@@ -114,7 +114,7 @@ impl Route {
     /// The issuer that the operator pins, if any. RFC 8414, section 2: https, no query, no fragment.
     ///
     /// # Errors
-    /// Where it is no such URL.
+    /// Where it is another kind of URL, or none.
     pub fn pinned_issuer(&self) -> Result<Option<&str>, RouteError> {
         let Some(issuer) = self.text(Key::AuthorizationServer) else {
             return Ok(None);
@@ -130,7 +130,7 @@ impl Route {
     /// What the upstream calls itself, where the operator says so.
     ///
     /// # Errors
-    /// Where it is no resource indicator.
+    /// Where it is not a resource indicator.
     pub fn resource(&self) -> Result<Option<ResourceIndicator>, RouteError> {
         self.parsed(Key::Resource)
     }
@@ -138,7 +138,7 @@ impl Route {
     /// What to ask for, where the operator says so.
     ///
     /// # Errors
-    /// Where it is no scope.
+    /// Where it is not a scope.
     pub fn scope(&self) -> Result<Option<Scope>, RouteError> {
         self.parsed(Key::Scope)
     }
@@ -146,7 +146,7 @@ impl Route {
     /// What the operator says of the `prompt` of authorization requests.
     ///
     /// # Errors
-    /// Where it is no prompt that is sent, nor that none is.
+    /// Where it is neither a prompt that can be sent, nor `none`.
     pub fn prompt(&self) -> Result<Option<Prompt>, RouteError> {
         self.parsed(Key::Prompt)
     }

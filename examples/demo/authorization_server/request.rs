@@ -59,7 +59,7 @@ impl AuthorizationRequest {
 /// whatever a stranger names could be sent into its own network.
 fn check_client_id(client_id: &str, clients_port: u16) -> Result<(), String> {
     let refused = |why: &str| Err(format!("The client_id {client_id} {why}."));
-    let Ok(url) = Url::parse(client_id) else { return refused("is no URL") };
+    let Ok(url) = Url::parse(client_id) else { return refused("is not a URL") };
     if url.as_str() != client_id {
         return refused("is not spelled as URLs are");
     }

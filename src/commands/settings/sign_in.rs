@@ -70,7 +70,7 @@ pub struct SignInUrl {
     url: Url,
 }
 
-/// Why a text is no address of an identity provider.
+/// Why a text is not the address of an identity provider.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum SignInUrlError {
     #[error("is not a URL")]
