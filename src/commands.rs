@@ -5,6 +5,7 @@ pub(crate) mod choreographer;
 pub mod config_file;
 pub(crate) mod documents;
 pub(crate) mod envoy_config;
+mod exchange;
 mod listeners;
 mod notices;
 pub(crate) mod output;

@@ -5,10 +5,11 @@ use std::{collections::HashMap, fmt::Write as _};
 use anyhow::Context;
 
 use super::{
+    exchange::{Exchange, Side},
     listeners::main_tls,
     notices,
     roles::roles,
-    serve::{self, Side},
+    serve,
     settings::{Check, Task, parse},
     shared_hosts::{several_ports, several_routes},
 };
@@ -35,7 +36,7 @@ pub fn check(options: &Check) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()))?;
     let roles = runtime.block_on(roles(&settings))?;
-    let exchange = runtime.block_on(serve::exchange(&settings, parsed.file.as_ref()))?;
+    let exchange = runtime.block_on(Exchange::new(&settings, parsed.file.as_ref()))?;
     let paths = serve::endpoints(&settings, parsed.file.as_ref(), &exchange)?.0.tools.paths;
     let file = parsed.file.map(|file| file.content).unwrap_or_default();
     let mut text = String::new();

@@ -7,10 +7,10 @@ use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
 use super::{
+    exchange::{embedded, kept_files, watched, watched_tokens},
     listeners::{TokensListener, main_tls},
     notices,
     running::Process,
-    serve::{embedded, kept_files, watched, watched_tokens},
     settings::{
         ChoreographerCommand,
         parse::{Given, LoadedFile},

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
@@ -14,202 +14,34 @@ use tonic::{server::NamedService, service::Routes};
 use zeroize::Zeroizing;
 
 use super::{
-    listeners::{TokensListener, main_tls},
+    exchange::{Exchange, Side, kept_files, traced_tokens, watched, watched_tokens},
+    listeners::main_tls,
     notices,
     roles::{Served, roles},
     running::Process,
     settings::{
         parse::{Given, LoadedFile},
         serve::Serve,
-        shared::ExchangeArgs,
     },
     trying::Trying,
-    watching::{CLIENTS_ELSEWHERE, Takers, watch_state_keys},
+    watching::{Takers, watch_state_keys},
 };
 use crate::{
-    contract::{
-        choreographer::Choreographer, client::Client, timed::Timed, tokens::UpstreamTokens,
-        tokens_client::TokensClient, traced::Traced,
-    },
+    contract::{timed::Timed, tokens::UpstreamTokens},
     edge::{
         ext_proc::{ExtProc, Shared},
         roles::Roles,
         server::Server,
     },
-    exchange::{clients::configured::ClientError, embedded::Embedded},
     filter::{endpoint::Endpoints, refused::Refused, route_book, state::StateKeys, traffic::Traffic},
     model::{
-        paths::Paths,
         route_table::RouteTable,
         secret::{Key, parse_keys, random},
     },
-    net::{
-        callee::{CHOREOGRAPHER, TOKENS},
-        dial::{self, Connection, Plain},
-        grpc::GrpcListener,
-        listen::ListenAddr,
-    },
+    net::{dial::Connection, grpc::GrpcListener, listen::ListenAddr},
     process::tasks::Tasks,
-    store::url::StoreUrl,
-    telemetry::{
-        exposure,
-        log::LogFilter,
-        metrics::{Metrics, Reached},
-        reload::fingerprint,
-        traces::Exporter,
-    },
+    telemetry::{exposure, log::LogFilter, reload::fingerprint, traces::Exporter},
 };
-
-/// The choreographer that the settings ask for, and what goes with it.
-pub struct Exchange {
-    pub choreographer: Arc<dyn Choreographer>,
-    /// Where tokens come from; none where nobody says so.
-    pub tokens: Option<Arc<dyn UpstreamTokens>>,
-    pub metrics: Arc<Metrics>,
-    pub side: Side,
-}
-
-/// Where the choreographer is.
-#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
-pub enum Side {
-    /// In this process, with where its tokens are handed out.
-    Here(Embedded, Option<TokensListener>),
-    /// In another, with the connections to it.
-    There(Vec<(Reached, Connection)>),
-}
-
-impl Side {
-    /// Which side of the exchange's calls this process is.
-    fn kind(&self) -> SpanKind {
-        match self {
-            Self::Here(..) => SpanKind::Internal,
-            Self::There(_) => SpanKind::Client,
-        }
-    }
-}
-
-/// Another process, or the choreographer in this.
-///
-/// # Errors
-/// Where a setting is wrong.
-pub async fn exchange(settings: &Serve, file: Option<&LoadedFile>) -> anyhow::Result<Exchange> {
-    let shared = settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
-    if shared && settings.state_keys.is_none() {
-        bail!(
-            "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
-        );
-    }
-    let plain = if settings.process.insecure_grpc { Plain::Anywhere } else { Plain::OnLoopback };
-    let tls = settings.choreographer_tls();
-    let choreographer = dial::connect(&CHOREOGRAPHER, settings.choreographer.as_ref(), &tls, plain).await?;
-    let (url, tls) = (settings.traffic.tokens.as_ref(), settings.traffic.tokens_tls(tls));
-    let tokens = dial::connect(&TOKENS, url, &tls, Plain::Nowhere).await?;
-    let Some(choreographer) = choreographer else {
-        if tokens.is_some() {
-            bail!("--tokens is for --choreographer: without it, this process has the tokens");
-        }
-        let embedded = embedded(&settings.exchange, settings.routes.document.paths()?, file)?;
-        return Ok(Exchange {
-            choreographer: Arc::new(embedded.clone()),
-            tokens: Some(Arc::new(embedded.tokens.clone())),
-            metrics: Arc::clone(&embedded.tokens.metrics),
-            side: Side::Here(embedded, TokensListener::new(&settings.exchange, &settings.process)?),
-        });
-    };
-    if settings.exchange.tokens_listen.is_some() {
-        bail!("--tokens-listen is for the process that has the tokens: with --choreographer, that is the other one");
-    }
-    if let Some(file) = file.filter(|file| !file.content.clients.is_empty()) {
-        bail!("{}: {CLIENTS_ELSEWHERE}", file.path.display());
-    }
-    let to_tokens = tokens.as_ref().map(|tokens| TokensClient::new(tokens.channel.clone()));
-    let to_choreographer = Client::new(choreographer.channel.clone());
-    let tokens = tokens.map(|tokens| (Reached::Tokens, tokens));
-    let side = Side::There([(Reached::Choreographer, choreographer)].into_iter().chain(tokens).collect());
-    Ok(Exchange {
-        choreographer: Arc::new(to_choreographer),
-        tokens: to_tokens.map(|tokens| Arc::new(tokens) as Arc<dyn UpstreamTokens>),
-        metrics: Arc::default(),
-        side,
-    })
-}
-
-/// The choreographer in this process, with the clients of the file.
-///
-/// # Errors
-/// Where a setting is wrong, or a client.
-pub fn embedded(settings: &ExchangeArgs, paths: Paths, file: Option<&LoadedFile>) -> anyhow::Result<Embedded> {
-    let mut config = settings.config(paths);
-    config.clients.listed = file.map(|file| file.content.clients.clone()).unwrap_or_default();
-    let named = |error: anyhow::Error| match file {
-        Some(file) if error.is::<ClientError>() => error.context(file.path.display().to_string()),
-        _ => error,
-    };
-    Embedded::new(config).map_err(named)
-}
-
-/// Tokens whose calls are timed, and traced where there is a collector.
-pub fn watched_tokens(
-    traces: &Exporter,
-    kind: SpanKind,
-    metrics: &Arc<Metrics>,
-    tokens: Arc<dyn UpstreamTokens>,
-) -> Arc<dyn UpstreamTokens> {
-    traced_tokens(traces, kind, Arc::new(Timed::new(Arc::clone(metrics), tokens)))
-}
-
-/// Where there is a collector, tokens whose calls are traced; else the same.
-fn traced_tokens(traces: &Exporter, kind: SpanKind, tokens: Arc<dyn UpstreamTokens>) -> Arc<dyn UpstreamTokens> {
-    if traces.is_on() { Arc::new(Traced::new(kind, tokens)) } else { tokens }
-}
-
-/// A choreographer whose calls are timed, and traced where there is a collector.
-pub fn watched(
-    traces: &Exporter,
-    kind: SpanKind,
-    metrics: &Arc<Metrics>,
-    choreographer: Arc<dyn Choreographer>,
-) -> Arc<dyn Choreographer> {
-    let choreographer: Arc<dyn Choreographer> = Arc::new(Timed::new(Arc::clone(metrics), choreographer));
-    if traces.is_on() { Arc::new(Traced::new(kind, choreographer)) } else { choreographer }
-}
-
-/// What `serve` and `check` agree is good, and the fingerprint of the state keys as they were read.
-///
-/// # Errors
-/// The first setting that is wrong, by name.
-pub fn endpoints(
-    settings: &Serve,
-    file: Option<&LoadedFile>,
-    exchange: &Exchange,
-) -> anyhow::Result<(Endpoints, [u8; 32])> {
-    let config = settings.endpoints()?;
-    let routes = match file {
-        Some(file) => file.content.route_table(&config.paths).with_context(|| file.path.display().to_string())?,
-        None => RouteTable::default(),
-    };
-    let (seen, state_keys) = state_keys(settings.state_keys.as_deref())?;
-    let (choreographer, metrics) = (Arc::clone(&exchange.choreographer), Arc::clone(&exchange.metrics));
-    Ok((Endpoints::new(config, routes, state_keys, choreographer, metrics, TaskTracker::new()), seen))
-}
-
-/// The files that hold secrets: those that the settings name, and the store's.
-pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
-    let (choreographer, tokens) = (&settings.choreographer_key, &settings.traffic.tokens_key);
-    let named = [&settings.state_keys, choreographer, tokens, &settings.process.tls.tls_key];
-    let kept = match &exchange.side {
-        Side::Here(embedded, _) => kept_files(embedded),
-        Side::There(_) => Vec::new(),
-    };
-    named.into_iter().flatten().cloned().chain(kept).collect()
-}
-
-/// The files of the exchange that hold secrets: the store's, and those of clients.
-pub fn kept_files(embedded: &Embedded) -> Vec<PathBuf> {
-    let clients = embedded.tokens.clients.configured();
-    let of_clients = clients.secret_files().map(|file| file.path.clone());
-    embedded.tokens.vault.files().into_iter().chain(of_clients).collect()
-}
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -218,7 +50,7 @@ pub fn kept_files(embedded: &Embedded) -> Vec<PathBuf> {
 pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log: LogFilter) -> anyhow::Result<()> {
     let tls = main_tls(&settings.listen, &settings.process, settings.exchange.tokens_listen.as_ref()).await?;
     let roles = roles(&settings).await?;
-    let mut exchange = exchange(&settings, file.as_ref()).await?;
+    let mut exchange = Exchange::new(&settings, file.as_ref()).await?;
     if let Side::Here(embedded, _) = &exchange.side {
         settings.process.warn_of_short_drain(&settings.exchange);
         embedded.check().await?;
@@ -315,6 +147,36 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
     endpoints.refusals.flush();
     traces.end().await;
     result
+}
+
+/// What `serve` and `check` agree is good, and the fingerprint of the state keys as they were read.
+///
+/// # Errors
+/// The first setting that is wrong, by name.
+pub fn endpoints(
+    settings: &Serve,
+    file: Option<&LoadedFile>,
+    exchange: &Exchange,
+) -> anyhow::Result<(Endpoints, [u8; 32])> {
+    let config = settings.endpoints()?;
+    let routes = match file {
+        Some(file) => file.content.route_table(&config.paths).with_context(|| file.path.display().to_string())?,
+        None => RouteTable::default(),
+    };
+    let (seen, state_keys) = state_keys(settings.state_keys.as_deref())?;
+    let (choreographer, metrics) = (Arc::clone(&exchange.choreographer), Arc::clone(&exchange.metrics));
+    Ok((Endpoints::new(config, routes, state_keys, choreographer, metrics, TaskTracker::new()), seen))
+}
+
+/// The files that hold secrets: those that the settings name, and the store's.
+pub fn secret_files(settings: &Serve, exchange: &Exchange) -> Vec<PathBuf> {
+    let (choreographer, tokens) = (&settings.choreographer_key, &settings.traffic.tokens_key);
+    let named = [&settings.state_keys, choreographer, tokens, &settings.process.tls.tls_key];
+    let kept = match &exchange.side {
+        Side::Here(embedded, _) => kept_files(embedded),
+        Side::There(_) => Vec::new(),
+    };
+    named.into_iter().flatten().cloned().chain(kept).collect()
 }
 
 /// The keys of the file, and what was read; a random one where there is no file.

@@ -1,16 +1,12 @@
 //! What can be counted, all under one prefix, with labels that no request can add a value to.
 
-use std::{
-    collections::HashMap,
-    sync::{OnceLock, atomic::AtomicU64},
-    time::Instant,
-};
+use std::{collections::HashMap, hash::Hash, sync::OnceLock, time::Instant};
 
 use foldhash::fast::RandomState;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
-    registry::Registry,
+    registry::{Metric, Registry},
 };
 
 use super::{
@@ -39,9 +35,9 @@ pub struct Metrics {
     refused_tokens: Family<RefusedLabels, Counter>,
     reached: Family<PartLabels, Gauge>,
     certificates: Family<CertificateLabels, Gauge>,
-    answers: Family<EndpointLabels, Histogram, fn() -> Histogram>,
-    calls: Family<CallLabels, Histogram, fn() -> Histogram>,
-    fetches: Family<ResultLabels, Histogram, fn() -> Histogram>,
+    answers: Durations<EndpointLabels>,
+    calls: Durations<CallLabels>,
+    fetches: Durations<ResultLabels>,
 }
 
 /// The files that are read again.
@@ -112,9 +108,19 @@ const CALLS: [&str; 9] = [
 /// What comes of a fetch: an answer, of whatever status, or none.
 const FETCHES: [&str; 2] = ["answered", "failed"];
 
-/// From an answer out of memory to a deadline; in seconds.
-fn durations() -> Histogram {
-    Histogram::new([0.001, 0.01, 0.1, 0.5, 2.0, 10.0])
+/// How long something takes, by its labels.
+type Durations<L> = Family<L, Histogram, fn() -> Histogram>;
+
+fn durations<L: Clone + Eq + Hash>() -> Durations<L> {
+    // From an answer out of memory to a deadline; in seconds.
+    let histogram = || Histogram::new([0.001, 0.01, 0.1, 0.5, 2.0, 10.0]);
+    Family::new_with_constructor(histogram as fn() -> Histogram)
+}
+
+/// Puts a metric among all that `/metrics` shows, and gives it back.
+fn shown<M: Metric + Clone>(all: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    all.register(name, help, metric.clone());
+    metric
 }
 
 /// What becomes of a refresh.
@@ -184,116 +190,103 @@ struct CallLabels {
 impl Default for Metrics {
     fn default() -> Self {
         let mut registry = Registry::with_prefix("envoy_cimd");
-        let requests = Family::default();
-        let passed_through = Counter::<u64, AtomicU64>::default();
-        let handed_out = Counter::<u64, AtomicU64>::default();
-        let streams = Gauge::default();
-        let broken_streams = Counter::<u64, AtomicU64>::default();
-        let refused_streams = Family::default();
-        let reloads = Family::default();
-        let reload_ok = Family::default();
-        let refreshes = Family::default();
-        let token_lookups = Family::default();
-        let token_waits = Gauge::default();
-        let refused_tokens = Family::default();
-        let reached = Family::default();
-        let certificates = Family::default();
-        let answers = Family::new_with_constructor(durations as fn() -> Histogram);
-        let calls = Family::new_with_constructor(durations as fn() -> Histogram);
-        let fetches = Family::new_with_constructor(durations as fn() -> Histogram);
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("requests", "Requests answered, by endpoint (or `traffic`) and outcome", requests.clone());
-        registry.register(
-            "passed_through",
-            "Requests left to Envoy because their path is not one of ours",
-            passed_through.clone(),
-        );
-        registry.register(
-            "handed_out",
-            "MCP requests that went on to their upstream, each with its user's token",
-            handed_out.clone(),
-        );
-        registry.register("streams", "ext_proc streams open now", streams.clone());
-        registry.register(
-            "broken_streams",
-            "ext_proc streams that were reset, or brought a message that cannot be read",
-            broken_streams.clone(),
-        );
-        registry.register(
-            "refused_streams",
-            "ext_proc streams that were refused before anything of their request was read, by reason",
-            refused_streams.clone(),
-        );
-        registry.register("reloads", "Files read again after a change, by file and result", reloads.clone());
-        registry.register(
-            "reload_ok",
-            "1 where the last reading of a file was good, 0 where the last good value is still used",
-            reload_ok.clone(),
-        );
-        registry.register("refreshes", "Tokens refreshed, by result", refreshes.clone());
-        registry.register("token_lookups", "Tokens asked for where the store is, by result", token_lookups.clone());
-        registry.register(
-            "token_waits",
-            "Tokens that are waited for now where the store is, each by one or more",
-            token_waits.clone(),
-        );
-        registry.register(
-            "refused_tokens",
-            "Reports that an upstream refused a token, by its status and what the report came to",
-            refused_tokens.clone(),
-        );
-        registry.register(
-            "certificate_not_after_timestamp_seconds",
-            "When the certificate that ends first ends, of those of a file, in seconds since 1970",
-            certificates.clone(),
-        );
-        registry.register(
-            "exchange_up",
-            "1 where this part of the exchange answered when it was last tried, 0 where it did not",
-            reached.clone(),
-        );
-        registry.register(
-            "answer_seconds",
-            "How long answers took, by endpoint, from the request's headers on; MCP requests that went on are not among them",
-            answers.clone(),
-        );
-        registry.register(
-            "call_seconds",
-            "How long calls of the exchange took, by the name of the call, in this process and to another",
-            calls.clone(),
-        );
-        registry.register(
-            "fetch_seconds",
-            "How long fetches from upstreams and authorization servers took, by result",
-            fetches.clone(),
-        );
-        // There is one log in a process, and it starts before this.
-        registry.register(
-            "log_lines_dropped",
-            "Lines of the log that were dropped because nobody read it in time",
-            lines::DROPPED.clone(),
-        );
-        let metrics = Self {
-            registry,
-            requests,
+        let all = &mut registry;
+        let mut metrics = Self {
+            requests: shown(
+                all,
+                "requests",
+                "Requests answered, by endpoint (or `traffic`) and outcome",
+                Default::default(),
+            ),
+            passed_through: shown(
+                all,
+                "passed_through",
+                "Requests left to Envoy because their path is not one of ours",
+                Default::default(),
+            ),
+            handed_out: shown(
+                all,
+                "handed_out",
+                "MCP requests that went on to their upstream, each with its user's token",
+                Default::default(),
+            ),
+            streams: shown(all, "streams", "ext_proc streams open now", Default::default()),
+            broken_streams: shown(
+                all,
+                "broken_streams",
+                "ext_proc streams that were reset, or brought a message that cannot be read",
+                Default::default(),
+            ),
+            refused_streams: shown(
+                all,
+                "refused_streams",
+                "ext_proc streams that were refused before anything of their request was read, by reason",
+                Default::default(),
+            ),
+            reloads: shown(all, "reloads", "Files read again after a change, by file and result", Default::default()),
+            reload_ok: shown(
+                all,
+                "reload_ok",
+                "1 where the last reading of a file was good, 0 where the last good value is still used",
+                Default::default(),
+            ),
+            refreshes: shown(all, "refreshes", "Tokens refreshed, by result", Default::default()),
+            token_lookups: shown(
+                all,
+                "token_lookups",
+                "Tokens asked for where the store is, by result",
+                Default::default(),
+            ),
+            token_waits: shown(
+                all,
+                "token_waits",
+                "Tokens that are waited for now where the store is, each by one or more",
+                Default::default(),
+            ),
+            refused_tokens: shown(
+                all,
+                "refused_tokens",
+                "Reports that an upstream refused a token, by its status and what the report came to",
+                Default::default(),
+            ),
+            certificates: shown(
+                all,
+                "certificate_not_after_timestamp_seconds",
+                "When the certificate that ends first ends, of those of a file, in seconds since 1970",
+                Default::default(),
+            ),
+            reached: shown(
+                all,
+                "exchange_up",
+                "1 where this part of the exchange answered when it was last tried, 0 where it did not",
+                Default::default(),
+            ),
+            answers: shown(
+                all,
+                "answer_seconds",
+                "How long answers took, by endpoint, from the request's headers on; MCP requests that went on are not among them",
+                durations(),
+            ),
+            calls: shown(
+                all,
+                "call_seconds",
+                "How long calls of the exchange took, by the name of the call, in this process and to another",
+                durations(),
+            ),
+            fetches: shown(
+                all,
+                "fetch_seconds",
+                "How long fetches from upstreams and authorization servers took, by result",
+                durations(),
+            ),
             expected: OnceLock::new(),
-            passed_through,
-            handed_out,
-            streams,
-            broken_streams,
-            refused_streams,
-            reloads,
-            reload_ok,
-            refreshes,
-            token_lookups,
-            token_waits,
-            refused_tokens,
-            reached,
-            certificates,
-            answers,
-            calls,
-            fetches,
+            registry,
         };
+        // There is one log in a process, and it starts before this.
+        let (dropped, help) =
+            ("log_lines_dropped", "Lines of the log that were dropped because nobody read it in time");
+        metrics.registry.register(dropped, help, lines::DROPPED.clone());
         // At zero from the start: a counter that appears with its first event hides that event from a rate.
         for file in FILES {
             for result in ["ok", "failed"] {
