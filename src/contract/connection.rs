@@ -14,6 +14,7 @@ pub struct Connection {
     pub next: Option<NextAuthorization>,
 }
 
+/// How a connection stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConnectionState {
     /// They never connected, disconnected, or are connected to another authorization server than the route's.

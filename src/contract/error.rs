@@ -59,6 +59,7 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Why, in words of ours.
     pub fn cause(&self) -> &Cause {
         let (Self::Unavailable(cause) | Self::Failed(cause) | Self::Timeout(cause)) = self;
         cause
@@ -91,6 +92,7 @@ impl From<CallError> for Incomplete {
 
 /// What logs, traces and metrics call an error.
 pub trait Label {
+    /// One of a fixed set of words.
     fn label(&self) -> &'static str;
 }
 

@@ -79,6 +79,7 @@ impl Bound for Tombstone {
 }
 
 impl Tombstone {
+    /// Where the person goes.
     pub fn into_return_to(self) -> String {
         match self {
             Self::Bound { return_to, .. } | Self::Bare(return_to) => return_to,

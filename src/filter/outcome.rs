@@ -37,6 +37,7 @@ macro_rules! outcomes {
         impl Outcome {
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
+            /// What the list says of it.
             pub const fn row(self) -> Row {
                 match self {
                     $(Self::$name => Row {

@@ -20,6 +20,7 @@ impl Reply {
         Self { status, label, headers: Vec::with_capacity(8), body: Bytes::new() }
     }
 
+    /// With one more header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<Bytes>) -> Self {
         self.headers.push((name, value.into()));
@@ -35,6 +36,7 @@ impl Reply {
         }
     }
 
+    /// With this body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();

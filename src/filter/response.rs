@@ -9,6 +9,7 @@ pub const OF_UPSTREAM: &str = "via_upstream";
 /// All that is read of an answer's headers, so that Envoy forwards no more.
 pub const RESPONSE_HEADERS: [&str; 2] = [STATUS, CHALLENGE];
 
+/// The pseudo-header that has the status.
 pub const STATUS: &str = ":status";
 /// The header that has an answer's challenges.
 pub const CHALLENGE: &str = "www-authenticate";

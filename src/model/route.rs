@@ -190,6 +190,7 @@ fn http_url(text: &str) -> Result<Url, &'static str> {
 pub struct RouteSpec(Keyed<Option<String>>);
 
 impl RouteSpec {
+    /// What the operator wrote for a key, unchecked.
     pub fn get(&self, key: Key) -> Option<&str> {
         self.0.get(key).as_deref()
     }

@@ -143,6 +143,7 @@ impl Users {
         Ok(UserRef::Subject { issuer: text(issuer, claims.issuer)?, subject: text(subject, claims.subject)? })
     }
 
+    /// Where the metadata says who a person is, where it is metadata that says so.
     pub fn source(&self) -> Option<&UserSource> {
         match self {
             Self::From(source) => Some(source),

@@ -11,7 +11,9 @@ pub struct Callee {
     pub files: &'static str,
 }
 
+/// What runs the exchange.
 pub static CHOREOGRAPHER: Callee =
     Callee { name: "the choreographer", flag: "choreographer", files: "choreographer_tls" };
 
+/// What hands tokens out.
 pub static TOKENS: Callee = Callee { name: "the service of tokens", flag: "tokens", files: "tokens_client_tls" };

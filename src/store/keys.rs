@@ -67,6 +67,7 @@ macro_rules! keys_of_owners {
                 Self { hash, owner: Owner([0; 6]) }
             }
 
+            /// The same key, of which it is known whose it is: in a cluster that says where it lies.
             pub const fn of_owner(self, owner: Owner) -> Self {
                 Self { owner, ..self }
             }

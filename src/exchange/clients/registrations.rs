@@ -67,11 +67,13 @@ impl Registrations {
         is_good.then_some(&registration.credentials)
     }
 
+    /// Whether somebody is registering a client for the route now.
     pub fn is_claimed(&self, now: UnixTime) -> bool {
         // A claim cannot last longer than this, with clocks that are seconds apart: one that was set back says nothing.
         self.claim.is_some_and(|(_, until)| until > now && until.since(now) <= 2 * CLAIM)
     }
 
+    /// Whether it is this attempt that claimed the right to register last.
     pub fn is_claimed_by(&self, holder: Holder) -> bool {
         self.claim.is_some_and(|(other, _)| other == holder)
     }
@@ -100,6 +102,7 @@ impl Registrations {
         self.attempts.pop();
     }
 
+    /// Keeps the client at a server, in the place of the one that was there.
     pub fn put(&mut self, issuer: &str, registration: Registration) {
         self.by_issuer.insert(canonical(issuer).to_owned(), registration);
         while self.by_issuer.len() > MAX_SERVERS {

@@ -65,6 +65,7 @@ impl SecretFile {
         Ok(())
     }
 
+    /// The secret as it is by now.
     pub fn secret(&self) -> Secret {
         Secret::clone(&self.current.load())
     }

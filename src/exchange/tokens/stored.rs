@@ -62,6 +62,7 @@ impl TokenRecord {
         self.expires_at.map_or(u64::MAX, |expires_at| expires_at.since(now))
     }
 
+    /// Whether it is not to be handed out any more: it would end on its way.
     pub fn is_over(&self, now: UnixTime) -> bool {
         self.left(now) <= TOO_LATE
     }

@@ -131,6 +131,7 @@ impl Fault {
 }
 
 impl<'a> Message<'a> {
+    /// What it is to who answers it.
     pub fn kind(&self) -> Kind<'_> {
         match (&self.id, self.method.as_deref()) {
             (_, None) if self.is_response || !self.is_cut => Kind::NotARequest,

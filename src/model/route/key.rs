@@ -12,10 +12,12 @@ macro_rules! keys {
         }
 
         impl Key {
+            /// All keys, in the order of the variants.
             pub const ALL: [Self; Self::NAMES.len()] = [$(Self::$key),*];
             /// In the order of [`Self::ALL`].
             pub const NAMES: [&str; [$($name),*].len()] = [$($name),*];
 
+            /// As it is written.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$key => $name,)*
