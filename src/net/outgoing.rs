@@ -119,7 +119,7 @@ impl Outgoing {
     /// special-use address, but no link-local one.
     ///
     /// # Errors
-    /// Where the URL is not allowed, no whole answer came in time, or its body has more than [`MAX_BODY`] bytes.
+    /// Where the URL is not allowed, no whole answer came in time, or its body is over [`error::MAX_BODY`] bytes.
     pub async fn send(
         &self,
         request: Request<Vec<u8>>,
