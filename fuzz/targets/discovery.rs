@@ -11,10 +11,14 @@ use envoy_cimd::{
             Document, ResourceMetadata, ServerMetadata, asks_for_metadata, named_address, resource_addresses,
             server_addresses,
         },
-        error::{MAX_SCOPE, MAX_URL},
+        error::MAX_URL,
         members::Members,
     },
-    model::{challenge::Challenge, issuer::is_same, scope::Scope},
+    model::{
+        challenge::Challenge,
+        issuer::is_same,
+        scope::{MAX_SCOPE, Scope},
+    },
     net::outgoing::{Config, Outgoing},
 };
 use envoy_cimd_fuzz::{at_both_sizes, is_public};
@@ -100,7 +104,7 @@ fn authorization_server(issuer: &str, metadata: &str, resource: String, scope: S
         Err(problem) => is_short(&problem),
     }
     let Some(metadata) = document::<ServerMetadata>(metadata) else { return };
-    match metadata.server(&OUTGOING, issuer, resource.clone(), scope.clone()) {
+    match metadata.server(OUTGOING.reach(), issuer, resource.clone(), scope.clone()) {
         Ok(server) => {
             assert!(is_same(&server.issuer, issuer) && server.resource == resource && server.scope == scope);
             let endpoints = [Some(&server.authorization_endpoint), Some(&server.token_endpoint)];
