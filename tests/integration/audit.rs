@@ -28,8 +28,8 @@ type Kind = (String, String, String);
 
 /// What is provoked elsewhere.
 const ELSEWHERE: [(&str, &str, &str); 2] = [
-    ("refreshed", "not_stored", "tokens::redis_may_be_away_when_a_refresh_ends"),
-    ("isolation_violation", "refused", "tokens::a_record_that_was_moved_is_nobodys"),
+    ("refreshed", "not_stored", "tokens::store_away::redis_may_be_away_when_a_refresh_ends"),
+    ("isolation_violation", "refused", "tokens::isolation::a_record_that_was_moved_is_nobodys"),
 ];
 /// What a store comes to that fails, or hangs, in the middle of a call.
 const OF_THE_STORE: [(&str, &str); 5] = [

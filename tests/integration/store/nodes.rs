@@ -7,13 +7,16 @@ use envoy_cimd::{
     model::{client::ClientId, user::User},
 };
 use redis::FromRedisValue;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
 
 use super::*;
 use crate::{
     authorization_server::{Lie, Refresh},
     exchange::{CLIENT, single},
-    stack::PATIENCE,
+    stack::{PATIENCE, Process},
     tokens::{Kept, connect, over, party, token},
 };
 
