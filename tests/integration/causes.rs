@@ -1,6 +1,6 @@
 //! Why a sign-in failed: the line with the request id that the person sees is alone enough to know it. The causes that
 //! need no other server are in `filter::refusal::tests::every_refusal_says_why`, the token endpoint's in
-//! `exchange::token_endpoints_that_lie`, and the metadata's in `exchange::metadata_that_lies`.
+//! `exchange::token_endpoint::token_endpoints_that_lie`, and the metadata's in `exchange::metadata::metadata_that_lies`.
 
 use std::path::Path;
 

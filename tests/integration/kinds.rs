@@ -12,7 +12,11 @@ use crate::{
     authorization_server::{Auth, HOST, Knows, Lie, Registers, Servers},
     choreographer::{ISSUER, Mood},
     clients::{by_hand, entry},
-    flow::{Begun, CODE, NOTES, Row, TICKETS, WHO, at, honest, person, press_shown, rows, with_people},
+    flow::{
+        Begun, CODE, NOTES, TICKETS, WHO, at, honest,
+        outcomes::{Row, rows},
+        person, press_shown, with_people,
+    },
     stack::{Answered, Call, Certificates},
     world::{DOCUMENT, START, Wish, World},
 };
