@@ -12,10 +12,9 @@ use bytes::Bytes;
 use envoy_cimd::{
     contract::tokens::TokenTag,
     edge::{
-        conversation::MAX_BODY,
         ext_proc::{Config, ExtProc, Shared},
         roles::{ROLE_KEY, Roles},
-        server::{MAX_MESSAGE, Server},
+        server::Server,
     },
     filter::{
         outcome::Outcome,
@@ -46,12 +45,16 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::stack::{Answered, Envoy, PATIENCE};
 
+mod bodies;
+mod calls;
+mod trailers;
+
 const TOKEN: &str = "Bearer a-token";
 const THEIRS: &str = "Bearer the-callers-own";
+
 /// The base64url text of sixteen bytes of one.
 const TAG: &str = "AQEBAQEBAQEBAQEBAQEBAQ";
 const HELD: &str = "envoy_cimd_traffic";
-
 const VERSIONS: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
 /// An Envoy, the role that it asks, and an upstream that remembers.
@@ -419,162 +422,6 @@ fn with_credentials(mut request: http::Request<Upload>) -> http::Request<Upload>
     request
 }
 
-#[tokio::test]
-async fn a_request_goes_on_with_the_edits_alone() {
-    const MUCH: usize = 40 << 20;
-    let scene = Scene::start(|_| {}).await;
-    scene.release.send_replace(true);
-    for version in VERSIONS {
-        for path in ["/forward", "/hold"] {
-            let request = with_credentials(post(path, upload(MUCH, None)));
-            let answer = send(scene.envoy.https, version, request).await;
-            let answer = answer.unwrap_or_else(|error| panic!("{version:?} {path}: {error}"));
-            assert_eq!((answer.status, answer.text()), (200, "the upstream"), "{version:?} {path}");
-            let came = scene.upstream.came();
-            let [Came { headers, body, .. }] = &came[..] else { panic!("{} requests", came.len()) };
-            assert_eq!(*body, MUCH);
-            for (name, values) in [
-                ("authorization", &[TOKEN][..]),
-                ("cookie", &[]),
-                ("proxy-authorization", &[]),
-                ("x-other", &["stays"]),
-                ("x-tag", &[TAG]),
-            ] {
-                assert_eq!(Came::all(headers, name), values, "{version:?} {path} {name}");
-            }
-        }
-        // And what is none of ours goes as it came.
-        let request = with_credentials(post("/pass", upload(1, None)));
-        let answer = send(scene.envoy.https, version, request).await.expect("an answer");
-        let came = scene.upstream.came();
-        let [Came { headers, .. }] = &came[..] else { panic!("{} requests", came.len()) };
-        let theirs = Came::all(headers, "authorization").join(",");
-        assert_eq!((answer.status, theirs.matches(THEIRS).count()), (200, 5), "{theirs}");
-        assert!(!headers.contains_key("x-tag"));
-    }
-    scene.idle().await;
-}
-
-/// Whatever its length, and whether that is known before: the body is looked at, and nothing of the request goes on.
-#[tokio::test]
-async fn a_body_is_answered_and_goes_nowhere() {
-    let scene = Scene::start(|_| {}).await;
-    for version in VERSIONS {
-        for length in [0, 1, MAX_BODY, MAX_BODY + 1, 40_000, 3 << 20, 40 << 20] {
-            let of_known_length = Full::new(Bytes::from(vec![b'a'; length])).boxed();
-            for body in [upload(length, None), of_known_length] {
-                let answer = send(scene.envoy.https, version, post("/body", body)).await;
-                assert!(is_ours(&answer), "{version:?} {length}: {answer:?}");
-                let expected = (length.min(MAX_BODY), length <= MAX_BODY);
-                assert_eq!(scene.role.bodies(), [Some(expected)], "{version:?} {length}");
-            }
-        }
-    }
-    scene.idle().await;
-    assert!(scene.upstream.is_untouched());
-}
-
-/// Envoy's own limits are larger than the printed ones: over HTTP/2 it sends all of 3 MB. What is too long for a message
-/// is an error, which the client gets too, and nothing goes on.
-#[tokio::test]
-async fn buffers_of_any_size_do() {
-    let scene = Scene::start(|_| {}).await;
-    for version in VERSIONS {
-        let answer = send(scene.envoy.http, version, post("/body", upload(3 << 20, None))).await;
-        assert!(is_ours(&answer), "{version:?}: {answer:?}");
-        assert_eq!(scene.role.bodies(), [Some((MAX_BODY, false))]);
-    }
-    for path in ["/body", "/hold"] {
-        let answer = send(scene.envoy.http, Version::HTTP_2, post(path, upload(40 << 20, None))).await;
-        assert_eq!(answer.expect("an answer").status, 503);
-        assert_eq!(scene.role.bodies(), []);
-    }
-    scene.idle().await;
-    assert!(scene.upstream.is_untouched());
-}
-
-/// The printed window is so small that a body of any length is answered by the role.
-#[tokio::test]
-async fn the_printed_window_fits_into_a_message() {
-    let scene = Scene::start(|_| {}).await;
-    let printed = include_str!("../../src/templates/envoy.yaml");
-    let window = printed.split_once("initial_stream_window_size: ").expect("a window").1;
-    let window: usize = window.lines().next().and_then(|line| line.trim().parse().ok()).expect("bytes");
-    assert_eq!(window, 65_536, "as here");
-    assert!(2 * window < MAX_MESSAGE);
-    assert!(is_ours(&send(scene.envoy.https, Version::HTTP_2, post("/body", upload(40 << 20, None))).await));
-}
-
-/// Headers and trailers without a body would go on, were trailers not asked for.
-#[tokio::test]
-async fn headers_and_trailers_alone_go_nowhere() {
-    let scene = Scene::start(|_| {}).await;
-    scene.release.send_replace(true);
-    let sum = || Some(trailers(&[("x-sum", "1")]));
-    let answer = send(scene.envoy.https, Version::HTTP_2, post("/body", upload(0, sum()))).await;
-    assert!(is_ours(&answer), "{answer:?}");
-    // Not even with a token: when trailers came, the headers cannot be changed any more.
-    let answer = send(scene.envoy.https, Version::HTTP_2, post("/hold", upload(0, sum()))).await;
-    assert_eq!(answer.expect("an answer").status, 503);
-    assert_eq!(scene.role.bodies(), [Some((0, true)), Some((0, true))]);
-    scene.idle().await;
-    assert!(scene.upstream.is_untouched());
-}
-
-/// A body that has trailers is all there, and Envoy does not say so. The trailers then lose what the headers lost.
-#[tokio::test]
-async fn trailers_after_a_body_that_was_asked_for() {
-    let scene = Scene::start(|_| {}).await;
-    scene.release.send_replace(true);
-    let theirs = || Some(trailers(&[("authorization", THEIRS), ("cookie", "a=b"), ("x-sum", "1")]));
-    let request = with_credentials(post("/hold", upload(10, theirs())));
-    let answer = send(scene.envoy.https, Version::HTTP_2, request).await.expect("an answer");
-    assert_eq!((answer.status, scene.role.bodies()), (200, vec![Some((10, false))]));
-    let came = scene.upstream.came();
-    let [Came { headers, body, trailers }] = &came[..] else { panic!("{} requests", came.len()) };
-    assert_eq!((Came::all(headers, "authorization"), *body), (vec![TOKEN], 10));
-    assert_eq!(trailers, &self::trailers(&[("x-sum", "1")]));
-    scene.idle().await;
-}
-
-/// Where the headers got a token at once, the filter sees no trailers: Envoy's own `header_mutation` filter removes what
-/// must not be in them.
-#[tokio::test]
-async fn trailers_lose_credentials_before_they_reach_the_upstream() {
-    let scene = Scene::start(|config| {
-        for listener in config["static_resources"]["listeners"].as_array_mut().expect("listeners") {
-            let filters = manager(listener)["http_filters"].as_array_mut().expect("filters");
-            let removed = ["authorization", "cookie", "proxy-authorization"].map(|name| json!({"remove": name}));
-            let filter = json!({
-                "name": "envoy-cimd-trailers",
-                "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-                    "mutations": {"request_trailers_mutations": removed},
-                },
-            });
-            filters.insert(0, filter);
-        }
-    })
-    .await;
-    let theirs = [("authorization", THEIRS), ("cookie", "a=b"), ("proxy-authorization", THEIRS), ("x-sum", "1")];
-    let request = post("/forward", upload(10, Some(trailers(&theirs))));
-    let answer = send(scene.envoy.https, Version::HTTP_2, request).await.expect("an answer");
-    assert_eq!(answer.status, 200);
-    // Over HTTP/1.1 as well, where Envoy is told to let trailers through.
-    let chunked = format!(
-        "POST /forward HTTP/1.1\r\nhost: mcp.example.com\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n\
-         a\r\naaaaaaaaaa\r\n0\r\nAuthorization: {THEIRS}\r\ncookie: a=b\r\nproxy-authorization: {THEIRS}\r\nx-sum: \
-         1\r\n\r\n"
-    );
-    assert!(say(scene.envoy.https, &chunked).await.starts_with("HTTP/1.1 200 "));
-    let came = scene.upstream.came();
-    assert_eq!(came.len(), 2);
-    for Came { headers, body, trailers } in came {
-        assert_eq!((Came::all(&headers, "authorization"), body), (vec![TOKEN], 10));
-        assert_eq!(trailers, self::trailers(&[("x-sum", "1")]));
-    }
-}
-
 /// Says it over TCP, and hears all that comes.
 async fn say(address: SocketAddr, words: &str) -> String {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
@@ -582,91 +429,4 @@ async fn say(address: SocketAddr, words: &str) -> String {
     let mut heard = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut heard)).await.expect("an end").expect("an answer");
     String::from_utf8(heard).expect("text")
-}
-
-#[tokio::test]
-async fn a_body_that_does_not_come_is_answered() {
-    let scene = Scene::start(|_| {}).await;
-    for version in VERSIONS {
-        let answer = send(scene.envoy.https, version, post("/late", endless())).await;
-        assert!(is_ours(&answer), "{version:?}: {answer:?}");
-        assert_eq!(scene.role.bodies(), [None]);
-    }
-    scene.idle().await;
-    assert!(scene.upstream.is_untouched());
-}
-
-/// Bodies as only HTTP/1.1 says them.
-#[tokio::test]
-async fn lengths_and_expectations_of_http_1() {
-    let scene = Scene::start(|_| {}).await;
-    scene.release.send_replace(true);
-    let head = |path, more| format!("POST {path} HTTP/1.1\r\nhost: mcp.example.com\r\nconnection: close\r\n{more}\r\n");
-    for (more, expected) in [
-        ("content-length: 0\r\n", Some((0, true))),
-        ("", Some((0, true))),
-        ("content-length: 2\r\nexpect: 100-continue\r\n", Some((2, true))),
-    ] {
-        let body = if expected == Some((2, true)) { "aa" } else { "" };
-        let heard = say(scene.envoy.https, &(head("/body", more) + body)).await;
-        assert!(heard.contains("HTTP/1.1 418 ") && heard.ends_with("ours"), "{more}: {heard}");
-        assert_eq!(scene.role.bodies(), [expected], "{more}");
-    }
-    assert!(scene.upstream.is_untouched());
-    // A client that waits to be told to go on is told so.
-    for path in ["/forward", "/hold"] {
-        let mut stream = TcpStream::connect(scene.envoy.https).await.expect("a connection");
-        let expects = head(path, "content-length: 2\r\nexpect: 100-continue\r\n");
-        stream.write_all(expects.as_bytes()).await.expect("sent");
-        let mut told = [0; 25];
-        timeout(PATIENCE, stream.read_exact(&mut told)).await.expect("in time").expect("a word");
-        assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
-        stream.write_all(b"aa").await.expect("sent");
-        let mut heard = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut heard)).await.expect("in time").expect("an answer");
-        assert!(heard.starts_with("HTTP/1.1 200 "), "{path}: {heard}");
-        let came = scene.upstream.came();
-        assert_eq!((came.len(), came[0].body, Came::all(&came[0].headers, "authorization")), (1, 2, vec![TOKEN]));
-    }
-}
-
-/// Nothing is left of a client that hangs up, whatever was waited for.
-#[tokio::test]
-async fn a_client_that_leaves_leaves_nothing() {
-    let scene = Scene::start(|_| {}).await;
-    for version in VERSIONS {
-        for (path, body) in [("/body", endless()), ("/call", upload(1, None)), ("/hold", upload(1, None))] {
-            let call = send(scene.envoy.https, version, post(path, body));
-            let is_open = async {
-                while (scene.streams)() == 0 || Arc::strong_count(&scene.role.alive) == 2 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            };
-            tokio::select! {
-                answer = call => panic!("{version:?} {path}: {answer:?}"),
-                opened = timeout(PATIENCE, is_open) => opened.expect("a stream"),
-            }
-            scene.idle().await;
-        }
-    }
-    assert!(scene.upstream.is_untouched());
-}
-
-/// A call that waits for the upstream holds no stream, and does not end with the processor.
-#[tokio::test]
-async fn a_call_outlives_the_processor() {
-    let mut scene = Scene::start(|_| {}).await;
-    let address = scene.envoy.https;
-    let call = tokio::spawn(send(address, Version::HTTP_2, post("/forward?slow", upload(10, None))));
-    let mut begun = scene.upstream.begun.clone();
-    timeout(PATIENCE, begun.wait_for(|begun| *begun == 1)).await.expect("in time").expect("a request");
-    scene.idle().await;
-    scene.kill_processor();
-    // Envoy knows of it: what comes now is refused, and does not go on.
-    let refused = send(address, Version::HTTP_2, post("/forward", upload(10, None))).await.expect("an answer");
-    assert_eq!(refused.status, 503);
-    scene.upstream.go_on.send_replace(true);
-    let answer = call.await.expect("a call").expect("an answer");
-    assert_eq!((answer.status, answer.text()), (200, "the upstream"));
-    assert_eq!(scene.upstream.came().len(), 1);
 }
