@@ -2,13 +2,15 @@
 
 use std::{path::Path, process::Command};
 
-use envoy_cimd::{filter::request::Header, model::route::Key};
 use serde_json::{Value, json};
 
 use crate::{
     stack::{Call, Certificates, envoy_executable},
-    world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, http_filters, list, run, virtual_hosts},
+    world::{START, Wish, World, http_filters, list, run, virtual_hosts},
 };
+
+mod filters;
+mod sign_in;
 
 /// Envoy's side of a Unix socket, over which tokens may go.
 const SOCKET: &str = "--processor=unix:/run/envoy-cimd/ext_proc.sock";
@@ -148,157 +150,6 @@ fn envoy_takes_it() {
     assert!(!validate("static_resources: {listenres: []}").0, "a check that cannot fail is none");
 }
 
-/// Envoy takes what signs people and clients in, for hosts and addresses of every kind.
-#[test]
-fn envoy_takes_a_sign_in() {
-    let dir = tempfile::tempdir().expect("a folder");
-    std::fs::write(dir.path().join("secret"), "a secret").expect("written");
-    let secret = dir.path().join("secret").display().to_string();
-    let files = [format!("--sign-in-client-secret={secret}"), format!("--sign-in-session-key={secret}")];
-    let variants: &[&[&str]] = &[
-        &[],
-        &["--no-traffic"],
-        &["--static-cimd", "--allow-origin=https://inspector.example", "--sign-in-mcp-scope=mcp offline_access"],
-        &["--sign-in-scope=openid email offline_access", "--sign-in-filter-name=team.sign-in: #"],
-        &["--callback-path=/oauth/callback", "--user-namespace=envoy.filters.http.jwt_authn", "--dynamic-metadata"],
-        &["--route=from=https://one.example/linear,to=https://one.internal/mcp", "--route=from=https://one.example/b"],
-        &["--route=from=https://[2001:db8::1]:8443,to=https://one.internal/", "--route=from=https://bücher.example"],
-        &["--route=from=https://one.example,to=https://one.internal/a%20b"],
-    ];
-    for variant in variants {
-        let args: Vec<&str> =
-            SIGNING_IN.iter().copied().chain(files.iter().map(String::as_str)).chain(variant.iter().copied()).collect();
-        let config = &parsed(&args);
-        let (good, said) = validate(&config_with_own_keys(config, dir.path()));
-        assert!(good && !said.contains("deprecated"), "{variant:?}\n{said}");
-    }
-}
-
-/// What each path is open to. (What Envoy makes of it, `sign_in` tries.)
-#[test]
-fn who_signs_in_where() {
-    let config = &mut parsed(SIGNING_IN);
-    assert_eq!(
-        names(http_filters(config)),
-        [
-            "envoy-cimd-sign-in-challenge",
-            "envoy-cimd-sign-in-session",
-            "envoy-cimd-sign-in",
-            "envoy-cimd",
-            "envoy-cimd-traffic-trailers",
-            "envoy-cimd-refused",
-            "envoy-cimd-traffic",
-            "envoy.filters.http.router"
-        ],
-    );
-    assert!(http_filters(config).iter().filter(|filter| filter["disabled"] == true).count() == 7, "on by route alone");
-    assert_eq!(switched(route(config, DOCUMENT)), ["envoy-cimd"], "the document is for everybody");
-    for path in [START, CALLBACK, DISCONNECT] {
-        // The first is the one that refuses a token.
-        let hosts = virtual_hosts(config).iter_mut();
-        let routes: Vec<&Value> =
-            hosts.take(1).flat_map(|host| list(&mut host["routes"])).map(|route| &*route).collect();
-        let of_path: Vec<_> = routes.into_iter().filter(|route| route["match"]["path"] == path).collect();
-        let [refusing, signed_in] = of_path[..] else { panic!("{path}: {of_path:?}") };
-        assert_eq!(refusing["match"]["headers"], json!([{"name": "authorization", "present_match": true}]));
-        assert_eq!((&refusing["direct_response"]["status"], switched(refusing).len()), (&json!(403), 0));
-        assert_eq!(switched(signed_in), ["envoy-cimd", "envoy-cimd-sign-in", "envoy-cimd-sign-in-session"], "{path}");
-    }
-    // The first is for a person's browser.
-    let mcp = list(&mut virtual_hosts(config)[0]["routes"]).iter().rfind(|route| route["match"]["path"] == "/mcp");
-    assert_eq!(
-        switched(mcp.expect("the MCP route")),
-        [
-            "envoy-cimd-refused",
-            "envoy-cimd-sign-in",
-            "envoy-cimd-sign-in-challenge",
-            "envoy-cimd-traffic",
-            "envoy-cimd-traffic-trailers"
-        ]
-    );
-    let told = &filter(config, "envoy-cimd-traffic")["typed_config"]["metadata_options"]["forwarding_namespaces"];
-    assert_eq!(*told, json!({"untyped": ["envoy.filters.http.jwt_authn"]}));
-    // Who forgets what a route requires has its tokens alone all the same.
-    let clients = &filter(config, "envoy-cimd-sign-in")["typed_config"]["providers"]["clients"];
-    let resources = json!(["https://notes.mcp.example.com/mcp", "https://tickets.mcp.example.com/mcp"]);
-    assert_eq!(clients["audiences"], resources);
-    assert_eq!(clients["from_headers"], json!([{"name": "authorization", "value_prefix": "Bearer "}]));
-    // Nothing of it on plain http, which serves nothing.
-    let plain = &config["static_resources"]["listeners"][1]["filter_chains"][0]["filters"][0]["typed_config"];
-    assert!(!plain["route_config"].to_string().contains("sign-in"), "{plain}");
-    let secrets = printed(&[SIGNING_IN, &["--part=secrets"]].concat());
-    assert!(printed(SIGNING_IN).contains(secrets.lines().next().expect("a line")), "{secrets}");
-    let clusters = printed(&[SIGNING_IN, &["--part=cluster"]].concat());
-    for cluster in ["sign-in login.example.com:443", "sign-in keys.example.com:443"] {
-        assert!(clusters.contains(cluster), "{clusters}");
-    }
-}
-
-/// A host with several routes describes each under its own path, and itself not at all.
-#[test]
-fn where_routes_describe_themselves() {
-    const ROOT: &str = "/.well-known/oauth-protected-resource";
-    let one = ["--route=from=https://a.example/linear,to=https://b.example/mcp"];
-    let two = [one[0], "--route=from=https://a.example/sentry,to=https://c.example/mcp"];
-    let root = ["--route=from=https://a.example,to=https://b.example/"];
-    for (routes, expected) in [
-        (&one[..], &[("/linear", "https://a.example/linear"), ("", "https://a.example/linear")][..]),
-        (&two, &[("/linear", "https://a.example/linear"), ("/sentry", "https://a.example/sentry")]),
-        (&root, &[("", "https://a.example/")]),
-    ] {
-        let mut args = vec![SIGNING_IN[0], SOCKET];
-        args.extend(routes);
-        args.extend(&SIGNING_IN[4..]);
-        let config = &mut parsed(&args);
-        let mut found = Vec::new();
-        for route in virtual_hosts(config).iter_mut().flat_map(|host| list(&mut host["routes"])) {
-            let Some(path) = route["match"]["path"].as_str().and_then(|path| path.strip_prefix(ROOT)) else { continue };
-            let body = route["direct_response"]["body"]["inline_string"].as_str().expect("a body");
-            let body: Value = serde_json::from_str(body).expect("JSON");
-            found.push((path.to_owned(), body["resource"].as_str().expect("a resource").to_owned()));
-        }
-        let expected: Vec<_> = expected.iter().map(|(path, of)| ((*path).to_owned(), (*of).to_owned())).collect();
-        assert_eq!(found, expected, "{routes:?}");
-    }
-}
-
-#[test]
-fn a_wrong_sign_in_is_refused_by_name() {
-    for (more, error) in [
-        (&["--single-user"][..], "--single-user that everybody is one"),
-        (&["--user-namespace=people"], "--user-namespace names people"),
-        (&["--sign-in-scope=email"], "--sign-in-scope must have `openid`"),
-        (&["--sign-in-filter-name=envoy-cimd"], "--sign-in-filter-name: a route that switches"),
-        (&["--filter-name=envoy-cimd-sign-in-session"], "--sign-in-filter-name: a route that switches"),
-        (
-            &["--route=from=https://a.example,to=https://b.example/.pomerium/sign-in/callback"],
-            "is a path of the sign-in",
-        ),
-        (
-            &["--route=from=https://a.example,to=https://b.example/.well-known/oauth-protected-resource"],
-            "is a path of the sign-in",
-        ),
-    ] {
-        let (code, stdout, stderr) = run(&[SIGNING_IN, more].concat(), &[]);
-        assert!(code == Some(1) && stdout.is_empty() && stderr.contains(error), "{more:?}: {stderr}");
-    }
-    for (args, error) in [
-        (&["--sign-in=https://login.example.com"][..], "--sign-in-client-id"),
-        (&["--sign-in-jwks-uri=https://login.example.com/jwks"], "--sign-in <ISSUER>"),
-        (&["--sign-in=http://login.example.com"], "must be https, or http on loopback"),
-        (&["--sign-in-token-endpoint=login.example.com"], "is not a URL"),
-        (&["--sign-in-mcp-scope=a\"b"], "has a character that no scope has"),
-    ] {
-        let (code, stdout, stderr) = run(&[&["envoy-config", ONE][..], args].concat(), &[]);
-        assert!(code == Some(2) && stdout.is_empty() && stderr.contains(error), "{args:?}: {stderr}");
-    }
-    let (code, _, stderr) = run(&["envoy-config", ONE, "--part=secrets"], &[]);
-    assert!(code == Some(1) && stderr.contains("only --sign-in has secrets"), "{stderr}");
-    let without_route = [&SIGNING_IN[..2], &SIGNING_IN[4..], &["--part=filter"]].concat();
-    let (code, _, stderr) = run(&without_route, &[]);
-    assert!(code == Some(1) && stderr.contains("no route was given"), "{stderr}");
-}
-
 /// A filter of a printed configuration.
 fn filter<'a>(config: &'a mut Value, name: &str) -> &'a Value {
     http_filters(config).iter().find(|filter| filter["name"] == name).expect(name)
@@ -310,6 +161,10 @@ fn route<'a>(config: &'a mut Value, path: &str) -> &'a Value {
     hosts.flat_map(|host| list(&mut host["routes"])).find(|route| route["match"]["path"] == path).expect(path)
 }
 
+fn parsed(args: &[&str]) -> Value {
+    serde_saphyr::from_str(&printed(args)).expect("YAML")
+}
+
 fn names(filters: &[Value]) -> Vec<&str> {
     filters.iter().filter_map(|filter| filter["name"].as_str()).collect()
 }
@@ -319,153 +174,10 @@ fn switched(route: &Value) -> Vec<&str> {
     route["typed_per_filter_config"].as_object().map(|on| on.keys().map(String::as_str).collect()).unwrap_or_default()
 }
 
-fn parsed(args: &[&str]) -> Value {
-    serde_saphyr::from_str(&printed(args)).expect("YAML")
-}
-
 const ONE: &str = "--route=from=https://a.example,to=https://b.example/mcp";
-
-/// Each filter of requests is told its role, and no more of a request than that role reads.
-#[test]
-fn what_envoy_is_asked_for() {
-    let config = &mut parsed(&["envoy-config", SOCKET, ONE, "--user-namespace=people", "--dynamic-metadata"]);
-    assert_eq!(
-        names(http_filters(config)),
-        [
-            "envoy-cimd",
-            "envoy-cimd-traffic-trailers",
-            "envoy-cimd-refused",
-            "envoy-cimd-traffic",
-            "envoy.filters.http.router"
-        ],
-        "none stands between the token and the upstream"
-    );
-    for (name, role, longest, mode_override, unread) in [
-        ("envoy-cimd", "endpoints", "15s", Value::Null, &[][..]),
-        ("envoy-cimd-traffic", "traffic", "25s", json!(true), &["client_name", "scope", "prompt"]),
-    ] {
-        let filter = filter(config, name);
-        assert_eq!(filter["disabled"], true, "{name} is on by route alone");
-        let told = &filter["typed_config"];
-        assert_eq!(told["grpc_service"]["initial_metadata"], json!([{"key": "envoy-cimd-role", "value": role}]));
-        assert_eq!(told["failure_mode_allow"], false);
-        assert_eq!(told["status_on_error"], json!({"code": 503}));
-        assert_eq!(told["max_message_timeout"], longest);
-        assert_eq!(told["allow_mode_override"], mode_override);
-        assert_eq!(
-            told["processing_mode"],
-            json!({
-                "request_header_mode": "SEND",
-                "response_header_mode": "SKIP",
-                "request_body_mode": "NONE",
-                "response_body_mode": "NONE",
-                "request_trailer_mode": "SKIP",
-                "response_trailer_mode": "SKIP",
-            })
-        );
-        let patterns = told["forward_rules"]["allowed_headers"]["patterns"].as_array().expect("headers");
-        let headers: Vec<&str> = patterns.iter().filter_map(|pattern| pattern["exact"].as_str()).collect();
-        assert_eq!(headers.len(), patterns.len(), "exact names alone");
-        for needed in [":authority", ":method", ":path", ":scheme", "origin", "x-forwarded-proto", "x-request-id"] {
-            assert!(headers.contains(&needed), "{name} {needed}");
-        }
-        for secret in ["authorization", "proxy-authorization", "mcp-session-id"] {
-            assert!(!headers.contains(&secret), "{name} {secret}");
-        }
-        assert_eq!(headers.contains(&"cookie"), role == "endpoints");
-        let attributes = told["request_attributes"].as_array().expect("attributes");
-        let keys = Key::ALL.into_iter().filter(|key| !unread.contains(&key.name()));
-        let of_key = |key: Key| {
-            ["route", "virtual_host"]
-                .map(|of| json!(format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{}']", key.name())))
-        };
-        assert_eq!(attributes, &keys.flat_map(of_key).collect::<Vec<_>>());
-        let namespaces = &told["metadata_options"];
-        assert_eq!(namespaces["forwarding_namespaces"]["untyped"], json!(["envoy_cimd", "people"]));
-        let tags = if role == "traffic" { json!(["envoy_cimd_traffic"]) } else { Value::Null };
-        assert_eq!(namespaces["receiving_namespaces"]["untyped"], tags);
-    }
-    assert_eq!(
-        filter(config, "envoy-cimd")["typed_config"]["forward_rules"]["allowed_headers"]["patterns"]
-            .as_array()
-            .expect("headers")
-            .len(),
-        Header::OF_ENDPOINTS.len()
-    );
-    let trailers = &filter(config, "envoy-cimd-traffic-trailers")["typed_config"]["mutations"];
-    assert_eq!(
-        trailers,
-        &json!({"request_trailers_mutations": [
-            {"remove": "authorization"}, {"remove": "cookie"}, {"remove": "proxy-authorization"},
-        ]})
-    );
-    assert_eq!(switched(route(config, "/mcp")), OF_MCP);
-    for path in [DOCUMENT, START, CALLBACK, DISCONNECT] {
-        assert_eq!(switched(route(config, path)), ["envoy-cimd"], "{path}");
-    }
-}
 
 /// What is on for an MCP route.
 const OF_MCP: [&str; 3] = ["envoy-cimd-refused", "envoy-cimd-traffic", "envoy-cimd-traffic-trailers"];
-
-/// The filter of answers is told no more of them than is read, and never of one that is Envoy's own.
-#[test]
-fn what_envoy_is_asked_for_of_answers() {
-    let config = &mut parsed(&["envoy-config", SOCKET, ONE, "--user-namespace=people", "--dynamic-metadata"]);
-    let filter = filter(config, "envoy-cimd-refused");
-    assert_eq!(filter["disabled"], true, "it is on by route alone");
-    let told = &filter["typed_config"]["extension_config"]["typed_config"];
-    assert_eq!(told["grpc_service"]["initial_metadata"], json!([{"key": "envoy-cimd-role", "value": "refused"}]));
-    assert_eq!((&told["failure_mode_allow"], &told["status_on_error"]), (&json!(false), &json!({"code": 503})));
-    assert_eq!(told["max_message_timeout"], "15s");
-    assert_eq!(
-        told["processing_mode"],
-        json!({
-            "request_header_mode": "SKIP",
-            "response_header_mode": "SEND",
-            "request_body_mode": "NONE",
-            "response_body_mode": "NONE",
-            "request_trailer_mode": "SKIP",
-            "response_trailer_mode": "SKIP",
-        })
-    );
-    let headers = &told["forward_rules"]["allowed_headers"]["patterns"];
-    assert_eq!(*headers, json!([{"exact": ":status"}, {"exact": "www-authenticate"}]));
-    let attributes = told["response_attributes"].as_array().expect("attributes");
-    for key in Key::ALL {
-        for of in ["route", "virtual_host"] {
-            let attribute = json!(format!("xds.{of}_metadata.filter_metadata['envoy_cimd']['{}']", key.name()));
-            let is_read = !["client_name", "prompt"].contains(&key.name());
-            assert_eq!(attributes.contains(&attribute), is_read, "{attribute}");
-        }
-    }
-    assert!(attributes.contains(&json!("response.code_details")));
-    for secret in ["authorization", "cookie", "mcp-session-id"] {
-        assert!(!attributes.contains(&json!(format!("request.headers['{secret}']"))), "{secret}");
-    }
-    assert_eq!(
-        told["metadata_options"],
-        json!({"forwarding_namespaces": {"untyped": ["envoy_cimd", "people", "envoy_cimd_traffic"]}})
-    );
-}
-
-/// Where nobody would listen to it, there is no such filter, and Envoy takes the challenge away by itself.
-#[test]
-fn a_listener_without_the_role_refused() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let file = dir.path().join("config.yaml");
-    for (roles, is_on) in [("[endpoints, traffic]", false), ("[endpoints, traffic, refused]", true)] {
-        std::fs::write(&file, format!("listen: unix:/run/cimd.sock\nroles: {roles}\n")).expect("written");
-        let config = &mut parsed(&["envoy-config", ONE, "--config", file.to_str().expect("text")]);
-        assert_eq!(names(http_filters(config)).contains(&"envoy-cimd-refused"), is_on, "{roles}");
-        let route = route(config, "/mcp");
-        assert_eq!(switched(route).contains(&"envoy-cimd-refused"), is_on, "{roles}");
-        let removed = route["response_headers_to_remove"].as_array().expect("headers");
-        assert_eq!(removed.contains(&json!("www-authenticate")), !is_on, "{roles}");
-        let (taken, words) = validate(&config_with_own_keys(config, dir.path()));
-        assert!(taken, "{words}");
-    }
-}
 
 /// The configuration with a certificate that there is.
 fn config_with_own_keys(config: &Value, dir: &Path) -> String {
@@ -631,22 +343,6 @@ fn a_single_users_envoy_listens_on_loopback() {
             let expected = json!({"socket_address": {"address": address, "port_value": port}});
             assert_eq!(listener["address"], expected, "{args:?}");
         }
-    }
-}
-
-/// A route that switches one on would switch on the other.
-#[test]
-fn filters_of_one_name_are_refused() {
-    for args in [
-        ["--filter-name=a", "--traffic-filter-name=a"],
-        ["--filter-name=a-trailers", "--traffic-filter-name=a"],
-        ["--filter-name=a", "--refused-filter-name=a"],
-        ["--refused-filter-name=a", "--traffic-filter-name=a"],
-        ["--refused-filter-name=a-trailers", "--traffic-filter-name=a"],
-    ] {
-        let (code, stdout, stderr) = run(&["envoy-config", ONE, SOCKET, args[0], args[1]], &[]);
-        assert_eq!((code, stdout.as_str()), (Some(1), ""), "{args:?}");
-        assert!(stderr.contains("--filter-name, --traffic-filter-name and --refused-filter-name"), "{stderr}");
     }
 }
 
