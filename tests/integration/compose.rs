@@ -14,10 +14,11 @@ use envoy_cimd::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{process::Command, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use url::Url;
 
+use self::containers::{container, docker, logs, project, read_volume, set_up, until_healthy};
 use crate::{
     exchange::single,
     stack::{
@@ -30,6 +31,8 @@ use crate::{
     world::{CALLBACK, DOCUMENT, START},
 };
 
+mod containers;
+
 const NOTES: &str = "https://notes.localhost:8443";
 const TICKETS: &str = "https://tickets.localhost:8443";
 const CHOREOGRAPHER: &str = "choreographer";
@@ -37,12 +40,15 @@ const REPLICAS: [&str; 2] = ["processor-1", "processor-2"];
 const SERVED: &str = "envoy_cimd_requests_total{endpoint=\"document\",outcome=\"served\"}";
 const BEGUN: &str = "envoy_cimd_requests_total{endpoint=\"start\",outcome=\"begun\"}";
 const COMPLETED: &str = "envoy_cimd_requests_total{endpoint=\"callback\",outcome=\"completed\"}";
+
 /// How many requests a replica has under way.
 const STREAMS: &str = "envoy_cimd_streams";
 const KEYS_RELOADED: &str = "envoy_cimd_reloads_total{file=\"state_keys\",result=\"ok\"}";
+
 /// Who owns the files of each in the volumes.
 const ENVOY_CIMD: &str = "65532";
 const ENVOY: &str = "101";
+
 /// How long what containers do may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -461,61 +467,4 @@ async fn rotate_to(keys: &[&str]) {
     for (before, replica) in before.into_iter().zip(REPLICAS) {
         until("the keys are read again", async || value(replica, KEYS_RELOADED).await > before).await;
     }
-}
-
-async fn read_volume(user: &str, file: &str) -> String {
-    set_up(user, &format!("process.stdout.write(fs.readFileSync('/volumes/{file}'))"), &[]).await
-}
-
-/// Runs a line of JavaScript where all volumes are, as the user that owns the files.
-async fn set_up(user: &str, script: &str, args: &[&str]) -> String {
-    let compose = std::env::var("COMPOSE").expect("`make compose-test` sets COMPOSE");
-    let mut command = compose.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let run = ["run", "--rm", "-T", "--no-deps", "--user", user, "setup", "node", "-e", script, "--"];
-    // After `--`, since a key may begin with a hyphen.
-    command.extend(run.iter().chain(args).map(|&arg| arg.to_owned()));
-    output(&command).await
-}
-
-/// Waits until a container says that it is healthy, which envoy-cimd's own `probe` finds out.
-async fn until_healthy(service: &str) {
-    let id = container(service).await;
-    until(&format!("{service} is healthy"), async || {
-        docker(&["inspect", "--format", "{{.State.Health.Status}}", &id]).await.trim() == "healthy"
-    })
-    .await;
-}
-
-async fn container(service: &str) -> String {
-    let labels = [("project", project()), ("service", service.to_owned())]
-        .map(|(name, value)| format!("label=com.docker.compose.{name}={value}"));
-    let [project, service] = &labels;
-    // Not those that a single command ran in.
-    let once = "label=com.docker.compose.oneoff=False";
-    let ids = docker(&["ps", "--all", "--quiet", "--filter", project, "--filter", service, "--filter", once]).await;
-    ids.trim().to_owned()
-}
-
-fn project() -> String {
-    std::env::var("COMPOSE_PROJECT_NAME").expect("`make compose-test` sets COMPOSE_PROJECT_NAME")
-}
-
-/// What a container printed, before it was restarted too.
-async fn logs(id: &str) -> String {
-    let output = Command::new("docker").args(["logs", id]).output().await.expect("docker runs");
-    assert!(output.status.success(), "{output:?}");
-    String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
-}
-
-async fn docker(args: &[&str]) -> String {
-    let command: Vec<String> = ["docker"].iter().chain(args).map(|&arg| arg.to_owned()).collect();
-    output(&command).await
-}
-
-/// The standard output of a command, which must succeed.
-async fn output(command: &[String]) -> String {
-    let [program, args @ ..] = command else { panic!("no program") };
-    let output = Command::new(program).args(args).output().await.expect("it runs");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
 }
