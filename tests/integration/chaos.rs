@@ -38,7 +38,7 @@ use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::single,
     flow::press_shown,
-    soak::{Chance, number},
+    soak::{Chance, number, still_there},
     stack::{
         Answered, Call, Certificates, Choreographer, Cimd, Client, Envoy, in_process::document_of, key_file, resident,
     },
@@ -81,7 +81,7 @@ async fn soak_of_everything_at_once() {
                 sleep(Duration::from_millis(chance.below(300))).await;
                 let took = bed.start_again(part).await;
                 recoveries.entry(name).or_default().push(took);
-                still_there(&mut load);
+                still_there(&mut load, "whoever was honest was served, or told that something was down");
                 bed.shared.codes_went_once();
             }
         }
@@ -94,7 +94,7 @@ async fn soak_of_everything_at_once() {
     while began.elapsed() < length {
         sleep(Duration::from_millis(250)).await;
         samples.push(parts.map(Sample::of));
-        still_there(&mut load);
+        still_there(&mut load, "whoever was honest was served, or told that something was down");
     }
     over.send_replace(true);
     while let Some(ended) = load.join_next().await {
@@ -122,13 +122,6 @@ async fn soak_of_everything_at_once() {
         bed.choreographer.take().expect("it runs").process.output(),
     ] {
         assert!(!output.contains("panicked") && !output.contains("isolation_violation"), "{output}");
-    }
-}
-
-fn still_there(load: &mut JoinSet<()>) {
-    if let Some(ended) = load.try_join_next() {
-        ended.expect("whoever was honest was served, or told that something was down");
-        panic!("somebody left");
     }
 }
 

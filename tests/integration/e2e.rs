@@ -122,32 +122,45 @@ async fn e2e_telling() {
 async fn mcp_traffic(script: &str) {
     let dir = tempfile::tempdir().expect("a folder");
     let upstream = Handed::new();
-    let certificates = Certificates::make(dir.path(), &[AS_HOST]);
-    let path = |path: &Path| path.to_str().expect("text").to_owned();
-    let (ca, state) = (path(&certificates.ca), path(&dir.path().join("state")));
-    let mut flags = vec!["--single-user", "--insecure-traffic", "--state-dir", &state, "--log=trace"];
-    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST]);
-    let mut world = World::start(Wish {
-        routes: &["from=https://notes.localhost", "from=https://tickets.localhost"],
-        cimd: &flags,
-        envoy_config: &["--insecure-traffic"],
-        edit: &|config| put_behind(config, &upstream.url),
-    })
-    .await;
-
-    let variables = [
-        ("E2E_UPSTREAM", upstream.url.clone()),
-        ("E2E_UPSTREAM_FD", upstream.fd()),
-        ("E2E_AS_HOST", AS_HOST.to_owned()),
-        ("E2E_AS_CERT", path(&certificates.cert)),
-        ("E2E_AS_KEY", path(&certificates.key)),
-    ];
+    let routes = ["from=https://notes.localhost", "from=https://tickets.localhost"];
+    let (mut world, variables) = served_by_a_script(dir.path(), &upstream, &routes, &[]).await;
     node(script, &world, &variables).await;
     assert_eq!(world.cimd.process.stop().await, Some(0));
     for (name, text) in [("log", world.cimd.process.output()), ("Envoy", world.envoy.process.output())] {
         assert!(text.contains("notes.localhost"), "{name} says something");
         assert!(!text.to_ascii_lowercase().contains("bearer "), "{name} has a token:\n{text}");
     }
+}
+
+/// A world whose MCP server, and its authorization server at [`AS_HOST`], are a script; and what the script must know of
+/// both. What is kept is in `state` below this folder.
+async fn served_by_a_script(
+    dir: &Path,
+    upstream: &Handed,
+    routes: &[&str],
+    more_flags: &[&str],
+) -> (World, Vec<(&'static str, String)>) {
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
+    let certificates = Certificates::make(dir, &[AS_HOST]);
+    let (ca, state) = (path(&certificates.ca), path(&dir.join("state")));
+    let mut flags = vec!["--single-user", "--insecure-traffic", "--state-dir", &state, "--log=trace"];
+    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST]);
+    flags.extend(more_flags);
+    let world = World::start(Wish {
+        routes,
+        cimd: &flags,
+        envoy_config: &["--insecure-traffic"],
+        edit: &|config| put_behind(config, &upstream.url),
+    })
+    .await;
+    let variables = vec![
+        ("E2E_UPSTREAM", upstream.url.clone()),
+        ("E2E_UPSTREAM_FD", upstream.fd()),
+        ("E2E_AS_HOST", AS_HOST.to_owned()),
+        ("E2E_AS_CERT", path(&certificates.cert)),
+        ("E2E_AS_KEY", path(&certificates.key)),
+    ];
+    (world, variables)
 }
 
 /// Clients that have no document, of an authorization server that takes none: one that is registered dynamically, and
@@ -157,9 +170,7 @@ async fn mcp_traffic(script: &str) {
 async fn e2e_clients_without_documents() {
     let dir = tempfile::tempdir().expect("a folder");
     let (upstream, server) = (Handed::new(), Handed::new());
-    let certificates = Certificates::make(dir.path(), &[AS_HOST]);
-    let path = |path: &Path| path.to_str().expect("text").to_owned();
-    let file = |name: &str| path(&dir.path().join(name));
+    let file = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
     let port = Url::parse(&server.url).expect("a URL").port().expect("a port");
     let issuer = format!("https://{AS_HOST}:{port}");
     let by_hand =
@@ -176,29 +187,17 @@ async fn e2e_clients_without_documents() {
             "token_endpoint_auth_method": method, "routes": [client["from"]]})
     });
     // JSON is YAML.
-    std::fs::write(file("config.yaml"), json!({"clients": listed}).to_string()).expect("written");
-    let (ca, state, config) = (path(&certificates.ca), file("state"), file("config.yaml"));
-    let mut flags = vec!["--single-user", "--insecure-traffic", "--state-dir", &state, "--log=trace"];
-    flags.extend(["--extra-ca", &ca, "--allow-host", AS_HOST, "--config", &config, "--dynamic-registration"]);
+    let config = file("config.yaml");
+    std::fs::write(&config, json!({"clients": listed}).to_string()).expect("written");
     let pinned = by_hand.map(|(from, _)| format!("from={from},authorization_server={issuer}"));
-    let mut world = World::start(Wish {
-        routes: &["from=https://notes.localhost", &pinned[0], &pinned[1]],
-        cimd: &flags,
-        envoy_config: &["--insecure-traffic"],
-        edit: &|config| put_behind(config, &upstream.url),
-    })
-    .await;
-
-    let variables = [
-        ("E2E_UPSTREAM", upstream.url.clone()),
-        ("E2E_UPSTREAM_FD", upstream.fd()),
-        ("E2E_AS_HOST", AS_HOST.to_owned()),
+    let routes = ["from=https://notes.localhost", &pinned[0], &pinned[1]];
+    let flags = ["--config", &config, "--dynamic-registration"];
+    let (mut world, mut variables) = served_by_a_script(dir.path(), &upstream, &routes, &flags).await;
+    variables.extend([
         ("E2E_AS_FD", server.fd()),
-        ("E2E_AS_CERT", path(&certificates.cert)),
-        ("E2E_AS_KEY", path(&certificates.key)),
         ("E2E_CLIENTS", json!(clients).to_string()),
         ("E2E_SECRETS", file("secrets")),
-    ];
+    ]);
     node("clients.mjs", &world, &variables).await;
     let admin = world.cimd.admin.parse().expect("an address");
     let (_, metrics) = stack::get(admin, "/metrics").await.expect("metrics");
@@ -212,7 +211,7 @@ async fn e2e_clients_without_documents() {
         ("the metrics".to_owned(), metrics.to_vec()),
         ("Envoy".to_owned(), world.envoy.process.output().into_bytes()),
     ];
-    for file in std::fs::read_dir(&state).expect("the state directory") {
+    for file in std::fs::read_dir(file("state")).expect("the state directory") {
         let path = file.expect("a file").path();
         places.push((path.display().to_string(), std::fs::read(&path).expect("readable")));
     }

@@ -32,8 +32,8 @@ use crate::{
     world::{DOCUMENT, Wish, World, executable},
 };
 
-async fn readiness(cimd: &Cimd) -> (u16, String) {
-    let (status, body) = get(cimd.admin.parse().expect("an address"), "/readyz").await.expect("an answer");
+pub async fn readiness(admin: &str) -> (u16, String) {
+    let (status, body) = get(admin.parse().expect("an address"), "/readyz").await.expect("an answer");
     (status, String::from_utf8(body.to_vec()).expect("text"))
 }
 
@@ -47,7 +47,7 @@ async fn a_store_that_cannot_be_had_is_said_and_counts_on_request() {
         let flags = [&["--state-dir", "/dev/null/none"], more].concat();
         let mut cimd = Cimd::start(&executable(), &flags).await;
         cimd.process.line(|line| line.contains("cannot be reached").then_some(())).await;
-        let answer = eventually(|| readiness(&cimd), |answer| *answer == (status, body.clone())).await;
+        let answer = eventually(|| readiness(&cimd.admin), |answer| *answer == (status, body.clone())).await;
         assert_eq!(answer, (status, body));
         assert_eq!(up(&cimd, "store").await, Some(0));
         fetch_documents(&channel(&cimd.ext_proc).await, 0..1).await;
@@ -59,7 +59,7 @@ async fn a_store_that_cannot_be_had_is_said_and_counts_on_request() {
     let mut cimd = Cimd::start(&executable(), &flags).await;
     cimd.process.line(|line| line.contains("can be reached").then_some(())).await;
     let ready = (200, "ready\n".to_owned());
-    assert_eq!(eventually(|| readiness(&cimd), |answer| *answer == ready).await, ready);
+    assert_eq!(eventually(|| readiness(&cimd.admin), |answer| *answer == ready).await, ready);
     assert_eq!(up(&cimd, "store").await, Some(1));
     assert!(!state.exists());
 }
@@ -84,13 +84,13 @@ async fn a_choreographer_that_is_away_is_said() {
         cimd.process.line(|line| (line.contains("can be reached") && line.contains(&reached)).then_some(())).await;
     }
     let ready = (200, "ready\n".to_owned());
-    assert_eq!(eventually(|| readiness(&cimd), |answer| *answer == ready).await, ready);
+    assert_eq!(eventually(|| readiness(&cimd.admin), |answer| *answer == ready).await, ready);
     assert_eq!((up(&cimd, "choreographer").await, up(&cimd, "tokens").await), (Some(1), Some(1)));
     choreographer.process.stop().await;
     cimd.process.line(|line| line.contains("cannot be reached").then_some(())).await;
     // Each is tried in its own time, so the other one may be found gone first.
     let gone = "choreographer: no connection to the choreographer";
-    let (status, body) = eventually(|| readiness(&cimd), |(_, body)| body.contains(gone)).await;
+    let (status, body) = eventually(|| readiness(&cimd.admin), |(_, body)| body.contains(gone)).await;
     assert!(status == 503 && body.contains(gone), "{status} {body}");
 }
 
@@ -140,7 +140,7 @@ async fn a_signal_fails_readiness_and_then_finishes_the_streams() {
     for signal in ["-TERM", "-INT"] {
         let mut cimd = Cimd::start(&executable(), &["--drain-delay=60"]).await;
         let channel = channel(&cimd.ext_proc).await;
-        let (status, body) = readiness(&cimd).await;
+        let (status, body) = readiness(&cimd.admin).await;
         assert!(status == 200 && body.starts_with("ready\n"), "{body}");
         for service in ["", "envoy.service.ext_proc.v3.ExternalProcessor"] {
             assert_eq!(health(channel.clone(), service).await, ServingStatus::Serving, "{service}");
@@ -149,7 +149,7 @@ async fn a_signal_fails_readiness_and_then_finishes_the_streams() {
 
         cimd.process.signal(signal);
         cimd.process.line(|line| line.contains("stopping").then_some(())).await;
-        assert_eq!(readiness(&cimd).await, (503, "stopping\n".to_owned()));
+        assert_eq!(readiness(&cimd.admin).await, (503, "stopping\n".to_owned()));
         let (status, _) = get(cimd.admin.parse().expect("an address"), "/healthz").await.expect("an answer");
         assert_eq!(status, 200, "it is alive");
         for service in ["", "envoy.service.ext_proc.v3.ExternalProcessor"] {

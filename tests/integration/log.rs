@@ -13,6 +13,7 @@ use crate::{
     authorization_server::{HOST, Lie, Servers},
     exchange::{Party, with_upstream},
     flow::press_shown,
+    lifecycle::readiness,
     stack::{Answered, Call, Certificates, Cimd, Client, Process, get, grpc::channel, metric},
     world::{CALLBACK, Wish, World, executable, run},
 };
@@ -113,11 +114,6 @@ fn dropped(output: &str) -> u64 {
 }
 
 const DROPPED: &str = "envoy_cimd_log_lines_dropped_total";
-
-async fn readiness(admin: &str) -> (u16, String) {
-    let (status, body) = get(admin.parse().expect("an address"), "/readyz").await.expect("an answer");
-    (status, String::from_utf8(body.to_vec()).expect("text"))
-}
 
 async fn check_health(channel: &Channel) {
     let health = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;

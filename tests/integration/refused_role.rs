@@ -41,10 +41,8 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-const FROM: &str = "https://mcp.example.com/linear";
-const TO: &str = "https://upstream.example/mcp";
-const LINK: &str = "https://mcp.example.com/linear/.pomerium/oauth/start";
-const TAG: TokenTag = TokenTag([7; 16]);
+use crate::traffic_role::{FROM, LINK, TAG, TO, settled};
+
 const BEARER: &str = r#"Bearer resource_metadata="https://upstream.example/m", scope="read write""#;
 const SCOPE: &str = r#"Bearer error="insufficient_scope", scope="write admin", error_description="SECRET""#;
 
@@ -147,13 +145,6 @@ impl Gateway {
         let line = format!("envoy_cimd_requests_total{{endpoint=\"refused\",outcome=\"{outcome}\"}} 1");
         self.endpoints.metrics.text().lines().any(|other| other == line)
     }
-}
-
-async fn settled(mut verdict: Verdict) -> Verdict {
-    while let Verdict::Later(call) = verdict {
-        verdict = call.await;
-    }
-    verdict
 }
 
 /// An answer.

@@ -98,7 +98,7 @@ async fn soak(mut bed: Bed, points: usize, mut chance: Chance) {
     let (mut kills, mut redis_kills, mut killed_starts, mut settled) = (0, 0, 0, 0);
     for point in 1..=points {
         bed.random_moment(&mut chance).await;
-        still_there(&mut people);
+        still_there(&mut people, "nothing was lost");
         // Where there is a Redis, it dies at every fourth, alone or with the process.
         let redis_dies = bed.redis.is_some() && point % 4 == 3;
         let dies = !redis_dies || chance.below(2) == 0;
@@ -137,7 +137,7 @@ async fn soak(mut bed: Bed, points: usize, mut chance: Chance) {
             tell.send_replace(Some(settled));
             let waited = timeout(PATIENCE, async {
                 while bed.shared.counts.settled.load(Ordering::Relaxed) < settled * PEOPLE {
-                    still_there(&mut people);
+                    still_there(&mut people, "nothing was lost");
                     sleep(Duration::from_millis(5)).await;
                 }
             });
@@ -201,9 +201,10 @@ async fn dies_while_its_store_is_made(times: usize, chance: &mut Chance) {
     println!("{times} deaths while a store was made; {} s", began.elapsed().as_secs());
 }
 
-fn still_there(people: &mut JoinSet<()>) {
+/// Whoever goes on until told otherwise goes on: nobody of these failed, or left.
+pub fn still_there(people: &mut JoinSet<()>, what: &str) {
     if let Some(ended) = people.try_join_next() {
-        ended.expect("nothing was lost");
+        ended.expect(what);
         panic!("somebody left");
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Version;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     store::Redis,
     telling_role::{NEW, OLD, URL, again, call, message},
     tokens::over,
-    traffic::{LINK, Row, bodies, check_refused},
+    traffic::{LINK, Row, bodies, check_refused, json_of},
 };
 
 /// People who were connected, and whose grants end when somebody says so.
@@ -47,16 +47,9 @@ async fn held_to_the_end(gateway: &Gateway, version: Version, ask: &Ask) -> Answ
     send_within(Duration::from_secs(60), &gateway.world, version, ask).await
 }
 
-fn json_of(answer: &Answered) -> Value {
-    assert_eq!(answer.all("content-type"), ["application/json"], "{answer:?}");
-    assert_eq!(answer.all("cache-control"), ["no-store"]);
-    assert!(answer.all("www-authenticate").is_empty());
-    serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
-}
-
 /// The state that goes with a question, which is ours to the letter.
 fn asked(answer: &Answered) -> String {
-    let body = json_of(answer);
+    let body = json_of(answer, "who is told");
     assert_eq!(answer.status, 200, "{body}");
     let state = body["result"]["requestState"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned();
     let message = &body["result"]["inputRequests"]["connect"]["params"]["message"];
@@ -69,7 +62,7 @@ fn asked(answer: &Answered) -> String {
 }
 
 fn still_waits(answer: &Answered) -> String {
-    let body = json_of(answer);
+    let body = json_of(answer, "who is told");
     let state = body["result"]["requestState"].as_str().unwrap_or_else(|| panic!("{body}")).to_owned();
     let result = json!({"resultType": "input_required", "requestState": state});
     assert_eq!((answer.status, body), (200, json!({"jsonrpc": "2.0", "id": 7, "result": result})));
@@ -78,7 +71,7 @@ fn still_waits(answer: &Answered) -> String {
 
 /// The result of a tool that was not called, with the link.
 fn is_tool_told(answer: &Answered) -> bool {
-    let body = json_of(answer);
+    let body = json_of(answer, "who is told");
     let text = &body["result"]["content"][0]["text"];
     answer.status == 200
         && body["id"] == 7
@@ -87,7 +80,7 @@ fn is_tool_told(answer: &Answered) -> bool {
 }
 
 fn is_error_told(answer: &Answered) -> bool {
-    let body = json_of(answer);
+    let body = json_of(answer, "who is told");
     let message = body["error"]["message"].as_str().unwrap_or_default();
     answer.status == 200 && body["id"] == 7 && body["error"]["code"] == -31000 && message.contains(LINK)
 }
@@ -366,7 +359,7 @@ async fn a_state_of_another_route_is_refused() {
     let at = |body: String, path: &str| post(body).at("other.localhost", path);
     for version in VERSIONS {
         let answer = gateway.send(version, &at(call(""), "/a")).await;
-        let body = json_of(&answer);
+        let body = json_of(&answer, "who is told");
         let state = body["result"]["requestState"].as_str().unwrap_or_else(|| panic!("{body}"));
         let answer = gateway.send(version, &at(again(state, "accept"), "/b")).await;
         check_refused(&answer, 400, -32602, &json!(7));

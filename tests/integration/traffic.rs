@@ -145,7 +145,7 @@ pub fn bodies() -> Vec<Row> {
 }
 
 /// What is right of every answer in the upstream's place.
-fn json_of(answer: &Answered, what: &str) -> Value {
+pub fn json_of(answer: &Answered, what: &str) -> Value {
     assert_eq!(answer.all("content-type"), ["application/json"], "{what}: {answer:?}");
     assert_eq!(answer.all("cache-control"), ["no-store"], "{what}");
     assert_eq!(answer.all("x-request-id").len(), 1, "{what}");

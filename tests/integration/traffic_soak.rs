@@ -33,7 +33,7 @@ use crate::{
     authorization_server::{Lie, Refresh, Servers, Token},
     gateway::{Gateway, Setup},
     mcp_upstream::{Came, Upload},
-    soak::{Chance, number},
+    soak::{Chance, number, still_there},
     stack::{Client, Process, get, key_file, resident},
     store::Redis,
     traffic_ledger::{Does, Ledger, NUMBER, Whose},
@@ -109,7 +109,7 @@ async fn soak_of_mcp() {
             bed.kill(part).await;
             sleep(Duration::from_millis(chance.below(400))).await;
             recoveries.entry(part).or_default().push(bed.start_again(part).await);
-            still_there(&mut visitors);
+            still_there(&mut visitors, "each call came to what it should");
             bed.shared.ledger.holds();
         }
     }
@@ -129,13 +129,6 @@ async fn soak_of_mcp() {
     }
     println!("{} s, then {} s to settle", (settling - began).as_secs(), settling.elapsed().as_secs());
     bed.finish().await;
-}
-
-fn still_there(visitors: &mut JoinSet<()>) {
-    if let Some(ended) = visitors.try_join_next() {
-        ended.expect("each call came to what it should");
-        panic!("somebody left");
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

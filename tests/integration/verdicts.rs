@@ -43,7 +43,10 @@ use tokio::{
 };
 use tokio_stream::wrappers::TcpListenerStream;
 
-use crate::stack::{Answered, Envoy, PATIENCE};
+use crate::{
+    stack::{Answered, Envoy, PATIENCE},
+    world::manager,
+};
 
 mod bodies;
 mod calls;
@@ -273,10 +276,6 @@ fn configuration(processor: SocketAddr, upstream: SocketAddr) -> Value {
             "clusters": [cluster("processor", processor), cluster("upstream", upstream)],
         },
     })
-}
-
-fn manager(listener: &mut Value) -> &mut Value {
-    &mut listener["filter_chains"][0]["filters"][0]["typed_config"]
 }
 
 /// What came to the upstream of a request.
