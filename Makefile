@@ -127,7 +127,7 @@ e2e-needs:
 
 conformance: $(NEEDS_ENVOY) conformance-needs $(CONFORMANCE)/node_modules ## MCP's own suite for clients, with Envoy and envoy-cimd as the client (needs npm); ARGS=auth/basic-cimd is a part
 	cargo build --locked --quiet --bin envoy-cimd
-	@cp tests/conformance/*.mjs $(CONFORMANCE)/
+	@cp tests/programs.mjs tests/conformance/*.mjs $(CONFORMANCE)/
 	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd PATH="$(CONFORMANCE)/node_modules/.bin:$$PATH" node $(CONFORMANCE)/run.mjs $(ARGS)
 
 conformance-needs:

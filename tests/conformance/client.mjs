@@ -8,17 +8,13 @@
 // error.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import http from 'node:http';
+import { readFileSync, writeFileSync } from 'node:fs';
 import https from 'node:https';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { text } from 'node:stream/consumers';
-import { setTimeout as delay } from 'node:timers/promises';
 
+import { Programs, startCimd, startEnvoy } from './programs.mjs';
 import { Reach } from './reach.mjs';
 import { DOCUMENT, PRE_REGISTERED, REGISTERED } from './scenarios.mjs';
 
@@ -44,36 +40,7 @@ class Refused extends Error {}
 
 // ---- the programs ----
 
-const dir = mkdtempSync(join(tmpdir(), 'envoy-cimd-conformance-'));
-const children = [];
-const output = [];
-
-/** Starts a program. `onLine` sees what it prints. */
-function start(program, args, onLine = () => {}) {
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-  children.push(child);
-  for (const stream of [child.stdout, child.stderr]) {
-    createInterface(stream).on('line', (line) => {
-      output.push(line);
-      onLine(line);
-    });
-  }
-  return child;
-}
-
-/** Rejects where a program ends that is to go on. */
-function runs(child) {
-  return once(child, 'exit').then(([code, signal]) => {
-    throw new Error(`${child.spawnfile} ended: ${code ?? signal}`);
-  });
-}
-
-function cleanUp() {
-  for (const child of children) {
-    child.kill('SIGKILL');
-  }
-  rmSync(dir, { recursive: true, force: true });
-}
+const programs = new Programs('envoy-cimd-conformance-');
 
 /** What the suite registered by hand, as an operator enters it: a config file, and the issuer that the route pins. */
 async function preregistered(to) {
@@ -84,7 +51,7 @@ async function preregistered(to) {
   const described = await send(`${origin}/.well-known/oauth-protected-resource${pathname}`);
   assert.equal(described.status, 200);
   const [issuer] = JSON.parse(described.body).authorization_servers;
-  const [config, secret] = [join(dir, 'config.yaml'), join(dir, 'secret')];
+  const [config, secret] = [join(programs.dir, 'config.yaml'), join(programs.dir, 'secret')];
   writeFileSync(secret, CONTEXT.client_secret, { mode: 0o600 });
   // JSON is YAML.
   const client = { issuer, client_id: CONTEXT.client_id, client_secret_file: secret, routes: [FROM] };
@@ -93,28 +60,25 @@ async function preregistered(to) {
 }
 
 /** Starts envoy-cimd. What this answers ends it, and tells the label of its last refusal. */
-async function startCimd(socket, config) {
-  const { promise: ready, resolve } = Promise.withResolvers();
+async function serve(socket, config) {
   let last;
-  const child = start(ENVOY_CIMD, [
-    'serve', '--listen', socket, '--admin-listen', '127.0.0.1:0', '--single-user',
-    '--document-path', DOCUMENT_PATH, '--state-dir', join(dir, 'state'), '--extra-ca', CONFORMANCE_CERT,
-    '--allow-host', 'localhost', '--drain-delay', '0',
-    ...(CONFORMANCE_CLIENT === DOCUMENT ? [] : ['--dynamic-registration']),
-    ...(config === undefined ? [] : ['--config', config]),
-  ], (line) => {
-    const { message, listener, label, request_id: request } = line.startsWith('{') ? JSON.parse(line) : {};
-    if (message === 'ready' && listener === 'ext_proc') {
-      resolve();
-    }
-    // Lines without a request are sums.
-    if (label !== undefined && request) {
-      last = label;
-    }
+  const child = await startCimd(programs, {
+    cimd: ENVOY_CIMD,
+    socket,
+    args: [
+      '--document-path', DOCUMENT_PATH, '--extra-ca', CONFORMANCE_CERT, '--allow-host', 'localhost',
+      ...(CONFORMANCE_CLIENT === DOCUMENT ? [] : ['--dynamic-registration']),
+      ...(config === undefined ? [] : ['--config', config]),
+    ],
+    onLine: ({ label, request_id: request }) => {
+      // Lines without a request are sums.
+      if (label !== undefined && request) {
+        last = label;
+      }
+    },
   });
-  const ended = once(child, 'close');
-  await Promise.race([ready, runs(child)]);
   return async () => {
+    const ended = once(child, 'close');
     child.kill('SIGTERM');
     await ended;
     return last;
@@ -122,39 +86,17 @@ async function startCimd(socket, config) {
 }
 
 /** The port on which Envoy listens for https. */
-async function startEnvoy(socket, to, issuer) {
+function gateway(socket, to, issuer) {
   const pin = issuer === undefined ? '' : `,authorization_server=${issuer}`;
-  const printed = spawn(ENVOY_CIMD, [
-    'envoy-config', '--route', `from=${FROM},to=${to}${pin}`, '--processor', socket, '--single-user',
-    '--document-path', DOCUMENT_PATH, '--https-listen', '127.0.0.1:0', '--http-listen', '127.0.0.1:0',
-    '--envoy-admin', '127.0.0.1:0', '--downstream-cert', CONFORMANCE_CERT, '--downstream-key', CONFORMANCE_KEY,
-    '--upstream-ca', CONFORMANCE_CERT,
-  ], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [yaml, [code]] = await Promise.all([text(printed.stdout), once(printed, 'exit')]);
-  assert.equal(code, 0, 'envoy-config');
-  const [config, address] = [join(dir, 'envoy.yaml'), join(dir, 'envoy-admin')];
-  writeFileSync(config, yaml);
-  const envoy = start(ENVOY, [
-    '--disable-hot-restart', '--log-level', 'warning', '--concurrency', '1', '--admin-address-path', address,
-    '-c', config,
-  ]);
-  return Promise.race([readyPort(address), runs(envoy)]);
-}
-
-/** Envoy has no way to tell that it is ready but being asked. */
-async function readyPort(address) {
-  for (;;) {
-    try {
-      const admin = `http://${readFileSync(address, 'utf8')}`;
-      if ((await fetch(`${admin}/ready`)).ok) {
-        const { listener_statuses } = await (await fetch(`${admin}/listeners?format=json`)).json();
-        return listener_statuses.find(({ name }) => name === 'https').local_address.socket_address.port_value;
-      }
-    } catch (error) {
-      if (error.code !== 'ENOENT' && !(error instanceof TypeError)) throw error;
-    }
-    await delay(20);
-  }
+  return startEnvoy(programs, {
+    envoy: ENVOY,
+    cimd: ENVOY_CIMD,
+    socket,
+    cert: CONFORMANCE_CERT,
+    key: CONFORMANCE_KEY,
+    ca: CONFORMANCE_CERT,
+    args: ['--route', `from=${FROM},to=${to}${pin}`, '--document-path', DOCUMENT_PATH],
+  });
 }
 
 // ---- the person's browser ----
@@ -299,16 +241,16 @@ async function useServer() {
 
 // The suite's patience has come to an end.
 process.on('SIGTERM', () => {
-  cleanUp();
+  programs.cleanUp();
   process.exit(1);
 });
 try {
   const tls = { cert: ca, key: readFileSync(CONFORMANCE_KEY, 'utf8') };
   const reach = new Reach(tls, CONFORMANCE_CLIENT === DOCUMENT);
   const to = await reach.outer(process.argv[2]);
-  const socket = `unix:${join(dir, 'ext_proc.sock')}`;
+  const socket = `unix:${join(programs.dir, 'ext_proc.sock')}`;
   const { issuer, config } = await preregistered(to);
-  const [stop, port] = await Promise.all([startCimd(socket, config), startEnvoy(socket, to, issuer)]);
+  const [stop, port] = await Promise.all([serve(socket, config), gateway(socket, to, issuer)]);
   envoyPort = port;
   address = new URL(new URL(to).pathname, FROM);
   try {
@@ -321,8 +263,8 @@ try {
   }
   await reach.close();
 } catch (error) {
-  console.error(`${error.stack}\n${output.join('\n')}`);
+  console.error(`${error.stack}\n${programs.output.join('\n')}`);
   process.exitCode = 1;
 } finally {
-  cleanUp();
+  programs.cleanUp();
 }
