@@ -5,6 +5,7 @@ BUILD := $(abspath $(or $(CARGO_TARGET_DIR),target))
 VENV := $(BUILD)/envoy-$(ENVOY_VERSION)
 E2E := $(BUILD)/e2e
 CONFORMANCE := $(BUILD)/conformance
+ACCEPTANCE := $(BUILD)/acceptance
 MANIFESTS := $(BUILD)/manifests
 FUZZ := $(BUILD)/fuzz
 WORKFLOWS := $(BUILD)/workflows
@@ -32,7 +33,7 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
 	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
 
-.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests e2e e2e-needs conformance conformance-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests e2e e2e-needs conformance conformance-needs acceptance acceptance-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -134,6 +135,15 @@ conformance-needs:
 	@$(call needs,npm,npm)
 	@$(call needs,openssl,openssl)
 
+acceptance: $(NEEDS_ENVOY) acceptance-needs $(ACCEPTANCE)/node_modules $(ACCEPTANCE)/venv ## authorization servers of others as their registries have them (needs Node.js 20 and npm); ARGS=oidc-provider is one
+	cargo build --locked --quiet --bin envoy-cimd
+	@cp tests/programs.mjs tests/e2e/walker.mjs tests/e2e/to_envoy.mjs tests/acceptance/* $(ACCEPTANCE)/
+	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd ACCEPTANCE_PYTHON=$(ACCEPTANCE)/venv/bin/python node $(ACCEPTANCE)/run.mjs $(ARGS)
+
+acceptance-needs:
+	@tests/e2e/needs acceptance
+	@$(call needs,openssl,openssl)
+
 compose-test: ## docker-compose.yml as it runs (needs Docker); COMPOSE_IMAGES=public or local, or else what can be had
 	@tests/compose/run $(ARGS)
 
@@ -177,6 +187,19 @@ $(CONFORMANCE)/node_modules: tests/conformance/package-lock.json tests/conforman
 	@cp tests/conformance/package.json tests/conformance/package-lock.json $(CONFORMANCE)/
 	@cd $(CONFORMANCE) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	@touch $@
+
+$(ACCEPTANCE)/node_modules: tests/acceptance/package-lock.json tests/acceptance/package.json | acceptance-needs
+	@echo "getting the authorization servers of tests/acceptance from npm"
+	@mkdir -p $(ACCEPTANCE)
+	@cp tests/acceptance/package.json tests/acceptance/package-lock.json $(ACCEPTANCE)/
+	@cd $(ACCEPTANCE) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
+	@touch $@
+
+$(ACCEPTANCE)/venv: tests/acceptance/requirements.txt | acceptance-needs
+	@echo "getting the authorization servers of tests/acceptance from PyPI"
+	@rm -rf $@
+	@python3 -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $< || { rm -rf $@; exit 1; }
 
 $(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/package.json
 	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }

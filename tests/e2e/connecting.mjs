@@ -3,9 +3,7 @@
 import assert from 'node:assert/strict';
 
 import { START, follow, heading, press, start } from './person.mjs';
-
-/** Who signs in there; any name would do. */
-export const LOGIN = 'somebody';
+import { LOGIN } from './walker.mjs';
 
 export const consent = (page) => page.getByRole('button', { name: 'Continue' }).click();
 export const cancel = (page) => page.getByRole('link', { name: '[ Cancel ]' }).click();

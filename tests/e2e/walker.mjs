@@ -5,7 +5,8 @@ import assert from 'node:assert/strict';
 
 import { Agent, buildConnector, request } from 'undici';
 
-import { LOGIN } from './connecting.mjs';
+/** Who signs in; any name would do. */
+export const LOGIN = 'somebody';
 
 /** More pages than that are a circle. */
 const MOST_PAGES = 8;
@@ -61,6 +62,12 @@ export function walker({ port }) {
     assert.ok(form, `a form to send on ${url}: ${html}`);
     const inputs = [...form.matchAll(/<input [^>]*>/g)].map(([input]) => input);
     const fields = inputs.map((input) => [attribute(input, 'name'), attribute(input, 'value') || LOGIN]);
+    // What is pressed is sent too where it has a name.
+    const buttons = [...form.matchAll(/<button[^>]* name=[^>]*>/g)].map(([button]) => button);
+    const button = buttons.find((text) => !/deny|cancel|reject/.test(attribute(text, 'value')));
+    if (button) {
+      fields.push([attribute(button, 'name'), attribute(button, 'value')]);
+    }
     return go(new URL(attribute(form, 'action'), url), new URLSearchParams(fields));
   }
 

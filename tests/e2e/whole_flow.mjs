@@ -11,11 +11,12 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { LOGIN, begun as begunAt, cancel, consent } from './connecting.mjs';
+import { begun as begunAt, cancel, consent } from './connecting.mjs';
 import { callback, clientId, startProvider } from './oidc_provider.mjs';
 import {
   NOTES, TICKETS, follow, goOn, hasLanded, heading, isRefused, launch, scenarios, start, startAgain, until,
 } from './person.mjs';
+import { LOGIN } from './walker.mjs';
 
 const OTHER = 'https://other.localhost';
 

@@ -1,0 +1,18 @@
+// The servers of the run. What each needs to be told is in its script; what was learnt of it is a row of the table.
+
+/**
+ * `id` names it here and its route; `npm` or `pypi` is the package whose version counts. Where `mcp` is `own`, it has
+ * an MCP server of its own at /mcp; before the others stands one of the official SDK, which checks tokens by the keys
+ * at `jwks`. One with `idp`, a path, has people sign in at the company's identity provider, and come back there. One
+ * that is `proxied` takes the proxy from its environment, and these variables with it.
+ */
+export const SERVERS = [
+  {
+    id: 'oidc-provider',
+    name: '[oidc-provider](https://www.npmjs.com/package/oidc-provider)',
+    npm: 'oidc-provider',
+    script: 'oidc_provider_server.mjs',
+    mcp: 'sdk',
+    jwks: (issuer) => `${issuer}/jwks`,
+  },
+];
