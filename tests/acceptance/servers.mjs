@@ -15,4 +15,13 @@ export const SERVERS = [
     mcp: 'sdk',
     jwks: (issuer) => `${issuer}/jwks`,
   },
+  {
+    id: 'better-auth',
+    name: '[better-auth](https://www.npmjs.com/package/better-auth) with its `oauth-provider` and `cimd`',
+    npm: 'better-auth',
+    script: 'better_auth_server.mjs',
+    issuerPath: '/api/auth',
+    mcp: 'sdk',
+    jwks: (issuer) => `${issuer}/jwks`,
+  },
 ];
