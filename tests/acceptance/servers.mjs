@@ -24,4 +24,11 @@ export const SERVERS = [
     mcp: 'sdk',
     jwks: (issuer) => `${issuer}/jwks`,
   },
+  {
+    id: 'workers-oauth-provider',
+    name: '[workers-oauth-provider](https://www.npmjs.com/package/@cloudflare/workers-oauth-provider) of Cloudflare',
+    npm: '@cloudflare/workers-oauth-provider',
+    script: 'workers_server.mjs',
+    mcp: 'own',
+  },
 ];
