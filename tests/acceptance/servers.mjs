@@ -31,4 +31,12 @@ export const SERVERS = [
     script: 'workers_server.mjs',
     mcp: 'own',
   },
+  {
+    id: 'fastmcp-typescript',
+    name: '[fastmcp](https://www.npmjs.com/package/fastmcp) of npm, `OAuthProxy`',
+    npm: 'fastmcp',
+    script: 'fastmcp_server.mjs',
+    idp: '/oauth/callback',
+    mcp: 'own',
+  },
 ];
