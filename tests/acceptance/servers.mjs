@@ -39,4 +39,13 @@ export const SERVERS = [
     idp: '/oauth/callback',
     mcp: 'own',
   },
+  {
+    id: 'fastmcp',
+    name: '[FastMCP](https://pypi.org/project/fastmcp/) of PyPI, `OAuthProxy`',
+    pypi: 'fastmcp',
+    script: 'fastmcp_server.py',
+    idp: '/auth/callback',
+    mcp: 'own',
+    proxied: { FASTMCP_SSRF_TRUST_PROXY: 'true' },
+  },
 ];
