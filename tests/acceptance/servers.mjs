@@ -48,4 +48,13 @@ export const SERVERS = [
     mcp: 'own',
     proxied: { FASTMCP_SSRF_TRUST_PROXY: 'true' },
   },
+  {
+    id: 'gotauth',
+    name: '[gotauth](https://pypi.org/project/gotauth/)',
+    pypi: 'gotauth',
+    script: 'gotauth_server.py',
+    issuerPath: '/api/auth',
+    mcp: 'sdk',
+    jwks: (issuer) => `${issuer}/oauth2/jwks`,
+  },
 ];
