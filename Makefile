@@ -135,7 +135,8 @@ conformance-needs:
 	@$(call needs,npm,npm)
 	@$(call needs,openssl,openssl)
 
-acceptance: $(NEEDS_ENVOY) acceptance-needs $(ACCEPTANCE)/node_modules $(ACCEPTANCE)/venv ## authorization servers of others as their registries have them (needs Node.js 20 and npm); ARGS=oidc-provider is one
+acceptance: $(NEEDS_ENVOY) acceptance-needs ## authorization servers of others as their registries have them (needs Node.js 20 and npm); ARGS=oidc-provider is one
+	@$(MAKE) --no-print-directory -j2 $(ACCEPTANCE)/node_modules $(ACCEPTANCE)/venv
 	cargo build --locked --quiet --bin envoy-cimd
 	@cp tests/programs.mjs tests/e2e/walker.mjs tests/e2e/to_envoy.mjs tests/acceptance/* $(ACCEPTANCE)/
 	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd ACCEPTANCE_PYTHON=$(ACCEPTANCE)/venv/bin/python node $(ACCEPTANCE)/run.mjs $(ARGS)

@@ -12,6 +12,9 @@ const HOP_BY_HOP = ['connection', 'keep-alive', 'transfer-encoding', 'upgrade', 
 const passedOn = (headers) =>
   Object.fromEntries(Object.entries(headers).filter(([name]) => !HOP_BY_HOP.includes(name)));
 
+/** For envoy-cimd a token of so short a life is over when it comes, so whoever asks for it has it refreshed. */
+const SHORT = 5;
+
 export class Front {
   #server;
   #port;
@@ -26,8 +29,8 @@ export class Front {
   revocations = [];
   /** Changes the code verifier of each request for a token. */
   spoilVerifier = false;
-  /** What answers are to say of how long a token lives, in seconds. */
-  saysLifetime;
+  /** How many answers with a token are yet to say that it lives for `SHORT` seconds. */
+  shortLived = 0;
 
   /** One that listens on a port of its own, with this certificate and key. */
   static async listen(tls) {
@@ -57,9 +60,9 @@ export class Front {
     };
   }
 
-  /** The refreshes that were good. */
+  /** The answers to refreshes. */
   refreshes() {
-    return this.tokens.filter(({ grant, status }) => grant === 'refresh_token' && status === 200);
+    return this.tokens.filter(({ grant }) => grant === 'refresh_token');
   }
 
   /** The refresh token that is to be used next. */
@@ -130,8 +133,9 @@ export class Front {
       if (pathname === token && form.has('grant_type')) {
         const given = JSON.parse(body);
         this.tokens.push({ grant: form.get('grant_type'), status, ...given });
-        if (status === 200 && this.saysLifetime !== undefined) {
-          body = Buffer.from(JSON.stringify({ ...given, expires_in: this.saysLifetime }));
+        if (status === 200 && this.shortLived > 0) {
+          this.shortLived -= 1;
+          body = Buffer.from(JSON.stringify({ ...given, expires_in: SHORT }));
         }
         why = status === 200 ? '' : ` ${given.error} ${given.error_description ?? ''}`;
       } else {

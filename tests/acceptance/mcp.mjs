@@ -1,5 +1,5 @@
 // An MCP server as the official SDK makes it, which takes tokens of ISSUER for RESOURCE and no others. They are JWTs,
-// which it checks by the keys at JWKS.
+// which it checks by the keys at JWKS; or it asks about them at INTROSPECTION, as a client that was registered by hand.
 
 import http from 'node:http';
 
@@ -13,16 +13,32 @@ import { z } from 'zod';
 
 import { says } from './says.mjs';
 
-const { RESOURCE, ISSUER, JWKS } = process.env;
-const keys = createRemoteJWKSet(new URL(JWKS));
+const { RESOURCE, ISSUER, JWKS, INTROSPECTION } = process.env;
+const keys = JWKS && createRemoteJWKSet(new URL(JWKS));
 const { origin, pathname } = new URL(RESOURCE);
 const METADATA = `/.well-known/oauth-protected-resource${pathname}`;
+
+/** What a good token says of itself. */
+async function claims(token) {
+  if (keys) {
+    return (await jwtVerify(token, keys, { issuer: ISSUER, audience: RESOURCE })).payload;
+  }
+  const answer = await fetch(INTROSPECTION, {
+    method: 'POST',
+    headers: { authorization: `Basic ${Buffer.from('mcp-server:a secret of the MCP server').toString('base64')}` },
+    body: new URLSearchParams({ token }),
+  });
+  const said = await answer.json();
+  if (!said.active || ![said.aud].flat().includes(RESOURCE)) {
+    throw new Error(`${answer.status} ${JSON.stringify({ active: said.active, aud: said.aud })}`);
+  }
+  return said;
+}
 
 const verifier = {
   async verifyAccessToken(token) {
     try {
-      const { payload } = await jwtVerify(token, keys, { issuer: ISSUER, audience: RESOURCE });
-      const { client_id: clientId, scope, exp: expiresAt } = payload;
+      const { client_id: clientId, scope, exp: expiresAt } = await claims(token);
       return { token, clientId, scopes: scope?.split(' ') ?? [], expiresAt, resource: new URL(RESOURCE) };
     } catch (error) {
       console.error(`a token is refused: ${error.message}`);

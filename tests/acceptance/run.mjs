@@ -30,8 +30,8 @@ const DOCUMENT_PATH = '/.well-known/mcp-client-metadata.json';
 const START = '/.pomerium/oauth/start';
 /** For a step, on a machine that has other things to do; in milliseconds. */
 const PATIENCE = 60_000;
-/** What tokens are said to live, in seconds: for envoy-cimd they are over when they come, so it refreshes them. */
-const LIFETIME = 5;
+/** How often each token is refreshed. */
+const REFRESHES = 2;
 
 const chosen = process.argv.slice(2);
 const servers = SERVERS.filter(({ id }) => chosen.length === 0 || chosen.includes(id));
@@ -98,7 +98,6 @@ function pythonVersion(name) {
 async function prepare(server) {
   const from = `https://${server.id}.gateway.example`;
   const front = await Front.listen(tls);
-  front.saysLifetime = LIFETIME;
   const mcpFront = server.mcp === 'own' ? front : await Front.listen(tls);
   const issuer = front.origin + (server.issuerPath ?? '');
   return { ...server, from, front, mcpFront, to: `${mcpFront.origin}/mcp`, issuer };
@@ -114,8 +113,9 @@ async function launch(server, { envoyPort, proxy, idp }) {
   };
   const starting = [startServer(server.script, env).then((port) => front.leadTo(port))];
   if (mcpFront !== front) {
-    const resource = { RESOURCE: to, ISSUER: issuer, JWKS: server.jwks(issuer) };
-    starting.push(startServer('mcp.mjs', resource).then((port) => mcpFront.leadTo(port)));
+    const asked = { JWKS: server.jwks?.(issuer) ?? '', INTROSPECTION: server.introspection?.(issuer) ?? '' };
+    const mcp = startServer('mcp.mjs', { RESOURCE: to, ISSUER: issuer, ...asked });
+    starting.push(mcp.then((port) => mcpFront.leadTo(port)));
   }
   await Promise.all(starting);
 }
@@ -174,6 +174,7 @@ async function accept(server, { envoyPort }) {
     });
 
     const iss = await during('connecting', async () => {
+      front.shortLived = REFRESHES;
       await person.connect(link);
       const [, given] = front.tokens;
       assert.deepEqual([given?.grant, given?.status], ['authorization_code', 200]);
@@ -193,12 +194,11 @@ async function accept(server, { envoyPort }) {
       while (!served.some(isDocument)) await delay(20);
     });
 
-    await during('an MCP call', call);
-
-    const [first, second, third] = await during('two refreshes', async () => {
-      // Each request finds a token that is over.
-      while (front.refreshes().length < 2) await call();
+    const [first, second, third] = await during('an MCP call that begins with tokens that are over', async () => {
       await call();
+      assert.deepEqual(front.refreshes().map(({ status }) => status), Array(REFRESHES).fill(200));
+      await call();
+      assert.equal(front.refreshes().length, REFRESHES);
       return front.tokens.filter(({ status }) => status === 200);
     });
 
@@ -228,7 +228,8 @@ async function accept(server, { envoyPort }) {
       flow: 'yes',
       iss: iss === null ? 'not announced' : 'yes',
       pkce: 'S256, enforced',
-      resource: audience(first, { resource: to, issuer }),
+      // Its MCP server takes no other.
+      resource: server.introspection ? 'introspection' : audience(first, { resource: to, issuer }),
       refresh: rotates(first, second) && rotates(second, third) ? 'rotated' : 'kept',
       refreshes: 'yes',
       revocation,

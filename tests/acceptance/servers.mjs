@@ -3,8 +3,9 @@
 /**
  * `id` names it here and its route; `npm` or `pypi` is the package whose version counts. Where `mcp` is `own`, it has
  * an MCP server of its own at /mcp; before the others stands one of the official SDK, which checks tokens by the keys
- * at `jwks`. One with `idp`, a path, has people sign in at the company's identity provider, and come back there. One
- * that is `proxied` takes the proxy from its environment, and these variables with it.
+ * at `jwks`, or asks about them at `introspection`. One with `idp`, a path, has people sign in at the company's
+ * identity provider, and come back there. One that is `proxied` takes the proxy from its environment, and these
+ * variables with it.
  */
 export const SERVERS = [
   {
@@ -30,6 +31,14 @@ export const SERVERS = [
     npm: '@cloudflare/workers-oauth-provider',
     script: 'workers_server.mjs',
     mcp: 'own',
+  },
+  {
+    id: 'django-oauth-toolkit',
+    name: '[django-oauth-toolkit](https://pypi.org/project/django-oauth-toolkit/)',
+    pypi: 'django-oauth-toolkit',
+    script: 'django_server.py',
+    mcp: 'sdk',
+    introspection: (issuer) => `${issuer}/introspect/`,
   },
   {
     id: 'fastmcp-typescript',
