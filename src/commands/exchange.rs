@@ -47,7 +47,8 @@ impl Exchange {
             settings.choreographer.is_some() || settings.exchange.store.as_ref().is_some_and(StoreUrl::is_shared);
         if shared && settings.state_keys.is_none() {
             bail!(
-                "--choreographer and a store in Redis need --state-keys: a replica's random key is nothing to the others"
+                "--choreographer, and a store in Redis, need --state-keys: other replicas cannot verify what is signed \
+                 with a random key"
             );
         }
         let plain = if settings.process.insecure_grpc { Plain::Anywhere } else { Plain::OnLoopback };

@@ -1,6 +1,6 @@
 //! Where gRPC is served, and how it is protected.
 
-use std::sync::Arc;
+use std::{io::ErrorKind, sync::Arc};
 
 use anyhow::{Context, bail};
 use tonic::service::Routes;
@@ -99,7 +99,11 @@ impl TokensListener {
 /// # Errors
 /// Where the address is taken, or not to be had; the error names the flag.
 pub async fn bind(flag: &str, address: &ListenAddr, mode: SocketMode) -> anyhow::Result<Listener> {
-    address.bind(mode).await.with_context(|| cannot_listen(flag, address))
+    address.bind(mode).await.map_err(|error| {
+        let is_no_folder = error.kind() == ErrorKind::NotFound && matches!(address, ListenAddr::Unix(_));
+        let hint = if is_no_folder { ", since the folder of the socket does not exist" } else { "" };
+        anyhow::Error::new(error).context(format!("{}{hint}", cannot_listen(flag, address)))
+    })
 }
 
 /// What goes before the reason why there is no listening at an address.

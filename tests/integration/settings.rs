@@ -190,7 +190,12 @@ fn bad_settings_are_named() {
         (&["serve", "--unknown"], &[], 2, "unexpected argument '--unknown'"),
         (&["serve", "--listen", "0.0.0.0:0"], &[], 1, "--insecure-grpc"),
         (&["serve", "--listen", "no.such.host.invalid:1"], &[], 1, "--listen no.such.host.invalid:1"),
-        (&["serve", "--listen", "unix:/no/such/folder/s"], &[], 1, "--listen unix:/no/such/folder/s"),
+        (
+            &["serve", "--listen", "unix:/no/such/folder/s"],
+            &[],
+            1,
+            "--listen unix:/no/such/folder/s: cannot listen there, since the folder of the socket does not exist",
+        ),
     ];
     for (args, variables, code, error) in commands {
         let (exit, stdout, stderr) = run(args, variables);

@@ -64,7 +64,7 @@ pub struct Serve {
     /// Where in that metadata the person's subject is, such as `jwt_payload.sub`.
     #[arg(long, env = "ENVOY_CIMD_USER_SUBJECT", value_name = "PATH")]
     pub user_subject: Option<MetadataPath>,
-    /// Where in that metadata the name is that the pages show a person as their own, such as `jwt_payload.email`.
+    /// Where in that metadata the name of the person is, for the pages to show, such as `jwt_payload.email`.
     #[arg(long, env = "ENVOY_CIMD_DISPLAY_CLAIM", value_name = "PATH")]
     pub display_claim: Option<MetadataPath>,
     /// The name of your company, for the pages.
@@ -89,13 +89,14 @@ pub struct Serve {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// How many requests may be under way; keep it above three times --max-calls and three times --max-holds, so that
-    /// documents find room. Those above are refused by gRPC's RESOURCE_EXHAUSTED, which Envoy makes a 503.
+    /// How many requests may be under way; keep it above three times --max-calls plus three times --max-holds, so that
+    /// there is room for documents. Further ones are refused with gRPC's RESOURCE_EXHAUSTED, which Envoy answers with
+    /// 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_STREAMS", value_name = "COUNT", default_value = "10000", value_parser = at_least_one)]
     pub max_streams: usize,
-    /// How many calls of the choreographer may be under way for presses of the button, as many again for callbacks, for
-    /// pages, and for look-ups of tokens: each holds a stream, for seconds. Those above get 503; a page is shown without
-    /// its call.
+    /// How many calls to the choreographer may be under way for presses of the button; as many again for callbacks, for
+    /// pages, and for look-ups of tokens. Each takes a stream, for seconds. Further ones get 503; a page is then shown
+    /// without what its call would say.
     #[arg(long, env = "ENVOY_CIMD_MAX_CALLS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
     pub max_calls: usize,
     /// How many of each kind one user may have under way, so that the others can sign in; --single-user has 50 times as
@@ -105,7 +106,8 @@ pub struct Limits {
     /// How many of each kind may be under way for one upstream, so that those of a slow one leave room for the others.
     #[arg(long, env = "ENVOY_CIMD_MAX_CALLS_PER_UPSTREAM", value_name = "COUNT", default_value = "100", value_parser = at_least_one)]
     pub max_calls_per_upstream: usize,
-    /// How long the headers of a request may be, those that Envoy sends us, names and values in all. Longer ones get 431.
+    /// How long the headers of a request that Envoy sends us may be, all names and values together. Longer ones get
+    /// 431.
     #[arg(long, env = "ENVOY_CIMD_MAX_HEADER_BYTES", value_name = "BYTES", default_value = "65536", value_parser = at_least_one)]
     pub max_header_bytes: usize,
     /// How long the query of a request may be. Longer ones get 400.

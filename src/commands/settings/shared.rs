@@ -100,8 +100,8 @@ pub struct ExchangeArgs {
     /// Whom --tokens-listen lets in over TCP, as --allow-peer says for --listen, and instead of it. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_TOKENS_ALLOW_PEER", value_name = "SAN", value_delimiter = ',')]
     pub tokens_allow_peer: Vec<PeerName>,
-    /// A host that discovered URLs may name though its address is special-use, on behalf of every route, or of the one of
-    /// this `from`; never link-local. Repeatable.
+    /// A host that discovered URLs may name although its address is private or otherwise special-use: for every route,
+    /// or only for the one of this `from`. Link-local addresses stay refused. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_HOST", value_name = "HOST[:PORT][=FROM]", value_delimiter = ',')]
     pub allow_host: Vec<AllowHost>,
     /// Authorities to trust for outgoing https besides the system's, a PEM file.
@@ -116,25 +116,26 @@ pub struct ExchangeArgs {
     #[arg(long, env = "ENVOY_CIMD_DYNAMIC_REGISTRATION", default_value = "false", num_args = 0..=1, require_equals = true,
         default_missing_value = "true", value_name = "BOOL")]
     pub dynamic_registration: bool,
-    /// How long an answer of a token endpoint is waited for once the request was sent, in seconds, whoever left meanwhile.
+    /// How long to wait for the answer of a token endpoint once the request was sent, in seconds, also where the caller
+    /// has left.
     #[arg(long, env = "ENVOY_CIMD_TOKEN_ENDPOINT_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = value_parser!(u16).range(1..))]
     pub token_endpoint_timeout: u16,
-    /// How long a caller waits for an exchange or a refresh, in seconds, 9 at most; it goes on without them.
+    /// How long a caller waits for an exchange or a refresh, in seconds, 9 at most. What was sent is not given up then.
     #[arg(long, env = "ENVOY_CIMD_PATIENCE", value_name = "SECONDS", default_value = "8", value_parser = value_parser!(u16).range(1..=9))]
     pub patience: u16,
     /// How long one attempt to refresh a token keeps other processes from it, in seconds; at least 5 more than
     /// --token-endpoint-timeout.
     #[arg(long, env = "ENVOY_CIMD_REFRESH_CLAIM", value_name = "SECONDS", default_value = "35", value_parser = value_parser!(u16).range(1..))]
     pub refresh_claim: u16,
-    /// How many flows of one user are kept, pending or just ended; the oldest goes for the next. --single-user has 50
-    /// times as many.
+    /// How many flows of one user are kept, pending or just ended; the next one takes the place of the oldest.
+    /// --single-user has 50 times as many.
     #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS_PER_USER", value_name = "COUNT", default_value = "20", value_parser = at_least_one)]
     pub max_flows_per_user: usize,
     /// How many flows are kept in all. The next one gets 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_FLOWS", value_name = "COUNT", default_value = "100000", value_parser = at_least_one)]
     pub max_flows: usize,
-    /// How many upstreams may be looked up at once for those who press the button, and as many again for those who
-    /// only open the page. A flow that needs the next gets 503.
+    /// How many upstreams may be looked up at once for those who press the button, and as many again for those who only
+    /// open the page. A flow that needs one more gets 503.
     #[arg(long, env = "ENVOY_CIMD_MAX_LOOKUPS", value_name = "COUNT", default_value = "100", value_parser = at_least_one)]
     pub max_lookups: usize,
     /// How many of them one user may have begun, so that the others can sign in; --single-user has 50 times as many.
@@ -180,7 +181,8 @@ impl ExchangeArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "The process")]
 pub struct ProcessArgs {
-    /// How many threads answer. One takes more requests than a worker of Envoy's sends, and the fewest cycles for each.
+    /// How many threads answer. One answers more requests than a worker of Envoy sends, and takes the least CPU for
+    /// each.
     #[arg(long, env = "ENVOY_CIMD_THREADS", value_name = "COUNT", default_value = "1", value_parser = at_least_one)]
     pub threads: usize,
     /// Who may connect to the Unix socket of --listen, as octal file permissions.
@@ -202,7 +204,8 @@ pub struct ProcessArgs {
     /// seconds.
     #[arg(long, env = "ENVOY_CIMD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "35")]
     pub drain_timeout: u16,
-    /// The OpenTelemetry collector that traces are sent to over OTLP (gRPC), such as `http://127.0.0.1:4317`; none are made without.
+    /// The OpenTelemetry collector that traces are sent to over OTLP (gRPC), such as `http://127.0.0.1:4317`; without
+    /// it, no traces are made.
     #[arg(long, env = "ENVOY_CIMD_OTLP_ENDPOINT", value_name = "URL", value_parser = parse_otlp)]
     pub otlp_endpoint: Option<String>,
     /// What is logged to stderr: `error`, `warn`, `info`, `debug`, `trace`, `off`, or a filter such as

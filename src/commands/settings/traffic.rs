@@ -49,16 +49,17 @@ pub struct TrafficArgs {
     /// loopback, such as `http://localhost:6274` of the MCP Inspector. Repeatable.
     #[arg(long, env = "ENVOY_CIMD_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     allow_origin: Vec<PageOrigin>,
-    /// How long a token that was handed out is kept for the next requests, in seconds, 60 at most; 0: never. So long may a
-    /// disconnect take to reach the other processes.
+    /// How long a token is kept in memory for the next requests of its user, in seconds, 60 at most; 0: not at all. A
+    /// disconnect may take as long to reach the other processes.
     #[arg(long, env = "ENVOY_CIMD_TOKEN_CACHE", value_name = "SECONDS", default_value = "5", value_parser = value_parser!(u16).range(0..=60))]
     token_cache: u16,
-    /// How many tokens are kept so.
+    /// How many tokens are kept in memory.
     #[arg(long, env = "ENVOY_CIMD_MAX_CACHED_TOKENS", value_name = "COUNT", default_value = "100000", value_parser = value_parser!(u64).range(1..))]
     max_cached_tokens: u64,
-    /// How many MCP requests may wait for a token, as many again for their bodies, which only those take that have no
-    /// token, and as many calls until their person is connected: each holds a stream, for seconds. Of one user 100, 8 and
-    /// 8; --single-user has 50 times as many. Those above get 503; calls, where to connect.
+    /// How many MCP requests may wait for a token; as many again may wait for their bodies, which are read only where
+    /// there is no token, and as many calls until their person is connected. Each takes a stream, for seconds. Of one
+    /// user 100, 8 and 8 may wait; --single-user has 50 times as many. Further requests get 503; further calls are told
+    /// where to connect.
     #[arg(long, env = "ENVOY_CIMD_MAX_HOLDS", value_name = "COUNT", default_value = "1000", value_parser = at_least_one)]
     max_holds: usize,
 }
