@@ -267,7 +267,8 @@ fn every_source_is_there() {
         .flat_map(|folder| files_in(&root.join(folder)))
         .map(|path| path.strip_prefix(root).expect("below the root").to_str().expect("text").to_owned())
         .collect();
-    let is_file = |name: &str| sources.iter().any(|source| source == name || source.ends_with(&format!("/{name}")));
+    let is_file =
+        |name: &str| root.join(name).is_file() || sources.iter().any(|source| source.ends_with(&format!("/{name}")));
     let is_room = |word: &str| root.join(format!("src/{word}.rs")).is_file() && !["lib", "main"].contains(&word);
     // `room::part::Type`, or `room::part::function`.
     let is_module = |name: &str| {
