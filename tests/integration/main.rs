@@ -8,6 +8,7 @@ mod authorization_server;
 mod awaited;
 mod causes;
 mod chaos;
+mod chart;
 mod choreographer;
 mod clients;
 mod compose;

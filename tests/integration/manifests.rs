@@ -2,10 +2,7 @@
 //!
 //! `make manifests` holds them to the schemas of their kinds.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{io::Write, path::Path};
 
 use envoy_cimd::commands::settings::{self, Task};
 use http::Version;
@@ -15,10 +12,8 @@ use crate::{
     envoy_config::printed,
     flow::{Flows, honest, press},
     recipes::{ISSUER, keys, signed},
-    stack::{Call, Certificates},
-    world::{
-        CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, http_filters, run, shell, virtual_hosts, without_metadata,
-    },
+    stack::Call,
+    world::{CALLBACK, DISCONNECT, DOCUMENT, START, Wish, World, http_filters, virtual_hosts, without_metadata},
 };
 
 /// What the filter is called in what we print.
@@ -30,11 +25,11 @@ const USER: [&str; 3] =
 /// How long the last spans may take, and then some.
 const AFTER_THE_DRAIN: u64 = 2 + 5;
 
-fn file(path: &str) -> String {
+pub fn file(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).expect(path)
 }
 
-fn documents(text: &str) -> Vec<Value> {
+pub fn documents(text: &str) -> Vec<Value> {
     text.split("\n---\n").map(|document| serde_saphyr::from_str(document).expect(document)).collect()
 }
 
@@ -250,94 +245,27 @@ async fn envoy_gateway() {
     }
 }
 
+/// What the other manifests say of envoy-cimd as a service is so of the one that the chart made.
 #[test]
 fn kubernetes() {
     let manifest = "kubernetes/envoy-cimd.yaml";
-    let dir = tempfile::tempdir().expect("a folder");
-    let certificates = Certificates::make(dir.path(), &["envoy-cimd"]);
-    std::fs::copy(&certificates.ca, dir.path().join("redis-ca.crt")).expect("a copy");
-    // What it says to do first, but for a cluster.
-    let text = file(&format!("envoy/{manifest}"));
-    let commands: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#   ")).collect();
-    shell(&format!("kubectl() {{ printf '%s\\n' \"$*\" >> asked; }}\n{}", commands.join("\n")), dir.path());
-    let made = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect(name);
-    assert_eq!(
-        made("asked"),
-        "create namespace envoy-cimd\n\
-         -n envoy-cimd create secret generic envoy-cimd-keys --from-file state.keys --from-file encryption.keys\n\
-         -n envoy-cimd create secret generic envoy-cimd-store --from-file url --from-file ca.crt=redis-ca.crt\n"
-    );
-
     let text = document(manifest, "ConfigMap")["data"]["envoy-cimd.yaml"].as_str().expect("a config file").to_owned();
     let settings: Value = serde_saphyr::from_str(&text).expect("YAML");
-    let path = |path: PathBuf| path.to_str().expect("text").to_owned();
-    let text = text
-        .replace("/etc/envoy-cimd/tls/tls.crt", &path(certificates.cert))
-        .replace("/etc/envoy-cimd/tls/tls.key", &path(certificates.key))
-        .replace("/etc/envoy-cimd/tls/ca.crt", &path(certificates.ca))
-        .replace("/etc/envoy-cimd/store/ca.crt", &path(dir.path().join("redis-ca.crt")))
-        .replace("/etc/envoy-cimd/keys/state.keys", &path(dir.path().join("state.keys")))
-        .replace("/etc/envoy-cimd/keys/encryption.keys", &path(dir.path().join("encryption.keys")));
-    assert!(!text.contains("/etc/"), "{text}");
     for flag in USER {
         let (key, value) = flag.trim_start_matches("--").split_once('=').expect("a value");
         assert_eq!(settings[key.replace('-', "_")], value, "as in ../istio");
     }
-    let config = dir.path().join("envoy-cimd.yaml");
-    std::fs::write(&config, text).expect("written");
-    let (code, stdout, stderr) = run(&["check", "--config", &path(config)], &[("ENVOY_CIMD_STORE", &made("url"))]);
-    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{stdout}");
-
+    let metadata = &document(manifest, "Service")["metadata"];
+    let host = format!("{}.{}.svc.cluster.local", text_of(&metadata["name"]), text_of(&metadata["namespace"]));
+    assert!(MTLS[0].contains(&format!("={host}:9001")), "{host}");
     let pod = &document(manifest, "Deployment")["spec"]["template"]["spec"];
     let seconds = |value: &Value| value.as_u64().expect("seconds");
     let stop = seconds(&settings["drain_delay"]) + seconds(&settings["drain_timeout"]) + AFTER_THE_DRAIN;
     assert!(seconds(&pod["terminationGracePeriodSeconds"]) >= stop, "killed before it has stopped");
-    let port =
-        |listen: &str| settings[listen].as_str().expect("an address").rsplit(':').next().expect("a port").to_owned();
-    let ports: Vec<String> = pod["containers"][0]["ports"]
-        .as_array()
-        .expect("ports")
-        .iter()
-        .map(|port| port["containerPort"].to_string())
-        .collect();
-    assert_eq!(ports, [port("listen"), port("admin_listen")]);
 }
 
-/// The sidecar runs as the Deployment's container does, on the same Secrets.
-#[test]
-fn sidecar() {
-    let pod = document("kubernetes/envoy-cimd.yaml", "Deployment")["spec"]["template"]["spec"].clone();
-    let proxy = document("gateway/sidecar.yaml", "EnvoyProxy");
-    let patch = &proxy["spec"]["provider"]["kubernetes"]["envoyDeployment"]["patch"]["value"]["spec"];
-    let beside = &patch["template"]["spec"];
-    let (alone, sidecar) = (&pod["containers"][0], &beside["initContainers"][0]);
-    for key in ["image", "args", "env", "resources"] {
-        assert_eq!(alone[key], sidecar[key], "{key}");
-    }
-    for probe in ["startupProbe", "readinessProbe", "livenessProbe"] {
-        let mut expected = alone[probe].clone();
-        expected["httpGet"]["port"] = json!("cimd-admin");
-        assert_eq!(expected, sidecar[probe]);
-    }
-    // It is a guest in its pod, so what the Deployment says of the pod is said of the container.
-    for key in ["runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile"] {
-        assert_eq!(pod["securityContext"][key], sidecar["securityContext"][key], "{key}");
-    }
-    for key in ["allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"] {
-        assert_eq!(alone["securityContext"][key], sidecar["securityContext"][key], "{key}");
-    }
-    for (of_pod, of_sidecar) in
-        [("config", "envoy-cimd-config"), ("keys", "envoy-cimd-keys"), ("store", "envoy-cimd-store")]
-    {
-        let named = |list: &Value, name: &str| {
-            let mut found = list.as_array().expect("a list").iter().filter(|entry| entry["name"] == name);
-            let mut entry = found.next().expect(name).clone();
-            entry["name"] = Value::Null;
-            entry
-        };
-        assert_eq!(named(&pod["volumes"], of_pod), named(&beside["volumes"], of_sidecar));
-        assert_eq!(named(&alone["volumeMounts"], of_pod), named(&sidecar["volumeMounts"], of_sidecar));
-    }
+fn text_of(value: &Value) -> &str {
+    value.as_str().expect("text")
 }
 
 /// A file that is applied again would overwrite them.

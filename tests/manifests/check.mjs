@@ -1,5 +1,5 @@
-// Holds the manifests of a folder to the schemas of their kinds: `node check.mjs FOLDER`, with --wrong to demand that each
-// of its files is refused.
+// Holds the manifests of folders to the schemas of their kinds: `node check.mjs FOLDER…`, with --wrong to demand that each
+// of their files is refused.
 //
 // The schemas come as JavaScript validators, which know patterns and overlook unknown fields, and as TypeScript types,
 // which know no patterns and refuse unknown fields in a literal. Both are asked: every document is written out as such a
@@ -10,13 +10,14 @@ import { join } from 'node:path';
 import ts from 'typescript';
 import YAML from 'yaml';
 
-const [folder, wrong] = process.argv.slice(2);
-const files = readdirSync(folder, { recursive: true }).filter((name) => name.endsWith('.yaml')).sort();
+const wrong = process.argv.includes('--wrong');
+const folders = process.argv.slice(2).filter((argument) => argument !== '--wrong');
+const files = folders.flatMap(manifests);
 const documents = files.flatMap((file) => read(file)).flatMap(withWhatIsInIt);
 const known = documents.filter(({ module }) => module !== undefined);
 const errors = [...(await refusedByValidator()), ...refusedByTypes()];
 
-if (wrong === '--wrong') {
+if (wrong) {
   const taken = files.filter((file) => !errors.some((error) => error.startsWith(`${file}: `)));
   finish(taken.map((file) => `${file}: is taken, though it is wrong`));
 } else {
@@ -25,9 +26,15 @@ if (wrong === '--wrong') {
   finish(errors);
 }
 
+/** The manifests of a folder, but for what the chart makes them of. */
+function manifests(folder) {
+  const names = readdirSync(folder, { recursive: true }).filter((name) => name.endsWith('.yaml')).sort();
+  return names.map((name) => join(folder, name)).filter((path) => !path.includes('envoy/helm/'));
+}
+
 /** The documents of a file that are Kubernetes objects. */
 function read(file) {
-  return YAML.parseAllDocuments(readFileSync(join(folder, file), 'utf8'))
+  return YAML.parseAllDocuments(readFileSync(file, 'utf8'))
     .map((document) => {
       if (document.errors.length > 0) throw new Error(`${file}: ${document.errors[0].message}`);
       return document.toJS();
@@ -39,6 +46,7 @@ function read(file) {
 function moduleOf(apiVersion) {
   const group = apiVersion.split('/')[0];
   if (group === 'gateway.envoyproxy.io') return undefined;
+  if (group === 'monitoring.coreos.com') return `@kubernetes-models/prometheus-operator/${apiVersion}`;
   if (group === 'gateway.networking.k8s.io') return `@kubernetes-models/gateway-api/${apiVersion}`;
   if (group.endsWith('.istio.io')) return `@kubernetes-models/istio/${apiVersion}`;
   return `kubernetes-models/${apiVersion}`;
