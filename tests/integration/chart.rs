@@ -361,12 +361,12 @@ impl Installed {
             let settings: Value = serde_saphyr::from_str(object["data"]["envoy-cimd.yaml"].as_str()?).expect("YAML");
             (settings != *config && !settings[other].is_null()).then_some(settings)
         });
-        let name = settings.map(|settings| match settings["choreographer_peer"].as_str() {
+        let mut name = settings.map(|settings| match settings["choreographer_peer"].as_str() {
             Some(peer) if command != "serve" => peer.to_owned(),
             _ if command == "serve" => text(&settings["allow_peer"][0]).to_owned(),
             _ => "127.0.0.1".to_owned(),
         });
-        let name = name.last().unwrap_or_else(|| "nobody.example".to_owned());
+        let name = name.next().unwrap_or_else(|| "nobody.example".to_owned());
         let made = self.authority.issue(command, &[&name]);
         for (file, path) in [("tls.crt", made.cert), ("tls.key", made.key), ("ca.crt", made.ca)] {
             put(file, &std::fs::read_to_string(path).expect("text"));
