@@ -8,12 +8,7 @@ use envoy_cimd::{
         traffic::{self},
         verdict::{AwaitedBody, Body, Verdict},
     },
-    model::{
-        route::Key,
-        route_table::RouteTable,
-        shares::ShareLimits,
-        user::Claims,
-    },
+    model::{route::Key, route_table::RouteTable, shares::ShareLimits, user::Claims},
 };
 
 use super::{Asked, FROM, Gateway, LINK, TO, error_of};
