@@ -2,8 +2,8 @@
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
 //! answer made, and the stream left open until Envoy closes it. It has our gRPC service and codec, and is a process of its
-//! own, with our link-time optimization and our runtime, and with the system's allocator. The bare one has the service that
-//! tonic generates, with tonic's codec: what somebody would write who thinks of nothing but the header.
+//! own, with our allocator, our link-time optimization and our runtime. The bare one has the service that tonic generates,
+//! with tonic's codec: what somebody would write who thinks of nothing but the header.
 
 use std::{
     future::{Ready, ready},
