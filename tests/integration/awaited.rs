@@ -55,7 +55,7 @@ impl Room {
     async fn redis(lies: Vec<Lie>) -> Self {
         let dir = tempfile::tempdir().expect("a folder").keep();
         let redis = Redis::start(&dir, &[], "--port").await;
-        let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+        let kept = Kept::at(&redis.url("redis", ""));
         let flags = kept.flags();
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let (party, _) = party(lies, &flags).await;

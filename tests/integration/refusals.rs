@@ -24,7 +24,6 @@ use crate::{
     authorization_server::{Lie, Refresh, Servers},
     exchange::{CLIENT, Party, single},
     stack::{in_process::owner, metric},
-    store::Redis,
     tokens::{
         self, Kept, audited, begin, connect, connect_in_process, disconnect, in_process_with, over, party, person,
     },
@@ -451,9 +450,7 @@ async fn what_changes_nothing_is_audited_where_it_is_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_missing_scopes_add_up_over_two_replicas() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (party, one) = party(vec![Lie::none("good")], &flags).await;

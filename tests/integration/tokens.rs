@@ -36,6 +36,7 @@ use crate::{
     authorization_server::{HOST, Lie, Refresh, Servers, Token},
     exchange::{CALLBACK, CLIENT, Party, single},
     stack::{Certificates, Choreographer, key_file},
+    store::Redis,
     world::executable,
 };
 
@@ -252,10 +253,28 @@ pub struct Kept {
 }
 
 impl Kept {
-    pub fn new(dir: TempDir, url: Option<String>) -> Self {
-        let keys = key_file(dir.path());
-        let url = url.unwrap_or_else(|| format!("file:{}", dir.path().join("store.redb").display()));
-        Self { url: url.parse().expect("a URL"), keys, dir }
+    pub fn in_file() -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let url = format!("file:{}", dir.path().join("store.redb").display());
+        Self::new(dir, &url)
+    }
+
+    /// With a Redis of its own.
+    pub async fn in_redis() -> (Self, Redis) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let of_redis = dir.path().join("redis");
+        std::fs::create_dir(&of_redis).expect("a folder");
+        let redis = Redis::start(&of_redis, &[], "--port").await;
+        (Self::new(dir, &redis.url("redis", "")), redis)
+    }
+
+    /// In a store that others have too.
+    pub fn at(url: &str) -> Self {
+        Self::new(tempfile::tempdir().expect("a folder"), url)
+    }
+
+    fn new(dir: TempDir, url: &str) -> Self {
+        Self { url: url.parse().expect("a URL"), keys: key_file(dir.path()), dir }
     }
 
     pub fn flags(&self) -> Vec<String> {

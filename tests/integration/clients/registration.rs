@@ -24,7 +24,6 @@ use crate::{
     authorization_server::{Auth, HOST, Knows, Lie, Refresh, Registers},
     exchange::{CALLBACK, CLIENT, Party, refused, single},
     stack::{Choreographer, PATIENCE, grpc::channel},
-    store::Redis,
     tokens::{self, Kept, over, person},
     world::executable,
 };
@@ -304,7 +303,7 @@ async fn a_client_is_registered_anew_before_its_secret_ends() {
 /// Somebody who can write to the store gives a route another's client: nothing begins, and nothing is sent.
 #[tokio::test]
 async fn registrations_that_were_moved_are_nobodys() {
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    let kept = Kept::in_file();
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (mut party, _) = registering(vec![registers("good", Registers::Honestly(Auth::Basic))], &flags).await;
@@ -332,9 +331,7 @@ async fn registrations_that_were_moved_are_nobodys() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_two_processes_register_once() {
-    let redis_dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(redis_dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (party, _) = registering(vec![registers("good", Registers::Honestly(Auth::Basic))], &flags).await;
@@ -353,7 +350,7 @@ async fn redis_two_processes_register_once() {
         assert_eq!(client_id(&begun.authorization_url), "client-1");
     }
     assert_eq!(party.servers.registrations("good").len(), 1);
-    let mut files = vec![redis_dir.path().to_owned()];
+    let mut files = vec![redis.dir.clone()];
     let mut bytes = 0;
     while let Some(path) = files.pop() {
         if path.is_dir() {
@@ -371,9 +368,7 @@ async fn redis_two_processes_register_once() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_registration_outlives_who_began_it() {
-    let redis_dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(redis_dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (mut party, _) = registering(vec![registers("late", Registers::Late(Auth::Basic))], &flags).await;

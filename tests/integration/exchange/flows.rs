@@ -21,7 +21,6 @@ use super::{CALLBACK, CLIENT, Party, connect_through, with_upstream};
 use crate::{
     authorization_server::{HOST, Lie, Servers, Token},
     stack::{Certificates, Choreographer},
-    store::Redis,
     tokens::Kept,
     world::{Wish, World, executable},
 };
@@ -150,9 +149,7 @@ async fn flows_begin_and_end() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_gives_each_flow_to_one_of_two_choreographers() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let party = Party::start(vec![Lie::none("good")], &flags).await;
@@ -197,9 +194,7 @@ async fn redis_gives_each_flow_to_one_of_two_choreographers() {
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_is_asked_five_times_a_flow() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let party = Party::start(vec![Lie::none("good")], &flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let flow = async || {
@@ -247,7 +242,7 @@ async fn rewritten_flows(kept: Kept, rewrite: impl AsyncFnOnce(&Kept, [FlowKey; 
 
 #[tokio::test]
 async fn a_flow_that_was_rewritten_is_nobodys() {
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    let kept = Kept::in_file();
     rewritten_flows(kept, async |kept, flows, context| {
         type Stored<'a> = (&'a [u8; 32], &'a [u8; 32], u64, u64, Option<&'a [u8]>, &'a [u8]);
         const FLOWS: redb::TableDefinition<&[u8; 32], Stored> = redb::TableDefinition::new("flows-v1");
@@ -270,9 +265,7 @@ async fn a_flow_that_was_rewritten_is_nobodys() {
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_flow_that_was_rewritten_is_nobodys() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, redis) = Kept::in_redis().await;
     rewritten_flows(kept, async |_, flows, context| {
         for flow in flows {
             let key = format!("envoy_cimd:v1:flow:{}", BASE64_URL_SAFE_NO_PAD.encode(flow.as_bytes()));

@@ -99,7 +99,7 @@ const AGAIN: UnixTime = UnixTime::from_secs(4_000_000_000);
 async fn store_for_the_next_version(fixtures: &Path) {
     let dir = tempfile::tempdir().expect("a folder");
     let redis = Redis::start(dir.path(), &["--appendonly", "no"], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let kept = Kept::at(&redis.url("redis", ""));
     let flags = kept.flags();
     let lies = vec![Lie::none("good")];
     let (mut party, client) = party(lies, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await;

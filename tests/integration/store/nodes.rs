@@ -390,7 +390,7 @@ async fn redis_sentinels_may_want_a_password() {
 /// Another server takes the place of the one that has everything, in the midst of a flow and of a refresh: the flow ends
 /// well, what was connected before is, and the refresh brought its token.
 async fn in_mid_flow(url: String, fail_over: impl AsyncFnOnce()) {
-    let stored = Kept::new(tempfile::tempdir().expect("a folder"), Some(url));
+    let stored = Kept::at(&url);
     let flags = stored.flags();
     let lies = vec![Lie::none("before"), Lie::none("amid"), over("refreshed", Refresh::RotatesLate)];
     let (party, client) = party(lies, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await;

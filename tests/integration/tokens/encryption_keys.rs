@@ -7,7 +7,6 @@ use crate::{
     authorization_server::Lie,
     exchange::{CLIENT, Party, single},
     stack::metric,
-    store::Redis,
     world::run,
 };
 
@@ -64,21 +63,20 @@ async fn keys_rotate(kept: Kept) {
 
 #[tokio::test]
 async fn encryption_keys_change_while_it_runs() {
-    keys_rotate(Kept::new(tempfile::tempdir().expect("a folder"), None)).await;
+    keys_rotate(Kept::in_file()).await;
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_encryption_keys_change_at_two_replicas() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    keys_rotate(Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")))).await;
+    let (kept, _redis) = Kept::in_redis().await;
+    keys_rotate(kept).await;
 }
 
 /// A record under an older key is sealed anew when it is read, so that the older key can go.
 #[tokio::test]
 async fn encryption_keys_rotate() {
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), None);
+    let kept = Kept::in_file();
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (mut party, _) = party(vec![Lie::none("good")], &flags).await;

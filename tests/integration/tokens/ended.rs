@@ -17,7 +17,6 @@ use crate::{
     authorization_server::{HOST, Lie, Refresh, Token},
     exchange::{CLIENT, Party, single},
     stack::{Choreographer, in_process::owner},
-    store::Redis,
     tokens_client::client_of,
     world::executable,
 };
@@ -129,13 +128,12 @@ async fn ended_grants(kept: Kept) {
 
 #[tokio::test]
 async fn a_grant_that_ended_is_told_from_none() {
-    ended_grants(Kept::new(tempfile::tempdir().expect("a folder"), None)).await;
+    ended_grants(Kept::in_file()).await;
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_grant_that_ended_is_told_from_none() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    ended_grants(Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")))).await;
+    let (kept, _redis) = Kept::in_redis().await;
+    ended_grants(kept).await;
 }

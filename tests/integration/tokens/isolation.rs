@@ -14,7 +14,6 @@ use crate::{
     authorization_server::{Lie, Servers},
     exchange::{CLIENT, single},
     kinds::{self, Kind},
-    store::Redis,
     world::DOCUMENT,
 };
 
@@ -26,9 +25,7 @@ async fn nothing_of_one_is_reachable_from_another() {
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_nothing_of_one_is_reachable_from_another() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     isolation(&flags.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
@@ -127,13 +124,12 @@ async fn moved_records(kept: Kept) {
 
 #[tokio::test]
 async fn a_record_that_was_moved_is_nobodys() {
-    moved_records(Kept::new(tempfile::tempdir().expect("a folder"), None)).await;
+    moved_records(Kept::in_file()).await;
 }
 
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_record_that_was_moved_is_nobodys() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    moved_records(Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")))).await;
+    let (kept, _redis) = Kept::in_redis().await;
+    moved_records(kept).await;
 }

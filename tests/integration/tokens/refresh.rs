@@ -16,7 +16,6 @@ use crate::{
     exchange::{CLIENT, single},
     log::{read_again, stop_reading},
     stack::{grpc::channel, in_process::owner, metric},
-    store::Redis,
 };
 
 #[tokio::test]
@@ -152,9 +151,7 @@ async fn a_thousand_ask_and_one_refreshes() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_thousand_ask_two_replicas_and_one_refreshes() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (party, one) = party(vec![over("rotates", Refresh::Rotates)], &flags).await;

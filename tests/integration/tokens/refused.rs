@@ -14,7 +14,6 @@ use crate::{
     authorization_server::{Lie, Refresh, Token},
     exchange::{CLIENT, Party, single},
     stack::in_process::owner,
-    store::Redis,
 };
 
 const NOW: UnixTime = UnixTime::from_secs(4_000_000_000);
@@ -106,9 +105,7 @@ async fn a_token_that_was_refused_is_refreshed_once() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_a_token_that_two_replicas_saw_refused_is_refreshed_once() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, _redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let (party, one) = party(refusable(), &flags).await;

@@ -10,16 +10,13 @@ use crate::{
     authorization_server::{Lie, Refresh, Token},
     exchange::{CLIENT, single},
     stack::{PATIENCE, metric},
-    store::Redis,
 };
 
 /// The code is used up: what it brings is kept though the store was away when it came.
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_may_be_away_when_a_token_comes() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let mut redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, mut redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let lie = Lie { token: Token::Late, ..Lie::none("late") };
@@ -41,9 +38,7 @@ async fn redis_may_be_away_when_a_token_comes() {
 #[tokio::test]
 #[ignore = "needs redis-server: make test-redis"]
 async fn redis_may_be_away_when_a_refresh_ends() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let mut redis = Redis::start(dir.path(), &[], "--port").await;
-    let kept = Kept::new(tempfile::tempdir().expect("a folder"), Some(redis.url("redis", "")));
+    let (kept, mut redis) = Kept::in_redis().await;
     let flags = kept.flags();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let ended = Refresh::StatusLate(400, r#"{"error":"invalid_grant"}"#);
