@@ -1,9 +1,9 @@
 //! The floor: a processor that reads what Envoy sends, and answers the same each time.
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
-//! answer made, and the stream left open until Envoy closes it. It has our gRPC service and codec, and is a process of its
-//! own, with our allocator, our link-time optimization and our runtime. The bare one has the service that tonic generates,
-//! with tonic's codec: what somebody would write who thinks of nothing but the header.
+//! answer made, and the stream left open until Envoy closes it. It has our gRPC server, service and codec, and is a process of
+//! its own, with our allocator, our link-time optimization and our runtime. The bare one has tonic's server, the service that
+//! tonic generates, and tonic's codec: what somebody would write who thinks of nothing but the header.
 
 use std::{
     future::{Ready, ready},
@@ -12,9 +12,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use axum::serve::ListenerExt;
 use envoy_cimd::{
     edge::{codec::Answer, server::Server},
-    net::grpc::server,
+    net::grpc::{self, services::Services},
 };
 use envoy_types::pb::{
     envoy::{
@@ -36,9 +37,18 @@ use envoy_types::pb::{
 };
 use futures_util::{Stream, TryStreamExt, stream::BoxStream};
 use serde_json::json;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Status, Streaming, server::StreamingService, transport::server::TcpIncoming};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status, Streaming,
+    server::StreamingService,
+    transport::{self, server::TcpIncoming},
+};
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 
 use crate::{
     configuration::{document, host},
@@ -53,7 +63,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// One that answers `what`, `document`, `token` or `bare-token`, at a port of its own choice or a Unix socket.
+    /// One that answers `what`, which is `document`, `token` or `bare-token`, at a port of its own choice or a Unix socket.
     pub async fn start(what: &str, address: &str) -> Self {
         let mut command = tokio::process::Command::new(std::env::current_exe().expect("this executable"));
         command.args(["floor", what, address]);
@@ -71,26 +81,50 @@ pub async fn serve(what: &str, address: &str) {
         other => panic!("there is `document`, `token` and `bare-token`, and no `{other}`"),
     };
     let answer = Arc::new(ProcessingResponse { response: Some(answer), ..ProcessingResponse::default() });
-    let (_health, health_service) = tonic_health::server::health_reporter();
-    let router = match what {
-        "bare-token" => server().add_service(ExternalProcessorServer::new(Constant(answer))),
-        _ => server().add_service(Server::new(Constant(answer))),
-    };
-    let router = router.add_service(AuthorizationServer::new(Checks(checked()))).add_service(health_service);
+    let health = HealthServer::new(HealthService::from_health_reporter(HealthReporter::new()));
     let ready = |address| println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
-    let served = match address.strip_prefix("unix:") {
-        Some(path) => {
-            let listener = UnixListener::bind(path).expect("a socket");
+    if what == "bare-token" {
+        // As many as envoy-cimd takes of streams that Envoy resets before anybody looked at them.
+        let mut server = transport::Server::builder().http2_max_pending_accept_reset_streams(Some(10_000));
+        let router = server.add_service(ExternalProcessorServer::new(Constant(answer)));
+        let router = router.add_service(AuthorizationServer::new(Checks(checked()))).add_service(health);
+        let served = match bind(address).await {
+            Bound::Unix(listener) => {
+                ready(address.to_owned());
+                router.serve_with_incoming(UnixListenerStream::new(listener)).await
+            }
+            Bound::Tcp(listener) => {
+                ready(listener.local_addr().expect("an address").to_string());
+                router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await
+            }
+        };
+        served.expect("it serves");
+        return;
+    }
+    let services = Services { main: Server::new(Constant(answer)), health: Some(health) };
+    match bind(address).await {
+        Bound::Unix(listener) => {
             ready(address.to_owned());
-            router.serve_with_incoming(UnixListenerStream::new(listener)).await
+            grpc::serve(listener, services, CancellationToken::new()).await;
         }
-        None => {
-            let incoming = TcpIncoming::bind(address.parse().expect("an address")).expect("a port");
-            ready(incoming.local_addr().expect("an address").to_string());
-            router.serve_with_incoming(incoming.with_nodelay(Some(true))).await
+        Bound::Tcp(listener) => {
+            ready(listener.local_addr().expect("an address").to_string());
+            let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("a connection"));
+            grpc::serve(listener, services, CancellationToken::new()).await;
         }
-    };
-    served.expect("it serves");
+    }
+}
+
+enum Bound {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+async fn bind(address: &str) -> Bound {
+    match address.strip_prefix("unix:") {
+        Some(path) => Bound::Unix(UnixListener::bind(path).expect("a socket")),
+        None => Bound::Tcp(TcpListener::bind(address).await.expect("a port")),
+    }
 }
 
 fn token() -> HeaderValueOption {

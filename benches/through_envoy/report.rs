@@ -65,7 +65,7 @@ const RATIOS: [Ratio; 35] = [
     ratio("(m) to (l), throughput", "m", "l", THROUGHPUT, at_least(0.97)),
     ratio("(m) to (l), CPU a request", "m", "l", CPU, at_most(1.05)),
     ratio("(m) to (l), CPU a request with Envoy's", "m", "l", ALL_CPU, at_most(1.05)),
-    ratio("(m) to (r), CPU a request: to one with our codec", "m", "r", CPU, None),
+    ratio("(m) to (r), CPU a request: to one with our own gRPC", "m", "r", CPU, None),
     ratio("(m) to (r), CPU a request with Envoy's", "m", "r", ALL_CPU, None),
     ratio("(m) to (k), CPU a request", "m", "k", CPU, None),
     ratio("(n) to (m), throughput", "n", "m", THROUGHPUT, None),

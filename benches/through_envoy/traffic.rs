@@ -33,7 +33,7 @@ enum Between {
 /// Processes to ask, by the place that each has in the listeners' configuration.
 struct Processors {
     floor: [Floor; 2],
-    /// With our service and codec.
+    /// With our own gRPC.
     lean_floor: Floor,
     /// With a token of one person: the last does not keep what it handed out.
     few: [Cimd; 3],
@@ -121,7 +121,7 @@ impl Processors {
             ("p beside", "as (p), with the tokens of all in the store", "never", one(), Some(&never.process)),
             ("p many", &looked_up, "never", People::new(everybody), Some(&never.process)),
             ("q", "`ext_authz`, always the same token", "authz", one(), Some(&floor.process)),
-            ("r", "as (l), with envoy-cimd's service and codec", "lean", one(), Some(&lean_floor.process)),
+            ("r", "as (l), with envoy-cimd's own gRPC", "lean", one(), Some(&lean_floor.process)),
             ("s", &beside, "kept", one(), Some(&kept.process)),
         ] {
             let before = match key {

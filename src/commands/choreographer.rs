@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use opentelemetry::trace::SpanKind;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
 
 use super::{
     exchange::{embedded, kept_files, watched, watched_tokens},
@@ -19,10 +18,7 @@ use super::{
     watching::Takers,
 };
 use crate::{
-    contract::{
-        proto::authorization_choreographer_server::{AuthorizationChoreographerServer, SERVICE_NAME},
-        service::Service,
-    },
+    contract::{proto::authorization_choreographer_server::AuthorizationChoreographerServer, service::Service},
     filter::outcome::Outcome,
     model::paths::Paths,
     net::grpc::GrpcListener,
@@ -71,9 +67,8 @@ pub async fn run(
             address: settings.listen,
             mode: settings.process.socket_mode,
             tls,
-            routes: Routes::new(service),
+            service,
         },
-        service: SERVICE_NAME,
         admin_listen: &settings.admin_listen,
         stop: settings.process.stop(),
         log,

@@ -3,7 +3,6 @@
 use std::{io::ErrorKind, sync::Arc};
 
 use anyhow::{Context, bail};
-use tonic::service::Routes;
 
 use super::settings::shared::{ExchangeArgs, ProcessArgs};
 use crate::{
@@ -16,6 +15,9 @@ use crate::{
         tls::server::{ServerTls, server_tls},
     },
 };
+
+/// What serves tokens.
+pub type TokensServer = UpstreamTokensServer<TokensService>;
 
 /// How the main listener is protected. What is sent over plain gRPC is trusted, so other machines must not reach it
 /// unasked.
@@ -84,14 +86,14 @@ impl TokensListener {
     }
 
     /// With the tokens to hand out.
-    pub fn serving(self, tokens: Arc<dyn UpstreamTokens>) -> GrpcListener {
+    pub fn serving(self, tokens: Arc<dyn UpstreamTokens>) -> GrpcListener<TokensServer> {
         GrpcListener {
             name: "tokens",
             flag: "tokens-listen",
             address: self.address,
             mode: self.mode,
             tls: self.tls,
-            routes: Routes::new(UpstreamTokensServer::new(TokensService(tokens))),
+            service: UpstreamTokensServer::new(TokensService(tokens)),
         }
     }
 }

@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic_health::ServingStatus;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
 
-use super::listeners::bind;
+use super::listeners::{TokensServer, bind};
 use crate::{
     net::{
         admin,
-        grpc::{GrpcListener, serve_grpc, server},
-        listen::{ListenAddr, SocketMode},
-        tls::server::ServerTls,
+        grpc::{
+            GrpcListener, serve_grpc,
+            services::{GrpcService, Services},
+        },
+        listen::{ListenAddr, Listener, SocketMode},
     },
     process::{
         readiness::Readiness,
@@ -22,10 +29,9 @@ use crate::{
 };
 
 /// A gRPC server and what goes with it.
-pub struct Process<'a> {
-    pub main: GrpcListener,
-    /// The gRPC service that health checks ask for.
-    pub service: &'static str,
+pub struct Process<'a, S> {
+    /// Its service is the one that health checks ask for.
+    pub main: GrpcListener<S>,
     pub admin_listen: &'a ListenAddr,
     pub stop: stop::Config,
     pub log: LogFilter,
@@ -36,10 +42,10 @@ pub struct Process<'a> {
     /// What the admin listener says of routes.
     pub list_routes: Option<admin::Routes>,
     /// Where tokens are handed out: it starts and drains with the main one.
-    pub tokens: Option<GrpcListener>,
+    pub tokens: Option<GrpcListener<TokensServer>>,
 }
 
-impl Process<'_> {
+impl<S: GrpcService> Process<'_, S> {
     /// Serves until SIGTERM or SIGINT; `tasks` run beside it.
     ///
     /// # Errors
@@ -57,23 +63,19 @@ impl Process<'_> {
         log_ready("admin", &admin.address()?);
         let router = admin::router(Arc::clone(&self.metrics), Arc::clone(&readiness), self.log, self.list_routes);
         tasks.spawn("the admin listener", admin::serve(admin, router));
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status(self.service, ServingStatus::Serving).await;
+        let health = HealthReporter::new();
+        let health_service = HealthServer::new(HealthService::from_health_reporter(health.clone()));
+        health.set_service_status(S::NAME, ServingStatus::Serving).await;
         let address = grpc.address()?;
         let drained = CancellationToken::new();
         let mut serving = Tasks::default();
-        let mut serve = |name, listener, tls: Option<ServerTls>, routes| {
-            if let Some(tls) = tls.clone() {
-                tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(&self.metrics)));
-            }
-            let router = server().add_routes(routes);
-            serving.spawn(name, serve_grpc(name, listener, tls, router, drained.clone()));
-        };
-        let GrpcListener { name, tls, routes, .. } = self.main;
-        serve(name, grpc, tls, routes.add_service(health_service));
-        if let Some((listener, GrpcListener { name, tls, routes, .. })) = tokens {
-            log_ready(name, &listener.address()?);
-            serve(name, listener, tls, routes);
+        let mut listening =
+            Listening { tasks: &mut tasks, serving: &mut serving, metrics: &self.metrics, drained: &drained };
+        let name = self.main.name;
+        listening.serve(grpc, self.main, Some(health_service));
+        if let Some((listener, tokens)) = tokens {
+            log_ready(tokens.name, &listener.address()?);
+            listening.serve(listener, tokens, None);
         }
         readiness.ready();
         // Last, so that whoever reads it finds it true.
@@ -82,12 +84,36 @@ impl Process<'_> {
         let (metrics, calls) = (self.metrics, self.calls);
         let stopping = async || {
             readiness.not_ready("stopping");
-            health.set_service_status(self.service, ServingStatus::NotServing).await;
+            health.set_service_status(S::NAME, ServingStatus::NotServing).await;
             health.set_service_status("", ServingStatus::NotServing).await;
         };
         Running { serving, drained, tasks, calls }
             .until_stopped(stop, self.stop, stopping, || metrics.streams.get())
             .await
+    }
+}
+
+/// What the listeners of a process have in common.
+struct Listening<'a> {
+    tasks: &'a mut Tasks,
+    serving: &'a mut Tasks,
+    metrics: &'a Arc<Metrics>,
+    drained: &'a CancellationToken,
+}
+
+impl Listening<'_> {
+    fn serve<S: GrpcService>(
+        &mut self,
+        bound: Listener,
+        listener: GrpcListener<S>,
+        health: Option<HealthServer<HealthService>>,
+    ) {
+        let GrpcListener { name, tls, service: main, .. } = listener;
+        if let Some(tls) = tls.clone() {
+            self.tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(self.metrics)));
+        }
+        let served = serve_grpc(name, bound, tls, Services { main, health }, self.drained.clone());
+        self.serving.spawn(name, served.map(Ok));
     }
 }
 

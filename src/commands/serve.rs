@@ -10,7 +10,6 @@ use anyhow::Context;
 use opentelemetry::trace::SpanKind;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
-use tonic::{server::NamedService, service::Routes};
 use zeroize::Zeroizing;
 
 use super::{
@@ -131,9 +130,8 @@ pub async fn serve(settings: Serve, file: Option<LoadedFile>, given: &Given, log
             address: settings.listen,
             mode: settings.process.socket_mode,
             tls,
-            routes: Routes::new(ext_proc),
+            service: ext_proc,
         },
-        service: Server::<ExtProc>::NAME,
         admin_listen: &settings.admin_listen,
         stop: settings.process.stop(),
         log,

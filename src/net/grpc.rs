@@ -1,28 +1,33 @@
 //! gRPC on a listener, with TLS or without.
 
-use std::convert::Infallible;
+use std::pin::pin;
 
-use axum::serve::ListenerExt;
-use futures_util::{Stream, stream};
-use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{
-        Server,
-        server::{Connected, Router},
-    },
+use axum::serve::{Listener as Accepting, ListenerExt};
+use hyper::server::conn::http2;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
 };
+use tokio::select;
+use tokio_util::sync::CancellationToken;
 
+pub mod services;
+
+use self::services::{GrpcService, Services};
 use super::{
     listen::{ListenAddr, Listener, SocketMode},
     tls::{listener::TlsListener, server::ServerTls},
 };
 
-/// How many streams of a connection may have been reset before anybody looked at them.
+/// How many streams of a connection may have been reset before anybody looked at them. Where many clients of Envoy's go
+/// away at once, it resets as many streams, some before they were looked at; HTTP/2 takes more than 20 of those for an
+/// attack, and ends the connection with all that is on it. Whoever may connect here is trusted, so neither streams nor the
+/// frames that come too late for them are limited.
 const RESET_STREAMS: usize = 10_000;
 
 /// A gRPC listener that is not bound yet.
-pub struct GrpcListener {
+pub struct GrpcListener<S> {
     /// What the log calls it.
     pub name: &'static str,
     /// The setting that names its address, for errors.
@@ -32,53 +37,55 @@ pub struct GrpcListener {
     pub mode: SocketMode,
     /// None on a Unix socket.
     pub tls: Option<ServerTls>,
-    pub routes: Routes,
-}
-
-/// A gRPC server. Where many clients of Envoy's go away at once, it resets as many streams, some before they were looked
-/// at; HTTP/2 takes more than 20 of those for an attack, and ends the connection with all that is on it. Whoever may
-/// connect here is trusted.
-pub fn server() -> Server {
-    Server::builder().http2_max_pending_accept_reset_streams(Some(RESET_STREAMS))
+    pub service: S,
 }
 
 /// Serves until it is `drained` and its streams have ended.
-///
-/// # Errors
-/// Where the server fails.
-pub async fn serve_grpc(
+pub async fn serve_grpc<S: GrpcService>(
     name: &'static str,
     listener: Listener,
     tls: Option<ServerTls>,
-    router: Router,
+    services: Services<S>,
     drained: CancellationToken,
-) -> anyhow::Result<()> {
-    let drained = drained.cancelled_owned();
+) {
     match (listener, tls) {
         (Listener::Tcp(listener), Some(tls)) => {
-            let listener = TlsListener::new(name, listener, move || tls.current());
-            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
+            serve(TlsListener::new(name, listener, move || tls.current()), services, drained).await;
         }
         (Listener::Tcp(listener), None) => {
             // One that is gone already fails when it is read.
-            let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
+            serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), services, drained).await;
         }
-        (Listener::Unix(listener, _file), _) => {
-            router.serve_with_incoming_shutdown(incoming(listener), drained).await?;
-        }
+        (Listener::Unix(listener, _file), _) => serve(listener, services, drained).await,
     }
-    Ok(())
 }
 
-/// A listener's connections as tonic wants them. What goes wrong with one, or with too many, ends at the listener:
-/// tonic would take it for the end of all.
-fn incoming<L>(listener: L) -> impl Stream<Item = Result<L::Io, Infallible>>
-where
-    L: axum::serve::Listener<Io: Connected>,
-{
-    stream::unfold(listener, async |mut listener| {
-        let (stream, _) = listener.accept().await;
-        Some((Ok(stream), listener))
-    })
+/// The same, of whatever gives connections. hyper alone, without tonic's server and its router: they make seventeen allocations
+/// of each call's own, for limits, deadlines and interceptors that are none of ours.
+pub async fn serve<S: GrpcService>(mut listener: impl Accepting, services: Services<S>, drained: CancellationToken) {
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(None)
+        .max_pending_accept_reset_streams(RESET_STREAMS)
+        .max_local_error_reset_streams(None)
+        .auto_date_header(false);
+    let connections = GracefulShutdown::new();
+    let mut drained = pin!(drained.cancelled());
+    loop {
+        let stream = select! {
+            () = &mut drained => break,
+            (stream, _) = listener.accept() => stream,
+        };
+        let connection = http2.serve_connection(TokioIo::new(stream), TowerToHyperService::new(services.clone()));
+        let connection = connections.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a gRPC connection failed");
+            }
+        });
+    }
+    // Nobody new is let in and left without an answer.
+    drop(listener);
+    connections.shutdown().await;
 }

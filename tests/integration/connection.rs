@@ -24,13 +24,15 @@ use envoy_cimd::{
     store::vault,
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
     authorization_server::{Lie, Refresh, Token},
     exchange::CLIENT,
     limits::silence,
-    stack::{in_process::owner, key_file},
+    stack::{
+        in_process::{grpc, owner},
+        key_file,
+    },
     tokens::{begin, connect_in_process, in_process_with, over},
 };
 
@@ -251,10 +253,10 @@ async fn it_is_the_same_over_grpc() {
     for (connection, asked) in connections.iter().flat_map(|one| questions.iter().map(move |asked| (one, asked))) {
         let dir = tempfile::tempdir().expect("a folder");
         let socket = dir.path().join("choreographer.sock");
-        let incoming = UnixListenerStream::new(UnixListener::bind(&socket).expect("a socket"));
+        let listener = UnixListener::bind(&socket).expect("a socket");
         let telling = Arc::new(Telling { connection: connection.clone(), asked: asked.clone() });
         let service = AuthorizationChoreographerServer::new(Service::new(telling, Default::default()));
-        let server = tokio::spawn(envoy_cimd::net::grpc::server().add_service(service).serve_with_incoming(incoming));
+        let server = tokio::spawn(grpc(listener, service));
         let url = format!("unix:{}", socket.display()).parse().expect("a URL");
         let there = dial::connect(&CHOREOGRAPHER, Some(&url), &client::Config::default(), Plain::OnLoopback).await;
         let there = Client::new(there.expect("good settings").expect("an address is given").channel);

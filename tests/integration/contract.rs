@@ -40,9 +40,11 @@ use envoy_cimd::{
     },
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 
-use crate::world::{CALLBACK, DISCONNECT, START};
+use crate::{
+    stack::in_process::grpc,
+    world::{CALLBACK, DISCONNECT, START},
+};
 
 const FROM: &str = "https://mcp.example.com";
 const FLOW: FlowId = FlowId([7; 16]);
@@ -125,9 +127,9 @@ async fn refused_alike(refusing: Refusing, method: &str, path: &str, expected: (
     let here: Arc<dyn Choreographer> = Arc::new(refusing);
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("choreographer.sock");
-    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).expect("a socket"));
+    let listener = UnixListener::bind(&socket).expect("a socket");
     let service = AuthorizationChoreographerServer::new(Service::new(Arc::clone(&here), Default::default()));
-    let server = tokio::spawn(envoy_cimd::net::grpc::server().add_service(service).serve_with_incoming(incoming));
+    let server = tokio::spawn(grpc(listener, service));
     let url = format!("unix:{}", socket.display()).parse().expect("a URL");
     let connection = dial::connect(&CHOREOGRAPHER, Some(&url), &client::Config::default(), Plain::OnLoopback).await;
     let connection = connection.expect("good settings").expect("an address is given");

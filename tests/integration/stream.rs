@@ -22,13 +22,14 @@ use tonic::{Code, Status, transport::Channel};
 use tower::ServiceExt;
 use url::{Position, Url};
 
-use crate::stack::in_process::{CALLBACK, DOCUMENT, attribute, document_of, endpoints, headers, message, service};
+use crate::stack::in_process::{
+    CALLBACK, DOCUMENT, Sole, attribute, document_of, endpoints, grpc, headers, message, service,
+};
 
 /// A connection to a real server, over memory.
 async fn channel(endpoints: &Arc<Endpoints>) -> Channel {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let server = envoy_cimd::net::grpc::server().add_service(service(endpoints));
-    tokio::spawn(server.serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(theirs))));
+    tokio::spawn(grpc(Sole(Some(theirs)), service(endpoints)));
     let mut ours = Some(TokioIo::new(ours));
     let connector = tower::service_fn(move |_| {
         let io = ours.take().ok_or_else(|| std::io::Error::other("one connection only"));
@@ -213,14 +214,25 @@ async fn a_role_that_is_not_served_is_refused() {
     }
 }
 
-/// There is one method.
+/// There is one service, and it has one method.
 #[tokio::test]
 async fn another_method_is_unimplemented() {
-    let request = http::Request::post("/envoy.service.ext_proc.v3.ExternalProcessor/Processes");
-    let request = request.body(Full::new(Bytes::new())).expect("a request");
-    let Ok(response) = service(&endpoints()).oneshot(request).await;
-    let status = Status::from_header_map(response.headers()).expect("a status");
-    assert_eq!(status.code(), Code::Unimplemented);
+    let channel = channel(&endpoints()).await;
+    for path in [
+        "/envoy.service.ext_proc.v3.ExternalProcessor/Processes",
+        "/envoy.service.ext_proc.v3.ExternalProcessor/Process/",
+        "/envoy.service.ext_proc.v3.ExternalProcessor/",
+        "/envoy.service.ext_proc.v3.ExternalProcessor",
+        "/envoy.service.ext_proc.v3.ExternalProcessors/Process",
+        "/grpc.health.v1.Health/Check",
+        "//Process",
+        "/",
+    ] {
+        let request = http::Request::post(path).body(tonic::body::Body::empty()).expect("a request");
+        let response = channel.clone().oneshot(request).await.expect("an answer");
+        let status = Status::from_header_map(response.headers()).expect("a status");
+        assert_eq!((response.status().as_u16(), status.code()), (200, Code::Unimplemented), "{path}");
+    }
 }
 
 #[tokio::test]

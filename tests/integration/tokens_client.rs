@@ -30,12 +30,15 @@ use envoy_cimd::{
 };
 use tempfile::TempDir;
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     exchange::CLIENT,
-    stack::{Choreographer, Cimd, in_process::owner, key_file},
+    stack::{
+        Choreographer, Cimd,
+        in_process::{grpc, owner},
+        key_file,
+    },
     world::executable,
 };
 
@@ -117,9 +120,8 @@ impl UpstreamTokens for Same {
 async fn over_grpc(service: impl upstream_tokens_server::UpstreamTokens) -> (TempDir, TokensClient) {
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("tokens.sock");
-    let incoming = UnixListenerStream::new(UnixListener::bind(&socket).expect("a socket"));
-    let server = envoy_cimd::net::grpc::server().add_service(UpstreamTokensServer::new(service));
-    tokio::spawn(server.serve_with_incoming(incoming));
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    tokio::spawn(grpc(listener, UpstreamTokensServer::new(service)));
     let client = client_of(&format!("unix:{}", socket.display()), &client::Config::default()).await;
     (dir, client)
 }

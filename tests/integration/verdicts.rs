@@ -41,10 +41,9 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::{
-    stack::{Answered, Envoy, PATIENCE},
+    stack::{Answered, Envoy, PATIENCE, in_process::grpc},
     world::manager,
 };
 
@@ -85,8 +84,7 @@ impl Scene {
         let address = listener.local_addr().expect("an address");
         let processor = Runtime::new().expect("a runtime");
         processor.spawn(async move {
-            let listener = TcpListenerStream::new(TcpListener::from_std(listener).expect("a listener"));
-            envoy_cimd::net::grpc::server().add_service(service).serve_with_incoming(listener).await
+            grpc(TcpListener::from_std(listener).expect("a listener"), service).await;
         });
         let upstream = Upstream::start().await;
         let mut config = configuration(address, upstream.address);

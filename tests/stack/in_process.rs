@@ -1,7 +1,8 @@
 //! The parts without their processes: the endpoints, and messages as Envoy sends them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, future::pending, io, sync::Arc};
 
+use axum::serve::Listener;
 use envoy_cimd::{
     contract::tokens::TokenOwner,
     edge::{
@@ -26,6 +27,7 @@ use envoy_cimd::{
         upstream::Upstream,
         user::User,
     },
+    net::grpc::services::{GrpcService, Services},
     store::vault,
 };
 use envoy_types::pb::{
@@ -37,6 +39,8 @@ use envoy_types::pb::{
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
 pub const CALLBACK: &str = "/.pomerium/oauth/callback";
@@ -60,6 +64,31 @@ pub fn service(endpoints: &Arc<Endpoints>) -> Server<ExtProc> {
     };
     let roles = Roles { endpoints: Some(Arc::clone(endpoints) as _), ..Roles::default() };
     Server::new(ExtProc::new(roles, shared, Config::default()))
+}
+
+/// Serves it as it would be served, until the task ends.
+pub async fn grpc(listener: impl Listener, service: impl GrpcService) {
+    let services = Services { main: service, health: None };
+    envoy_cimd::net::grpc::serve(listener, services, CancellationToken::new()).await;
+}
+
+/// A listener that has one connection to give.
+pub struct Sole<Io>(pub Option<Io>);
+
+impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Listener for Sole<Io> {
+    type Io = Io;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Io, ()) {
+        match self.0.take() {
+            Some(io) => (io, ()),
+            None => pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What they answer at once.
