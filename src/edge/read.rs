@@ -73,7 +73,7 @@ pub(super) fn response<'a>(headers: &'a HttpHeaders, message: &'a ProcessingRequ
             _ => {}
         }
     }
-    let text = |name| match field(message.attributes.get(FILTER)?.fields.get(name)?)? {
+    let text = |name| match field(entry(&message.attributes, FILTER)?.fields.get(name)?)? {
         Field::Text(text) => Some(text),
         Field::NotText => None,
     };
@@ -97,9 +97,9 @@ pub(super) fn sources<'a>(message: &'a ProcessingRequest, users: Option<&UserSou
     let metadata = message.metadata_context.as_ref();
     let of_user = users
         .zip(metadata)
-        .and_then(|(source, metadata)| Some((source, &metadata.filter_metadata.get(&source.namespace)?.fields)));
+        .and_then(|(source, metadata)| Some((source, &entry(&metadata.filter_metadata, &source.namespace)?.fields)));
     Sources {
-        attributes: message.attributes.get(FILTER).map(attribute_fields).unwrap_or_default(),
+        attributes: entry(&message.attributes, FILTER).map(attribute_fields).unwrap_or_default(),
         dynamic_metadata: metadata.map(metadata_fields).unwrap_or_default(),
         user: of_user.map(|(source, values)| Claims {
             issuer: text_at(values, &source.issuer),
@@ -109,17 +109,27 @@ pub(super) fn sources<'a>(message: &'a ProcessingRequest, users: Option<&UserSou
     }
 }
 
+/// The value of a key. Most maps of Envoy's have one or two entries, and to look at each costs less than a hash that is safe
+/// from whoever chooses the keys.
+fn entry<'a, V>(map: &'a HashMap<String, V>, key: &str) -> Option<&'a V> {
+    const FEW: usize = 4;
+    match map.len() {
+        ..=FEW => map.iter().find(|(name, _)| *name == key).map(|(_, value)| value),
+        _ => map.get(key),
+    }
+}
+
 /// The text at a path of nested metadata.
 fn text_at<'a>(values: &'a HashMap<String, Value>, path: &MetadataPath) -> Option<&'a str> {
     let (last, parents) = path.keys().split_last()?;
     let mut values = values;
     for key in parents {
-        match values.get(key)?.kind.as_ref()? {
+        match entry(values, key)?.kind.as_ref()? {
             Kind::StructValue(inner) => values = &inner.fields,
             _ => return None,
         }
     }
-    match field(values.get(last)?)? {
+    match field(entry(values, last)?)? {
         Field::Text(text) => Some(text),
         Field::NotText => None,
     }
@@ -144,7 +154,7 @@ fn attribute_fields(attributes: &Struct) -> RouteMetadata<'_> {
 }
 
 fn metadata_fields(metadata: &Metadata) -> RouteMetadata<'_> {
-    match metadata.filter_metadata.get(NAMESPACE) {
+    match entry(&metadata.filter_metadata, NAMESPACE) {
         Some(values) => Keyed::new(|key| field(values.fields.get(key.name())?)),
         None => RouteMetadata::default(),
     }
