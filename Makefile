@@ -40,6 +40,9 @@ needs = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-ge
 # for modules beside a script.
 npm_modules = mkdir -p $(dir $@) && cp $(1)/package.json $(1)/package-lock.json $(dir $@) \
 	&& (cd $(dir $@) && npm ci $(2) --loglevel=error --no-audit --no-fund >/dev/null) && touch $@
+# The program, as the tests have it: for the example's sake cargo takes the crates as they were built for tests, where the
+# program alone would have half of them built a second time.
+program = cargo build --locked --quiet --bin envoy-cimd --example demo
 # A virtual environment with what the file $< names, or none.
 python_venv = rm -rf $@ && python3 -m venv $@ && $@/bin/pip install --quiet --disable-pip-version-check --require-hashes \
 	--only-binary :all: -r $< || { rm -rf $@; exit 1; }
@@ -51,7 +54,7 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(NEEDS_ENVOY) $(if $(DEMO_CLIENT),$(E2E)/node_modules) ## MCP routes, and authorization servers to connect them to; ARGS=--once signs in, connects, calls, checks and ends
-	@cargo build --quiet --bin envoy-cimd --example demo
+	@$(program)
 	@DEMO_MODULES=$(if $(DEMO_CLIENT),$(E2E)) exec $(BUILD)/debug/examples/demo $(ARGS)
 
 test: $(NEEDS_ENVOY) ## unit, property and integration tests against a real Envoy
@@ -144,7 +147,7 @@ e2e-needs:
 	@tests/e2e/needs
 
 conformance: $(NEEDS_ENVOY) conformance-needs $(CONFORMANCE)/node_modules ## MCP's own suite for clients, with Envoy and envoy-cimd as the client (needs npm); ARGS=auth/basic-cimd is a part
-	cargo build --locked --quiet --bin envoy-cimd
+	$(program)
 	@cp tests/programs.mjs tests/conformance/*.mjs $(CONFORMANCE)/
 	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd PATH="$(CONFORMANCE)/node_modules/.bin:$$PATH" node $(CONFORMANCE)/run.mjs $(ARGS)
 
@@ -154,7 +157,7 @@ conformance-needs:
 
 acceptance: $(NEEDS_ENVOY) acceptance-needs ## authorization servers of others as their registries have them (needs Node.js 20 and npm); ARGS=oidc-provider is one
 	@$(MAKE) --no-print-directory -j2 $(ACCEPTANCE)/node_modules $(ACCEPTANCE)/venv
-	cargo build --locked --quiet --bin envoy-cimd
+	$(program)
 	@cp tests/programs.mjs tests/e2e/walker.mjs tests/e2e/to_envoy.mjs tests/acceptance/* $(ACCEPTANCE)/
 	@ENVOY_CIMD=$(BUILD)/debug/envoy-cimd ACCEPTANCE_PYTHON=$(ACCEPTANCE)/venv/bin/python node $(ACCEPTANCE)/run.mjs $(ARGS)
 
