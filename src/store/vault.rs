@@ -19,7 +19,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    error::{OpenError, blocking},
+    error::{OpenError, StoreError, blocking},
     key_file,
     keys::{FlowKey, RegistrationsKey, RouteKey, TokenKey},
     open::Opened,
@@ -104,7 +104,7 @@ impl Vault {
     ///
     /// # Errors
     /// Where the store and its keys do not belong together, or a file store cannot be opened.
-    pub async fn check(&self) -> anyhow::Result<()> {
+    pub async fn check(self: &Arc<Self>) -> anyhow::Result<()> {
         match &self.url {
             StoreUrl::File(path) if !path.exists() => Ok(()),
             StoreUrl::File(_) => self.open().await.map(drop).with_context(|| format!("--store {}", self.url)),
@@ -125,7 +125,7 @@ impl Vault {
     ///
     /// # Errors
     /// Why not, in words for operators.
-    pub async fn try_out(&self) -> Result<(), String> {
+    pub async fn try_out(self: &Arc<Self>) -> Result<(), String> {
         if let StoreUrl::File(path) = &self.url
             && !self.opened.initialized()
         {
@@ -146,23 +146,32 @@ impl Vault {
     ///
     /// # Errors
     /// As [`StoreUrl::open`].
-    pub async fn open(&self) -> Result<&Opened, OpenError> {
-        self.opened
-            .get_or_try_init(|| async {
-                if let StoreUrl::File(path) = &self.url {
-                    // Where it cannot be made, opening says why.
-                    let _ = path.parent().map(|dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
-                }
-                loop {
-                    let before = self.keys_now();
-                    let opened = self.url.open(self.encryption_keys.as_deref(), self.extra_ca.as_deref()).await?;
-                    // What changes before it is open is not told to what is not open yet.
-                    if self.keys_now() == before {
-                        return Ok(opened);
-                    }
-                }
-            })
-            .await
+    pub async fn open(self: &Arc<Self>) -> Result<&Opened, OpenError> {
+        loop {
+            if let Some(opened) = self.opened.get() {
+                return Ok(opened);
+            }
+            // A task of its own: if whoever asked first leaves, the file is being opened all the same, and nobody else can open
+            // it then.
+            let vault = Arc::clone(self);
+            let opening = tokio::spawn(async move { vault.opened.get_or_try_init(|| vault.make()).await.map(drop) });
+            opening.await.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()).into()))?;
+        }
+    }
+
+    async fn make(&self) -> Result<Opened, OpenError> {
+        if let StoreUrl::File(path) = &self.url {
+            // Where it cannot be made, opening says why.
+            let _ = path.parent().map(|dir| DirBuilder::new().recursive(true).mode(0o700).create(dir));
+        }
+        loop {
+            let before = self.keys_now();
+            let opened = self.url.open(self.encryption_keys.as_deref(), self.extra_ca.as_deref()).await?;
+            // What changes before it is open is not told to what is not open yet.
+            if self.keys_now() == before {
+                return Ok(opened);
+            }
+        }
     }
 
     /// Takes the keys of `--encryption-keys` whenever its file changes, for ever. Keys that are not the store's are not
@@ -272,4 +281,24 @@ fn state_dir(setting: Option<&Path>) -> anyhow::Result<PathBuf> {
         .or_else(|| variable("XDG_STATE_HOME").map(|dir| dir.join("envoy-cimd")))
         .or_else(|| variable("HOME").map(|dir| dir.join(".local/state/envoy-cimd")))
         .context("--state-dir is needed: neither STATE_DIRECTORY, XDG_STATE_HOME nor HOME is set")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    /// A file is opened by one at a time, and an opening that began goes on.
+    #[tokio::test]
+    async fn who_leaves_while_it_is_opened_keeps_nobody_out() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().expect("a folder");
+            let config = Config { state_dir: Some(dir.path().to_owned()), ..Config::default() };
+            let vault = Arc::new(Vault::new(config).expect("a vault"));
+            assert!(vault.open().now_or_never().is_none(), "it takes longer");
+            // So that it has begun.
+            tokio::task::yield_now().await;
+            vault.open().await.map(drop).expect("the store that the first one left");
+        }
+    }
 }
