@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use foldhash::fast::RandomState;
 
 /// How many values are kept, at some 1 kB each: a document has 5 kB at most.
-const PLACES: usize = 4096;
+const PLACES: usize = 2048;
 
 /// Values by their keys. Each key has one place, which it may share with others: then the last one is there. So it
 /// never fills up, and needs no lock. It is for what follows from its key alone, which cannot become stale.
