@@ -2,7 +2,7 @@
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
 //! answer made, and the stream left open until Envoy closes it. It has our gRPC server, service and codec, and is a process of
-//! its own, with our allocator, our link-time optimization and our runtime. The bare one has tonic's server, the service that
+//! its own, with the system's allocator, our link-time optimization and our runtime. The bare one has tonic's server, the service that
 //! tonic generates, and tonic's codec: what somebody would write who thinks of nothing but the header.
 
 use std::{
