@@ -1,9 +1,9 @@
 //! The floor: a processor that reads what Envoy sends, and answers the same each time.
 //!
 //! It does for a stream what [`envoy_cimd::edge::ext_proc`] does beside thinking: no task of its own, one message read, one
-//! answer made, and the stream left open until Envoy closes it. It has our gRPC server, service and codec, and is a process of
-//! its own, with the system's allocator, our link-time optimization and our runtime. The bare one has tonic's server, the service that
-//! tonic generates, and tonic's codec: what somebody would write who thinks of nothing but the header.
+//! answer made, and the stream left open until Envoy closes it. It has our gRPC server, service and codec, and is a
+//! process of its own, with the system's allocator, our link-time optimization and our runtime. The bare one has tonic's
+//! server and codec, and the service that tonic generates: what somebody would write who thinks of nothing but the header.
 
 use std::{
     future::{Ready, ready},
@@ -12,10 +12,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::serve::ListenerExt;
 use envoy_cimd::{
     edge::{codec::Answer, server::Server},
-    net::grpc::{self, services::Services},
+    net::{
+        grpc::{serve_grpc, services::Services},
+        listen::{ListenAddr, Listener, SocketMode},
+    },
 };
 use envoy_types::pb::{
     envoy::{
@@ -37,7 +39,6 @@ use envoy_types::pb::{
 };
 use futures_util::{Stream, TryStreamExt, stream::BoxStream};
 use serde_json::json;
-use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -82,49 +83,25 @@ pub async fn serve(what: &str, address: &str) {
     };
     let answer = Arc::new(ProcessingResponse { response: Some(answer), ..ProcessingResponse::default() });
     let health = HealthServer::new(HealthService::from_health_reporter(HealthReporter::new()));
-    let ready = |address| println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
-    if what == "bare-token" {
-        // As many as envoy-cimd takes of streams that Envoy resets before anybody looked at them.
-        let mut server = transport::Server::builder().http2_max_pending_accept_reset_streams(Some(10_000));
-        let router = server.add_service(ExternalProcessorServer::new(Constant(answer)));
-        let router = router.add_service(AuthorizationServer::new(Checks(checked()))).add_service(health);
-        let served = match bind(address).await {
-            Bound::Unix(listener) => {
-                ready(address.to_owned());
-                router.serve_with_incoming(UnixListenerStream::new(listener)).await
-            }
-            Bound::Tcp(listener) => {
-                ready(listener.local_addr().expect("an address").to_string());
-                router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await
-            }
-        };
-        served.expect("it serves");
-        return;
+    let address: ListenAddr = address.parse().expect("an address");
+    let listener = address.bind(SocketMode::default()).await.expect("a listener");
+    let address = listener.address().expect("an address");
+    println!("{}", json!({"message": "ready", "listener": "ext_proc", "address": address}));
+    if what != "bare-token" {
+        let services = Services { main: Server::new(Constant(answer)), health: Some(health) };
+        return serve_grpc("the floor", listener, None, services, CancellationToken::new()).await;
     }
-    let services = Services { main: Server::new(Constant(answer)), health: Some(health) };
-    match bind(address).await {
-        Bound::Unix(listener) => {
-            ready(address.to_owned());
-            grpc::serve(listener, services, CancellationToken::new()).await;
+    // As many as envoy-cimd takes of streams that Envoy resets before anybody looked at them.
+    let mut server = transport::Server::builder().http2_max_pending_accept_reset_streams(Some(10_000));
+    let router = server.add_service(ExternalProcessorServer::new(Constant(answer)));
+    let router = router.add_service(AuthorizationServer::new(Checks(checked()))).add_service(health);
+    let served = match listener {
+        Listener::Unix(listener, _file) => router.serve_with_incoming(UnixListenerStream::new(listener)).await,
+        Listener::Tcp(listener) => {
+            router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await
         }
-        Bound::Tcp(listener) => {
-            ready(listener.local_addr().expect("an address").to_string());
-            let listener = listener.tap_io(|stream| stream.set_nodelay(true).expect("a connection"));
-            grpc::serve(listener, services, CancellationToken::new()).await;
-        }
-    }
-}
-
-enum Bound {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-async fn bind(address: &str) -> Bound {
-    match address.strip_prefix("unix:") {
-        Some(path) => Bound::Unix(UnixListener::bind(path).expect("a socket")),
-        None => Bound::Tcp(TcpListener::bind(address).await.expect("a port")),
-    }
+    };
+    served.expect("it serves");
 }
 
 fn token() -> HeaderValueOption {

@@ -18,7 +18,8 @@ use crate::{
             GrpcListener, serve_grpc,
             services::{GrpcService, Services},
         },
-        listen::{ListenAddr, Listener, SocketMode},
+        listen::{ListenAddr, SocketMode},
+        tls::server::ServerTls,
     },
     process::{
         readiness::Readiness,
@@ -69,13 +70,20 @@ impl<S: GrpcService> Process<'_, S> {
         let address = grpc.address()?;
         let drained = CancellationToken::new();
         let mut serving = Tasks::default();
-        let mut listening =
-            Listening { tasks: &mut tasks, serving: &mut serving, metrics: &self.metrics, drained: &drained };
-        let name = self.main.name;
-        listening.serve(grpc, self.main, Some(health_service));
-        if let Some((listener, tokens)) = tokens {
-            log_ready(tokens.name, &listener.address()?);
-            listening.serve(listener, tokens, None);
+        let mut watch = |tls: &Option<ServerTls>| {
+            if let Some(tls) = tls.clone() {
+                tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(&self.metrics)));
+            }
+        };
+        let GrpcListener { name, tls, service: main, .. } = self.main;
+        watch(&tls);
+        let services = Services { main, health: Some(health_service) };
+        serving.spawn(name, serve_grpc(name, grpc, tls, services, drained.clone()).map(Ok));
+        if let Some((listener, GrpcListener { name, tls, service: main, .. })) = tokens {
+            log_ready(name, &listener.address()?);
+            watch(&tls);
+            let services = Services { main, health: None };
+            serving.spawn(name, serve_grpc(name, listener, tls, services, drained.clone()).map(Ok));
         }
         readiness.ready();
         // Last, so that whoever reads it finds it true.
@@ -90,30 +98,6 @@ impl<S: GrpcService> Process<'_, S> {
         Running { serving, drained, tasks, calls }
             .until_stopped(stop, self.stop, stopping, || metrics.streams.get())
             .await
-    }
-}
-
-/// What the listeners of a process have in common.
-struct Listening<'a> {
-    tasks: &'a mut Tasks,
-    serving: &'a mut Tasks,
-    metrics: &'a Arc<Metrics>,
-    drained: &'a CancellationToken,
-}
-
-impl Listening<'_> {
-    fn serve<S: GrpcService>(
-        &mut self,
-        bound: Listener,
-        listener: GrpcListener<S>,
-        health: Option<HealthServer<HealthService>>,
-    ) {
-        let GrpcListener { name, tls, service: main, .. } = listener;
-        if let Some(tls) = tls.clone() {
-            self.tasks.spawn("the watch over the TLS files", tls.watch(Arc::clone(self.metrics)));
-        }
-        let served = serve_grpc(name, bound, tls, Services { main, health }, self.drained.clone());
-        self.serving.spawn(name, served.map(Ok));
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
     exchange::CLIENT,
     limits::silence,
     stack::{
-        in_process::{grpc, owner},
+        in_process::{owner, serve},
         key_file,
     },
     tokens::{begin, connect_in_process, in_process_with, over},
@@ -256,7 +256,7 @@ async fn it_is_the_same_over_grpc() {
         let listener = UnixListener::bind(&socket).expect("a socket");
         let telling = Arc::new(Telling { connection: connection.clone(), asked: asked.clone() });
         let service = AuthorizationChoreographerServer::new(Service::new(telling, Default::default()));
-        let server = tokio::spawn(grpc(listener, service));
+        let server = tokio::spawn(serve(listener, service));
         let url = format!("unix:{}", socket.display()).parse().expect("a URL");
         let there = dial::connect(&CHOREOGRAPHER, Some(&url), &client::Config::default(), Plain::OnLoopback).await;
         let there = Client::new(there.expect("good settings").expect("an address is given").channel);

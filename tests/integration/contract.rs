@@ -42,7 +42,7 @@ use envoy_cimd::{
 use tokio::net::UnixListener;
 
 use crate::{
-    stack::in_process::grpc,
+    stack::in_process::serve,
     world::{CALLBACK, DISCONNECT, START},
 };
 
@@ -129,7 +129,7 @@ async fn refused_alike(refusing: Refusing, method: &str, path: &str, expected: (
     let socket = dir.path().join("choreographer.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
     let service = AuthorizationChoreographerServer::new(Service::new(Arc::clone(&here), Default::default()));
-    let server = tokio::spawn(grpc(listener, service));
+    let server = tokio::spawn(serve(listener, service));
     let url = format!("unix:{}", socket.display()).parse().expect("a URL");
     let connection = dial::connect(&CHOREOGRAPHER, Some(&url), &client::Config::default(), Plain::OnLoopback).await;
     let connection = connection.expect("good settings").expect("an address is given");

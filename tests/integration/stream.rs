@@ -1,4 +1,4 @@
-//! The gRPC edge over an in-memory connection: a real `Process` stream, message by message.
+//! The gRPC edge over a connection: a real `Process` stream, message by message.
 
 use std::sync::Arc;
 
@@ -15,28 +15,24 @@ use envoy_types::pb::envoy::service::ext_proc::v3::{
     processing_response::Response,
 };
 use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
 use prost::Message;
+use tokio::net::TcpListener;
 use tonic::{Code, Status, transport::Channel};
 use tower::ServiceExt;
 use url::{Position, Url};
 
-use crate::stack::in_process::{
-    CALLBACK, DOCUMENT, Sole, attribute, document_of, endpoints, grpc, headers, message, service,
+use crate::stack::{
+    grpc,
+    in_process::{CALLBACK, DOCUMENT, attribute, document_of, endpoints, headers, message, serve, service},
 };
 
-/// A connection to a real server, over memory.
+/// A connection to a real server.
 async fn channel(endpoints: &Arc<Endpoints>) -> Channel {
-    let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    tokio::spawn(grpc(Sole(Some(theirs)), service(endpoints)));
-    let mut ours = Some(TokioIo::new(ours));
-    let connector = tower::service_fn(move |_| {
-        let io = ours.take().ok_or_else(|| std::io::Error::other("one connection only"));
-        async move { io }
-    });
-    let endpoint = tonic::transport::Endpoint::from_static("http://envoy-cimd");
-    endpoint.connect_with_connector(connector).await.expect("a connection")
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    tokio::spawn(serve(listener, service(endpoints)));
+    grpc::channel(&address).await
 }
 
 pub async fn client(endpoints: Arc<Endpoints>) -> ExternalProcessorClient<Channel> {

@@ -36,7 +36,7 @@ use crate::{
     exchange::CLIENT,
     stack::{
         Choreographer, Cimd,
-        in_process::{grpc, owner},
+        in_process::{owner, serve},
         key_file,
     },
     world::executable,
@@ -121,7 +121,7 @@ async fn over_grpc(service: impl upstream_tokens_server::UpstreamTokens) -> (Tem
     let dir = tempfile::tempdir().expect("a folder");
     let socket = dir.path().join("tokens.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
-    tokio::spawn(grpc(listener, UpstreamTokensServer::new(service)));
+    tokio::spawn(serve(listener, UpstreamTokensServer::new(service)));
     let client = client_of(&format!("unix:{}", socket.display()), &client::Config::default()).await;
     (dir, client)
 }

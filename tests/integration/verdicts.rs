@@ -43,7 +43,7 @@ use tokio::{
 };
 
 use crate::{
-    stack::{Answered, Envoy, PATIENCE, in_process::grpc},
+    stack::{Answered, Envoy, PATIENCE, in_process::serve},
     world::manager,
 };
 
@@ -84,7 +84,7 @@ impl Scene {
         let address = listener.local_addr().expect("an address");
         let processor = Runtime::new().expect("a runtime");
         processor.spawn(async move {
-            grpc(TcpListener::from_std(listener).expect("a listener"), service).await;
+            serve(TcpListener::from_std(listener).expect("a listener"), service).await;
         });
         let upstream = Upstream::start().await;
         let mut config = configuration(address, upstream.address);

@@ -1,6 +1,6 @@
 //! The parts without their processes: the endpoints, and messages as Envoy sends them.
 
-use std::{collections::HashMap, future::pending, io, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use axum::serve::Listener;
 use envoy_cimd::{
@@ -39,7 +39,6 @@ use envoy_types::pb::{
     },
     google::protobuf::{Struct, Value, value::Kind},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 pub const DOCUMENT: &str = "/.well-known/mcp-client-metadata.json";
@@ -67,28 +66,9 @@ pub fn service(endpoints: &Arc<Endpoints>) -> Server<ExtProc> {
 }
 
 /// Serves it as it would be served, until the task ends.
-pub async fn grpc(listener: impl Listener, service: impl GrpcService) {
+pub async fn serve(listener: impl Listener, service: impl GrpcService) {
     let services = Services { main: service, health: None };
     envoy_cimd::net::grpc::serve(listener, services, CancellationToken::new()).await;
-}
-
-/// A listener that has one connection to give.
-pub struct Sole<Io>(pub Option<Io>);
-
-impl<Io: AsyncRead + AsyncWrite + Unpin + Send + 'static> Listener for Sole<Io> {
-    type Io = Io;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (Io, ()) {
-        match self.0.take() {
-            Some(io) => (io, ()),
-            None => pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// What they answer at once.
